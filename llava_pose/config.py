@@ -1,0 +1,210 @@
+"""One parser from YAML and the command line to a stage's config dataclass, and one way a command ends.
+
+A stage is ``@dataclass class XConfig``, ``def x(config)`` and ``main = command(XConfig, x, …)``. Fields say what they are
+in ``field(metadata={"help": …})``; their defaults stand in the dataclass and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from llava_pose.errors import InputError
+
+ConfigT = TypeVar("ConfigT")
+logger = logging.getLogger(__name__)
+
+
+def parse_config(
+    config_class: type[ConfigT],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    example: str,
+    positional: str | None = None,
+) -> ConfigT:
+    """Fill a config dataclass from ``--config file.yaml`` and ``--field value`` options; the command line wins.
+
+    Args:
+        config_class: a dataclass as transformers' HfArgumentParser reads it.
+        argv: the words after the command's name; those of the process by default.
+        positional: a field that may also be given as a bare word (``predictions.jsonl``).
+
+    Raises:
+        InputError: the YAML file is missing, is not a mapping, or names a field that the config has not.
+        SystemExit: usage errors (exit code 2) and ``--help`` (0), as argparse does.
+    """
+    from transformers import HfArgumentParser
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        config_class,
+        prog=prog,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="a YAML file of the options below; the command line wins")
+    names = [field.name for field in dataclasses.fields(config_class) if field.init]
+    if positional is not None:
+        _accept_bare_word(parser, positional)
+
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config")
+    config_file = pre.parse_known_args(words)[0].config
+    if config_file is not None:
+        _set_yaml_defaults(parser, read_yaml(config_file), names, config_file)
+    values = vars(parser.parse_args(words))
+    bare = values.pop("bare_word", None)
+    if bare is not None:
+        values[positional] = bare
+    try:
+        return config_class(**{name: values[name] for name in names})
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{prog}: {error}") from error
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _accept_bare_word(parser: argparse.ArgumentParser, field: str) -> None:
+    action = next(action for action in parser._actions if action.dest == field)
+    if action.required:
+        # argparse cannot say "this word or that option": require whichever was not given
+        action.required = False
+        parser.add_argument("bare_word", metavar=field.upper(), nargs="?", default=None, help=f"same as --{field}")
+
+
+def _set_yaml_defaults(parser: argparse.ArgumentParser, values: dict[str, Any], names: list[str], file: str) -> None:
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known fields: {', '.join(sorted(names))}"
+            raise InputError(f"{file}: there is no field '{key}'{hint}")
+    parser.set_defaults(**values)
+    for action in parser._actions:
+        if action.dest in values:
+            action.required = False
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A YAML file that holds one mapping.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config file ({error.strerror}); check the path") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected 'field: value' lines, found a {type(values).__name__}")
+    return values
+
+
+def require(value: Any, option: str) -> None:
+    """Raise InputError where a field that has no default was given neither on the command line nor in YAML."""
+    if value is None or value == "":
+        raise InputError(f"the option {option} is needed; see --help")
+
+
+def require_folder(path: str | os.PathLike[str], option: str, remedy: str) -> Path:
+    """The path if it is a folder.
+
+    Raises:
+        InputError: naming the path, the option and the remedy.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{option} {path}: there is no such folder; {remedy}")
+    return folder
+
+
+def save_config(config: Any, path: str | os.PathLike[str]) -> None:
+    """Write a config dataclass (or a mapping) as YAML, atomically: the resolved config of a run, beside its output."""
+    values = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
+    write_atomic(path, yaml.safe_dump(json.loads(json.dumps(values, default=str)), sort_keys=False))
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a whole file or nothing: a reader, or a run after a crash, never sees a half-written one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write JSON atomically, readable by a person. NaN is refused: it is no JSON."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def run_main(run: Callable[[], Any]) -> int:
+    """Run a command's work and turn its end into an exit code: 0 done, 2 bad input or usage, 1 stopped by the user.
+
+    Any other exception passes through with its traceback, which ends a process with 1.
+    """
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        run()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        return 1
+    return 0
+
+
+def command(
+    config_class: type[ConfigT],
+    run: Callable[[ConfigT], Any],
+    *,
+    prog: str,
+    description: str,
+    example: str,
+    positional: str | None = None,
+) -> Callable[[Sequence[str] | None], int]:
+    """The ``main(argv=None) -> exit code`` of a stage."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_main(
+            lambda: run(
+                parse_config(
+                    config_class, argv, prog=prog, description=description, example=example, positional=positional
+                )
+            )
+        )
+
+    return main

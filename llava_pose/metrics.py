@@ -1,0 +1,223 @@
+"""The pose-accuracy core: errors, thresholds, intervals and paired tests. Every score of the project is made here.
+
+Errors are radians in [0, pi]; what people read is degrees. Averages are over instances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llava_pose.geometry import geodesic_angle, geodesic_angle_of_poses, rotation_matrix
+
+DEFAULT_THRESHOLDS = (math.pi / 6, math.pi / 18)
+_CHUNK = 4096  # poses a block: its temporaries stay in the second-level cache, which is worth a factor of two
+
+
+def pose_error(pred: Any, true: Any) -> Any:
+    """Geodesic angle between predicted and true poses.
+
+    Args:
+        pred: (..., 3) azimuth, elevation, theta in radians; a row with anything not finite counts as an error of pi.
+        true: the same shape or broadcastable.
+
+    Returns:
+        (...) errors in radians, float64; a torch tensor if an argument is one.
+
+    Raises:
+        ValueError: the last axis is not of length 3, or a true angle is not finite.
+    """
+    if type(pred).__module__.startswith("torch") or type(true).__module__.startswith("torch"):
+        import torch
+
+        device = next(x.device for x in (pred, true) if isinstance(x, torch.Tensor))
+        as_numpy = [x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (pred, true)]
+        return torch.as_tensor(pose_error(*as_numpy), device=device)
+
+    pred, true = np.asarray(pred, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    for name, value in (("pred", pred), ("true", true)):
+        if value.ndim == 0 or value.shape[-1] != 3:
+            raise ValueError(f"{name} must have shape (..., 3): azimuth, elevation, theta; it has {value.shape}")
+    if not np.isfinite(true).all():
+        raise ValueError("a true angle is not finite: drop or mend that annotation before scoring")
+    shape = np.broadcast_shapes(pred.shape, true.shape)
+    pred = np.broadcast_to(pred, shape).reshape(-1, 3)
+    true = np.broadcast_to(true, shape).reshape(-1, 3)
+    errors = np.empty(len(pred))
+    for start in range(0, len(pred), _CHUNK):
+        block = slice(start, start + _CHUNK)
+        errors[block] = _block_error(pred[block], true[block])
+    return errors.reshape(shape[:-1])[()]
+
+
+def _block_error(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(pred).all(-1)
+    if finite.all():
+        return geodesic_angle_of_poses(pred, true)
+    errors = np.full(len(pred), math.pi)
+    errors[finite] = geodesic_angle_of_poses(pred[finite], true[finite])
+    return errors
+
+
+def count_not_finite(pred: Any) -> int:
+    """How many predicted poses (..., 3) hold a value that is not finite, and so count as errors of pi."""
+    return int((~np.isfinite(np.asarray(pred, dtype=np.float64)).all(-1)).sum())
+
+
+def symmetric_pose_error(pred: Any, true: Any, symmetries: Any) -> np.ndarray:
+    """The least :func:`pose_error` over an object's symmetry group: a second column beside the error, never the only one.
+
+    Args:
+        pred, true: (..., 3) azimuth, elevation, theta in radians.
+        symmetries: (k, 3, 3) rotations of the object frame that leave the object as it is, the identity among them.
+            They come from the data's taxonomy, never from the prediction.
+
+    Returns:
+        (...) radians, float64; rows of ``pred`` that are not finite give pi.
+    """
+    pred, true = np.asarray(pred, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    plain = np.asarray(pose_error(pred, true))
+    finite = np.isfinite(pred).all(-1)
+    safe = np.where(finite[..., None], pred, 0.0)
+    rotation_pred, rotation_true = (rotation_matrix(x[..., 0], x[..., 1], x[..., 2]) for x in (safe, true))
+    best = plain
+    for symmetry in np.asarray(symmetries, dtype=np.float64):
+        best = np.minimum(best, geodesic_angle(rotation_pred, rotation_true @ symmetry))
+    return np.where(finite, best, math.pi)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: Any, statistic: str = "mean", *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap over instances (Efron and Tibshirani, 1993, ch. 13).
+
+    Args:
+        values: (n,) one value an instance: errors, or hits as 0 and 1.
+        statistic: "mean" or "median".
+
+    Raises:
+        ValueError: there are no values, or the statistic is not known.
+    """
+    values = np.asarray(values, dtype=np.float64).ravel()
+    if values.size == 0:
+        raise ValueError("an interval needs at least one value")
+    if statistic not in ("mean", "median"):
+        raise ValueError(f"statistic must be 'mean' or 'median', not {statistic!r}")
+    rng = np.random.default_rng(seed)
+    n = values.size
+    if statistic == "mean" and np.isin(values, (0.0, 1.0)).all():
+        estimates = rng.binomial(n, values.mean(), resamples) / n  # what resampling n hits comes to
+    else:
+        reduce = np.mean if statistic == "mean" else np.median
+        rows = max(1, 4_000_000 // n)
+        estimates = np.concatenate(
+            [
+                reduce(values[rng.integers(0, n, (min(rows, resamples - start), n))], axis=1)
+                for start in range(0, resamples, rows)
+            ]
+        )
+    tail = (1 - level) / 2
+    low, high = np.quantile(estimates, [tail, 1 - tail])
+    point = values.mean() if statistic == "mean" else np.median(values)
+    return Interval(float(point), float(low), float(high))
+
+
+def accuracy(errors: Any, threshold: float) -> float:
+    """The share of errors (radians) strictly under the threshold (radians); NaN for no errors."""
+    errors = np.asarray(errors, dtype=np.float64)
+    return float((errors < threshold).mean()) if errors.size else math.nan
+
+
+def threshold_name(threshold: float) -> str:
+    """ "acc@30" for pi/6: the name under which an accuracy is stored."""
+    return f"acc@{math.degrees(threshold):.4g}"
+
+
+def summarize_errors(
+    errors: Any, *, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, correct_class: Any = None, seed: int = 0
+) -> dict[str, Any]:
+    """All figures for one group of instances, ready for JSON.
+
+    Args:
+        errors: (n,) radians.
+        thresholds: radians; a hit is strictly under.
+        correct_class: (n,) booleans; adds the 3D-aware accuracies (class right and error under the threshold). The pose
+            errors themselves are reported for all instances: a wrong class adds nothing to a mean error.
+
+    Returns:
+        {"n", "acc@30": {"value", "low", "high"}, …, "mean_deg", "median_deg", and with classes "class_accuracy",
+        "3d_acc@30", …}; only {"n": 0} for an empty group.
+    """
+    errors = np.asarray(errors, dtype=np.float64).ravel()
+    if errors.size == 0:
+        return {"n": 0}
+    summary: dict[str, Any] = {"n": int(errors.size)}
+    for threshold in thresholds:
+        summary[threshold_name(threshold)] = vars(bootstrap_interval(errors < threshold, seed=seed))
+    degrees = np.degrees(errors)
+    summary["mean_deg"] = vars(bootstrap_interval(degrees, "mean", seed=seed))
+    summary["median_deg"] = vars(bootstrap_interval(degrees, "median", seed=seed))
+    if correct_class is not None:
+        correct = np.asarray(correct_class, dtype=bool).ravel()
+        summary["class_accuracy"] = vars(bootstrap_interval(correct, seed=seed))
+        for threshold in thresholds:
+            hits = correct & (errors < threshold)
+            summary["3d_" + threshold_name(threshold)] = vars(bootstrap_interval(hits, seed=seed))
+    return summary
+
+
+def mean_over_groups(summaries: Mapping[str, Mapping[str, Any]], figure: str) -> float:
+    """The mean of one figure over groups (categories), each group counting once; NaN if no group has it."""
+    values = [s[figure]["value"] for s in summaries.values() if figure in s]
+    return float(np.mean(values)) if values else math.nan
+
+
+def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
+    """The share of errors (radians) strictly under each of ``degrees`` (m,) -> (m,)."""
+    ordered = np.sort(np.degrees(np.asarray(errors, dtype=np.float64).ravel()))
+    if ordered.size == 0:
+        return np.full(len(np.asarray(degrees)), math.nan)
+    return np.searchsorted(ordered, np.asarray(degrees, dtype=np.float64), side="left") / ordered.size
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two systems on the same instances: difference of accuracies (a - b) with interval, and an exact p-value."""
+
+    difference: Interval
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def paired_accuracy_test(hits_a: Any, hits_b: Any, *, seed: int = 0) -> PairedTest:
+    """McNemar's exact test (Psychometrika, 1947) on two systems' hits for the same instances, in the same order.
+
+    Args:
+        hits_a, hits_b: (n,) booleans.
+
+    Raises:
+        ValueError: the lengths differ or are 0.
+    """
+    from scipy.stats import binomtest
+
+    a, b = np.asarray(hits_a, dtype=bool).ravel(), np.asarray(hits_b, dtype=bool).ravel()
+    if a.size != b.size or a.size == 0:
+        raise ValueError(f"a paired test needs the same instances for both systems, not {a.size} and {b.size}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    difference = bootstrap_interval(a.astype(np.float64) - b.astype(np.float64), seed=seed)
+    return PairedTest(difference, only_a, only_b, float(p_value))

@@ -1,0 +1,275 @@
+"""The two types that every stage passes on: :class:`ObjectRecord` (one annotated object) and :class:`Prediction` (one
+system's answer for one object), with their JSON Lines readers and writers.
+
+Angles are radians. Pixels are edge coordinates of the image the line names: the left edge is 0, the right its width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from llava_pose.config import write_atomic
+from llava_pose.errors import InputError
+
+METADATA_FILE = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A 6D pose (docs/POSE.md). Distance, px and py may be unknown (None) in the answer of a system that has only angles.
+
+    azimuth, elevation, theta: radians. distance: object units. px, py: pixels, where the object's origin projects.
+    """
+
+    azimuth: float
+    elevation: float
+    theta: float
+    distance: float | None = None
+    px: float | None = None
+    py: float | None = None
+
+    @property
+    def angles(self) -> tuple[float, float, float]:
+        return self.azimuth, self.elevation, self.theta
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Pose:
+        """A pose from JSON. An angle that is null or not a number becomes NaN (and scores as an error of pi).
+
+        Raises:
+            InputError: not a mapping, an angle is missing, or a value cannot be a number; ``where`` names the place.
+        """
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: a pose must be an object with azimuth, elevation and theta in radians")
+        numbers: dict[str, float | None] = {}
+        for name in (f.name for f in fields(cls)):
+            required = name in ("azimuth", "elevation", "theta")
+            if required and name not in value:
+                raise InputError(f"{where}: the pose has no '{name}'; give azimuth, elevation and theta in radians")
+            number = value.get(name)
+            try:
+                numbers[name] = (math.nan if required else None) if number is None else float(number)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{where}: '{name}' must be a number, not {number!r}") from error
+        return cls(**numbers)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON-ready: what is not finite becomes null."""
+        return {k: (v if v is None or math.isfinite(v) else None) for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One annotated object and the prepared image that shows it: one line of ``prepared/<split>/metadata.jsonl``.
+
+    Attributes:
+        file_name: the image, relative to the folder of the metadata file.
+        id: unique over the dataset: ``<category>/<name>/<index of the object in its annotation file>``.
+        category: as in the source (``llava_pose.categories`` resolves aliases).
+        pose: in the prepared image.
+        viewport: pixels of the prepared image per unit focal length.
+        focal: focal length (1 in ImageNet3D).
+        width, height: of the prepared image, pixels.
+        bbox: (x1, y1, x2, y2) in the prepared image, not clipped to it.
+        object_status: ``status_good``, ``status_partially``, ``status_barely`` or ``status_bad``.
+        crop: how the raw image became the prepared one: prepared = (raw - (left, top)) * scale.
+        source: where it came from, with every raw field that has no place above, so that nothing is lost.
+    """
+
+    file_name: str
+    id: str
+    category: str
+    pose: Pose
+    viewport: float
+    width: int
+    height: int
+    bbox: tuple[float, float, float, float]
+    focal: float = 1.0
+    object_status: str = "status_good"
+    crop: dict[str, float] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def occluded(self) -> bool:
+        return self.object_status != "status_good"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "pose": self.pose.to_dict(), "bbox": list(self.bbox)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> ObjectRecord:
+        """A record from JSON.
+
+        Raises:
+            InputError: a field is missing or unknown, or a true angle is not finite; ``where`` names the place.
+        """
+        known = {f.name for f in fields(cls)}
+        missing = {"file_name", "id", "category", "pose", "viewport", "width", "height", "bbox"} - value.keys()
+        if missing:
+            raise InputError(f"{where}: the record has no '{sorted(missing)[0]}'; run llava-pose prepare again")
+        unknown = value.keys() - known
+        if unknown:
+            raise InputError(f"{where}: unknown field '{sorted(unknown)[0]}'; run llava-pose prepare again")
+        pose = Pose.from_dict(value["pose"], where=where)
+        if not all(math.isfinite(angle) for angle in pose.angles):
+            raise InputError(f"{where}: an angle of the annotated pose is not finite; drop the record")
+        return cls(**{**value, "pose": pose, "bbox": tuple(value["bbox"])})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One system's answer for one object: one line of predictions.jsonl, the same for every system there is.
+
+    Attributes:
+        id: the object's id: the same for every system that is compared.
+        system: the system's name.
+        category: the true category.
+        pred_category: the predicted category; None if the system was given it or does not predict it.
+        pose: the predicted pose; None if the system gave none (counts as a failure, with an error of pi).
+        true: the annotated pose.
+        confidence: the system's own, in [0, 1]; None if it has none.
+        object_status: of the annotation, so that scores can tell occluded objects apart.
+        source: the subset of the data the object is from, for grouping; "" if there is one only.
+    """
+
+    id: str
+    system: str
+    category: str
+    pred_category: str | None
+    pose: Pose | None
+    true: Pose
+    confidence: float | None = None
+    object_status: str = "status_good"
+    source: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        pose = None if self.pose is None else self.pose.to_dict()
+        return {**asdict(self), "pose": pose, "true": self.true.to_dict()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Prediction:
+        """A prediction from JSON; fields that this type has not are left alone, since other people write these files.
+
+        Raises:
+            InputError: a field is missing or malformed, or the true pose is not finite; ``where`` names the place.
+        """
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: expected a JSON object")
+        for name in ("id", "category", "true"):
+            if value.get(name) is None:
+                raise InputError(f"{where}: the prediction has no '{name}'")
+        true = Pose.from_dict(value["true"], where=f"{where}, 'true'")
+        if not all(math.isfinite(angle) for angle in true.angles):
+            raise InputError(f"{where}: an angle of the true pose is not finite; drop the line")
+        raw_pose = value.get("pose")
+        pose = None if raw_pose is None else Pose.from_dict(raw_pose, where=f"{where}, 'pose'")
+        confidence = value.get("confidence")
+        return cls(
+            id=str(value["id"]),
+            system=str(value.get("system") or "unnamed"),
+            category=str(value["category"]),
+            pred_category=None if value.get("pred_category") is None else str(value["pred_category"]),
+            pose=pose,
+            true=true,
+            confidence=float(confidence) if isinstance(confidence, int | float) else None,
+            object_status=str(value.get("object_status") or "status_good"),
+            source=str(value.get("source") or ""),
+        )
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Pairs of ("file:line", object) from a JSON Lines file; blank lines are passed over.
+
+    Raises:
+        InputError: the file cannot be read or a line is not a JSON object; the message names file and line.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(f"{where}: not valid JSON ({error.msg}); the file may be cut off") from error
+                if not isinstance(value, dict):
+                    raise InputError(f"{where}: expected a JSON object, found a {type(value).__name__}")
+                yield where, value
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{path}: cannot read the file ({reason}); check the path") from error
+
+
+def write_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON Lines atomically. NaN is refused: it is no JSON."""
+    write_atomic(path, "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values))
+
+
+def append_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]]) -> None:
+    """Append lines and flush them to disk; :func:`drop_torn_line` mends what a crash leaves behind."""
+    text = "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_torn_line(path: str | os.PathLike[str]) -> None:
+    """Cut a last line that has no line end, the trace of a writer that was killed; without a file, do nothing."""
+    if not Path(path).exists():
+        return
+    with open(path, "r+b") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def read_records(prepared: str | os.PathLike[str], split: str) -> list[ObjectRecord]:
+    """The records of one split of a prepared folder.
+
+    Raises:
+        InputError: there is no such split, a line is malformed, or two lines have the same id.
+    """
+    path = Path(prepared) / split / METADATA_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{path}: there is no such file; make it with: llava-pose prepare --data-root … --out {prepared}"
+        )
+    records = [ObjectRecord.from_dict(value, where=where) for where, value in read_jsonl(path)]
+    _require_unique((record.id for record in records), path)
+    return records
+
+
+def write_records(prepared: str | os.PathLike[str], split: str, records: Iterable[ObjectRecord]) -> Path:
+    """Write one split's metadata.jsonl and return its path."""
+    path = Path(prepared) / split / METADATA_FILE
+    write_jsonl(path, (record.to_dict() for record in records))
+    return path
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+    """The predictions of one file; other people's systems may have written it.
+
+    Raises:
+        InputError: the file cannot be read or holds nothing, a line is malformed, or a system answers an id twice.
+    """
+    predictions = [Prediction.from_dict(value, where=where) for where, value in read_jsonl(path)]
+    if not predictions:
+        raise InputError(f"{path}: there is no prediction in it")
+    _require_unique(((p.system, p.id) for p in predictions), path)
+    return predictions
+
+
+def _require_unique(keys: Iterable[Any], path: str | os.PathLike[str]) -> None:
+    seen = set()
+    for key in keys:
+        if key in seen:
+            raise InputError(f"{path}: the id {key!r} stands on two lines; ids must be unique")
+        seen.add(key)
