@@ -1,7 +1,7 @@
 """One parser from YAML and the command line to a stage's config dataclass, and one way a command ends.
 
-A stage is ``@dataclass class XConfig``, ``def x(config)`` and ``main = command(XConfig, x, …)``. Fields say what they are
-in ``field(metadata={"help": …})``; their defaults stand in the dataclass and nowhere else.
+A stage is ``@dataclass class XConfig``, ``def x(config)`` and ``main = command(XConfig, x, …)``. Fields say what they
+are in ``field(metadata={"help": …})``; their defaults stand in the dataclass and nowhere else.
 """
 
 from __future__ import annotations

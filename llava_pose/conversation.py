@@ -1,0 +1,111 @@
+"""The chat format: questions, answers with `<pose6D>` interleaved, and how a person reads them.
+
+A conversation is LLaVA's list of ``{"from": "human" | "gpt", "value": text}``; a training sample adds "poses", one for each
+`<pose6D>` in the order of the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llava_pose.errors import InputError
+from llava_pose.geometry import canonicalize
+from llava_pose.records import Pose
+
+IMAGE_TOKEN = "<image>"
+POSE_TOKEN = "<pose6D>"
+
+# The first phrasing of each kind is the one that evaluation asks. {object} is a display name, {an_object} has its article.
+POSE_QUESTIONS = (
+    "What is the pose of the {object}?",
+    "How is the {object} turned?",
+    "Estimate the 6D pose of the {object}.",
+    "Which way does the {object} face?",
+    "Give the viewpoint of the {object} in this picture.",
+    "Where does the camera stand relative to the {object}?",
+)
+POSE_ANSWER = "The {object} is at {pose}."
+
+JOINT_QUESTIONS = (
+    "What is this and what is its pose?",
+    "Name the object and give its 6D pose.",
+    "Which object is shown, and how is it turned?",
+    "Identify the object and estimate its viewpoint.",
+    "What do you see, and which way does it face?",
+)
+JOINT_ANSWER = "This is {an_object} at {pose}."
+
+CAPTION_QUESTIONS = (
+    "Describe the picture with the pose of the object.",
+    "Write a caption with the 6D pose of the object.",
+    "Caption this picture and say how the object is turned.",
+    "What does the picture show? Mention the pose.",
+)
+
+_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def to_messages(conversation: Sequence[Mapping[str, str]], *, where: str = "conversation") -> list[dict[str, str]]:
+    """LLaVA's turns as the role/content messages of a chat template.
+
+    Raises:
+        InputError: a turn has another speaker or no text; ``where`` names the sample.
+    """
+    messages = []
+    for turn in conversation:
+        role = _ROLES.get(turn.get("from", ""))
+        if role is None or not isinstance(turn.get("value"), str):
+            raise InputError(f"{where}: a turn needs 'from' (one of {', '.join(_ROLES)}) and 'value' (text): {turn!r}")
+        messages.append({"role": role, "content": turn["value"]})
+    return messages
+
+
+def count_pose_tokens(conversation: Sequence[Mapping[str, str]]) -> int:
+    """How many `<pose6D>` a conversation holds, questions and answers together."""
+    return sum(turn["value"].count(POSE_TOKEN) for turn in conversation)
+
+
+def describe_pose(pose: Pose) -> str:
+    """The angles as a person reads them: canonical, in whole degrees, with their names."""
+    angles = [math.degrees(float(angle)) for angle in canonicalize(*pose.angles)]
+    azimuth, elevation, theta = (round(angle) for angle in angles)
+    return f"(azimuth {azimuth % 360}°, elevation {elevation}°, in-plane {theta}°)"
+
+
+def interleave_poses(text: str, poses: Sequence[Pose]) -> str:
+    """A model's answer with each `<pose6D>` replaced by its angles in degrees.
+
+    Raises:
+        ValueError: there are not as many poses as tokens.
+    """
+    parts = text.split(POSE_TOKEN)
+    if len(parts) - 1 != len(poses):
+        raise ValueError(f"{len(parts) - 1} {POSE_TOKEN} in the text, but {len(poses)} poses")
+    shown = [describe_pose(pose) for pose in poses] + [""]
+    return "".join(part + pose for part, pose in zip(parts, shown, strict=True))
+
+
+def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
+    """Check one training sample.
+
+    Raises:
+        InputError: a field is missing, `<image>` does not stand exactly once where there is an image, or the poses are not
+            as many as the tokens.
+    """
+    for name in ("id", "conversations", "poses"):
+        if name not in sample:
+            raise InputError(f"{where}: the sample has no '{name}'; make it with llava-pose instruct")
+    messages = to_messages(sample["conversations"], where=where)
+    images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
+    if images != (1 if sample.get("image") else 0):
+        raise InputError(
+            f"{where}: {images} {IMAGE_TOKEN} in the text of sample {sample['id']!r}; expected exactly one"
+        )
+    tokens = count_pose_tokens(sample["conversations"])
+    if tokens != len(sample["poses"]):
+        raise InputError(
+            f"{where}: sample {sample['id']!r} has {tokens} {POSE_TOKEN} but {len(sample['poses'])} poses; "
+            "they must agree, in the order of the tokens"
+        )
