@@ -1,7 +1,7 @@
 """The chat format: questions, answers with `<pose6D>` interleaved, and how a person reads them.
 
-A conversation is LLaVA's list of ``{"from": "human" | "gpt", "value": text}``; a training sample adds "poses", one for each
-`<pose6D>` in the order of the tokens.
+A conversation is LLaVA's list of ``{"from": "human" | "gpt", "value": text}``; a training sample adds "poses", one for
+each `<pose6D>` in the order of the tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llava_pose.records import Pose
 IMAGE_TOKEN = "<image>"
 POSE_TOKEN = "<pose6D>"
 
-# The first phrasing of each kind is the one that evaluation asks. {object} is a display name, {an_object} has its article.
+# The first phrasing of each kind is the one that evaluation asks. {object}: a display name, {an_object}: with article.
 POSE_QUESTIONS = (
     "What is the pose of the {object}?",
     "How is the {object} turned?",
@@ -91,8 +91,8 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
     """Check one training sample.
 
     Raises:
-        InputError: a field is missing, `<image>` does not stand exactly once where there is an image, or the poses are not
-            as many as the tokens.
+        InputError: a field is missing, `<image>` does not stand exactly once where there is an image, or the poses are
+            not as many as the tokens.
     """
     for name in ("id", "conversations", "poses"):
         if name not in sample:

@@ -69,7 +69,7 @@ def count_not_finite(pred: Any) -> int:
 
 
 def symmetric_pose_error(pred: Any, true: Any, symmetries: Any) -> np.ndarray:
-    """The least :func:`pose_error` over an object's symmetry group: a second column beside the error, never the only one.
+    """The least :func:`pose_error` over a symmetry group: a second column beside the error, never the only one.
 
     Args:
         pred, true: (..., 3) azimuth, elevation, theta in radians.
