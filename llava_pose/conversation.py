@@ -7,6 +7,7 @@ each `<pose6D>` in the order of the tokens.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ POSE_QUESTIONS = (
     "Which way does the {object} face?",
     "Give the viewpoint of the {object} in this picture.",
     "Where does the camera stand relative to the {object}?",
+    "Tell me the orientation of the {object}.",
+    "From where is the {object} seen?",
 )
 POSE_ANSWER = "The {object} is at {pose}."
 
@@ -34,6 +37,8 @@ JOINT_QUESTIONS = (
     "Which object is shown, and how is it turned?",
     "Identify the object and estimate its viewpoint.",
     "What do you see, and which way does it face?",
+    "What kind of object is this? Give its orientation too.",
+    "Recognise the object and tell how it stands.",
 )
 JOINT_ANSWER = "This is {an_object} at {pose}."
 
@@ -42,8 +47,12 @@ CAPTION_QUESTIONS = (
     "Write a caption with the 6D pose of the object.",
     "Caption this picture and say how the object is turned.",
     "What does the picture show? Mention the pose.",
+    "Tell what is seen here and from which side.",
+    "Describe the object and its viewpoint.",
 )
 
+_OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+_SIDE = re.compile(rf"\b({'|'.join(_OTHER_SIDE)})\b")
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -72,6 +81,14 @@ def describe_pose(pose: Pose) -> str:
     angles = [math.degrees(float(angle)) for angle in canonicalize(*pose.angles)]
     azimuth, elevation, theta = (round(angle) for angle in angles)
     return f"(azimuth {azimuth % 360}°, elevation {elevation}°, in-plane {theta}°)"
+
+
+def mirror_sides(text: str) -> str:
+    """The text for the horizontally flipped image: left and right swapped, whole words only ("upright" stays).
+
+    True of both the viewer's sides and the object's own, since a flip maps azimuth to -azimuth (docs/POSE.md).
+    """
+    return _SIDE.sub(lambda match: _OTHER_SIDE[match.group()], text)
 
 
 def interleave_poses(text: str, poses: Sequence[Pose]) -> str:
