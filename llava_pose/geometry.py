@@ -74,8 +74,13 @@ def _angle_between_entries(xp: Any, a: list[list[Array]], b: list[list[Array]]) 
         sum(a[(i + 2) % 3][k] * b[(i + 1) % 3][k] - a[(i + 1) % 3][k] * b[(i + 2) % 3][k] for k in range(3))
         for i in range(3)
     ]
-    sine = xp.sqrt(vee[0] * vee[0] + vee[1] * vee[1] + vee[2] * vee[2])  # 2 sin of the angle
-    return xp.arctan2(sine, trace - 1)
+    return xp.arctan2(_length(xp, vee), trace - 1)  # 2 sin and 2 cos of the angle
+
+
+def _length(xp: Any, vector: list[Array]) -> Array:
+    if xp is np:
+        return np.sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2])
+    return xp.linalg.vector_norm(xp.stack(vector, -1), dim=-1)  # its gradient at 0 is 0, that of sqrt is NaN
 
 
 def rotation_matrix(azimuth: Any, elevation: Any, theta: Any) -> Array:
@@ -100,10 +105,13 @@ def angles_from_rotation(rotation: Any) -> tuple[Array, Array, Array]:
     """
     xp, (matrix,) = _unify(rotation)
     r = [[matrix[..., i, j] for j in range(3)] for i in range(3)]
-    cos_e = xp.hypot(r[2][0], r[2][1])
-    elevation = xp.arctan2(r[2][2], cos_e)
-    locked = cos_e < _gimbal_tolerance(xp, matrix)
-    azimuth = xp.where(locked, xp.arctan2(r[0][1], r[0][0]), xp.arctan2(r[2][0], -r[2][1]))
+    locked = xp.hypot(r[2][0], r[2][1]) < _gimbal_tolerance(xp, matrix)
+    # each branch sees harmless numbers where the other one is taken: a NaN gradient would pass through where()
+    zero, one = xp.zeros_like(r[2][2]), xp.ones_like(r[2][2])
+    across, along = xp.where(locked, zero, r[2][0]), xp.where(locked, one, -r[2][1])
+    elevation = xp.arctan2(r[2][2], xp.where(locked, zero, xp.hypot(across, along)))
+    locked_azimuth = xp.arctan2(xp.where(locked, r[0][1], zero), xp.where(locked, r[0][0], one))
+    azimuth = xp.where(locked, locked_azimuth, xp.arctan2(across, along))
     sin_a, cos_a = xp.sin(azimuth), xp.cos(azimuth)
     theta = xp.arctan2(r[1][0] * cos_a + r[1][1] * sin_a, r[0][0] * cos_a + r[0][1] * sin_a)
     theta = xp.where(locked, xp.zeros_like(theta), theta)
@@ -111,7 +119,7 @@ def angles_from_rotation(rotation: Any) -> tuple[Array, Array, Array]:
 
 
 def _gimbal_tolerance(xp: Any, like: Array) -> float:
-    return 4096 * float(xp.finfo(like.dtype).eps)
+    return 1024 * float(xp.finfo(like.dtype).eps)
 
 
 def _wrap(xp: Any, angle: Array, low: float) -> Array:
