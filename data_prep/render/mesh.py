@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -70,7 +68,9 @@ def join(parts: Iterable[Mesh]) -> Mesh:
     offsets = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
     return Mesh(
         vertices=np.concatenate([part.vertices for part in parts]),
-        faces=np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)]).astype(np.int32),
+        faces=np.concatenate([part.faces + offset for part, offset in zip(parts, offsets, strict=True)]).astype(
+            np.int32
+        ),
         colors=np.concatenate([part.colors for part in parts]),
         gloss=np.concatenate([part.gloss for part in parts]),
     )
@@ -109,18 +109,17 @@ def corner_normals(vertices: np.ndarray, faces: np.ndarray, crease_angle: float 
     face, other_face = corner // 3, other // 3
     alike = np.einsum("ij,ij->i", unit[face], unit[other_face]) > np.cos(crease_angle)
     summed = np.stack(
-        [np.bincount(corner[alike], weighted[other_face[alike], axis], minlength=3 * len(faces)) for axis in range(3)], -1
+        [np.bincount(corner[alike], weighted[other_face[alike], axis], minlength=3 * len(faces)) for axis in range(3)],
+        -1,
     )
     length = np.linalg.norm(summed, axis=1, keepdims=True)
     normals = np.where(length > 1e-20, summed / np.maximum(length, 1e-20), np.repeat(unit, 3, axis=0))
     return normals.reshape(-1, 3, 3).astype(np.float32)
 
 
-def write_off(mesh: Mesh, path: Path) -> None:
-    """Write the geometry (not the colours) as an OFF file, atomically."""
+def off_text(mesh: Mesh) -> str:
+    """The geometry (not the colours) as the text of an OFF file."""
     lines = ["OFF", f"{len(mesh.vertices)} {len(mesh.faces)} 0"]
     lines += [f"{x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices]
     lines += [f"3 {a} {b} {c}" for a, b, c in mesh.faces]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("\n".join(lines) + "\n", encoding="ascii")
-    os.replace(temporary, path)
+    return "\n".join(lines) + "\n"

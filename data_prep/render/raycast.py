@@ -32,7 +32,9 @@ class RayCaster:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         normals = face_normals(mesh.vertices, mesh.faces)
-        self.face_normals = (normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)).astype(np.float32)
+        self.face_normals = (normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)).astype(
+            np.float32
+        )
         self.corner_normals = corner_normals(mesh.vertices, mesh.faces)
         self._scene = EmbreeScene(robust=True)  # no ray slips through an edge between two faces
         TriangleMesh(self._scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))

@@ -1,0 +1,88 @@
+"""Where meshes come from. A source lists the instances of its categories and gives the mesh of each.
+
+A source is small and picklable: every worker process gets a copy.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .mesh import Mesh
+from .parametric import BUILDERS, build
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One shape of a category.
+
+    Attributes:
+        category: the category's name.
+        name: unique over the source, and part of file names.
+        split: "train" or "val": all images of an instance are in one split.
+        cad_index: number of its file in CAD/<category>/, from 1.
+        key: integers that seed everything drawn for this instance, beside the run's seed.
+    """
+
+    category: str
+    name: str
+    split: str
+    cad_index: int
+    key: tuple[int, ...]
+
+
+class MeshSource(Protocol):
+    """What :func:`data_prep.render.generate.render` needs of a source."""
+
+    def instances(self) -> list[Instance]:
+        """All instances, in a fixed order."""
+        ...
+
+    def mesh(self, instance: Instance) -> Mesh:
+        """The normalised mesh of an instance (see :meth:`Mesh.normalized`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ParametricSource:
+    """Objects of :mod:`data_prep.render.parametric`: as many different ones as asked for.
+
+    Instance k of a category and split is the same whatever the number of instances and categories.
+
+    Attributes:
+        categories: which, in the order of the data set; all if empty.
+        train_instances, val_instances: of each category.
+        seed: of the shapes.
+    """
+
+    categories: tuple[str, ...] = ()
+    train_instances: int = 20
+    val_instances: int = 5
+    seed: int = 0
+
+    def instances(self) -> list[Instance]:
+        """All instances, category by category, train before val."""
+        found = []
+        for category in self.categories or tuple(BUILDERS):
+            numbers = {"train": self.train_instances, "val": self.val_instances}
+            for split_index, split in enumerate(SPLITS):
+                for number in range(1, numbers[split] + 1):
+                    found.append(
+                        Instance(
+                            category=category,
+                            name=f"{category}_{split[0]}{number:03d}",
+                            split=split,
+                            cad_index=number + (self.train_instances if split == "val" else 0),
+                            key=(zlib.crc32(category.encode()), split_index, number),
+                        )
+                    )
+        return found
+
+    def mesh(self, instance: Instance) -> Mesh:
+        """The mesh of an instance."""
+        return build(instance.category, np.random.default_rng([self.seed, *instance.key]))
