@@ -35,7 +35,7 @@ def pose_error(pred: Any, true: Any) -> Any:
         import torch
 
         device = next(x.device for x in (pred, true) if isinstance(x, torch.Tensor))
-        as_numpy = [x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (pred, true)]
+        as_numpy = [x.detach().cpu().double().numpy() if isinstance(x, torch.Tensor) else x for x in (pred, true)]
         return torch.as_tensor(pose_error(*as_numpy), device=device)
 
     pred, true = np.asarray(pred, dtype=np.float64), np.asarray(true, dtype=np.float64)
