@@ -1,0 +1,59 @@
+"""A pool of processes for stages that work item by item: results in order, nothing left running after a kill."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
+_MOST_ITEMS_A_TASK = 16
+
+
+def map_processes(
+    function: Callable[[Item, Shared], Result], items: Sequence[Item], shared: Shared, *, workers: int
+) -> Iterator[Result]:
+    """``function(item, shared)`` of every item, in their order; with one worker, in this process.
+
+    Args:
+        function: a module's function; items, ``shared`` and results are pickled between processes.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: a worker died.
+        Whatever the function raises.
+    """
+    if workers <= 1:
+        yield from (function(item, shared) for item in items)
+        return
+    chunk = max(1, min(_MOST_ITEMS_A_TASK, len(items) // (4 * workers)))
+    # spawn: forking a process that has started threads (torch, a progress bar) can hang the child
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
+        try:
+            yield from pool.map(partial(_apply, function, shared), items, chunksize=chunk)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _apply(function: Callable[[Item, Shared], Result], shared: Shared, item: Item) -> Result:
+    return function(item, shared)
+
+
+def _exit_with_parent() -> None:
+    """A parent that is killed with -9 cannot stop its workers, which would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

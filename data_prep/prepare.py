@@ -1,0 +1,178 @@
+"""`llava-pose prepare`: from ImageNet3D's raw layout to one crop and one record an object, in one pass an image.
+
+What is written under ``--out`` (docs/DATA.md describes every field)::
+
+    <split>/metadata.jsonl                      one ObjectRecord a line; datasets' "imagefolder" loads it as well
+    <split>/<category>/<name>_<index>.JPEG      the crops
+    rejects.jsonl                               what could not be used: split, file, object_index, reason, sentence
+    summary.json                                written + filtered + rejected = objects read, by reason and category
+    prepare.yaml                                the settings
+    .prepare/<split>.jsonl                      the journal: a run that was stopped goes on from it
+
+An image that is done stands in the journal with the time and size of its files, so that running the command again does
+only what is new or changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from data_prep.imagenet3d import RawLayout, read_list
+from data_prep.journal import Journal, OutputFolder
+from data_prep.pool import map_processes
+from data_prep.prepare_image import ImageJob, ImageOptions, prepare_image, stamp
+from data_prep.prepare_summary import write_results
+from llava_pose.config import command, require_folder
+from llava_pose.errors import InputError
+
+logger = logging.getLogger(__name__)
+_JOURNAL_EVERY_SECONDS = 1.0
+
+
+@dataclass
+class PrepareConfig:
+    data_root: str = field(metadata={"help": "folder with images/, annotations/ and lists/ in ImageNet3D's raw layout"})
+    out: str = field(metadata={"help": "folder to write; the same command goes on where it was stopped"})
+    splits: str = field(default="train,val", metadata={"help": "splits to prepare, separated by commas"})
+    crop: Literal["pose", "box"] = field(
+        default="pose",
+        metadata={
+            "help": "pose: centred on the object's origin, scaled by distance (published protocol); box: the bbox"
+        },
+    )
+    size: int = field(default=256, metadata={"help": "side of the prepared images, pixels"})
+    margin: float = field(default=0.05, metadata={"help": "crop box: room left at each side, as a part of the bbox"})
+    workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
+    allow_custom_categories: bool = field(
+        default=False, metadata={"help": "take categories that the taxonomy does not know"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "drop what --out holds from other settings"})
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 8192:
+            raise InputError(f"--size {self.size}: give a side between 16 and 8192 pixels")
+        if not 0 <= self.margin <= 10:
+            raise InputError(f"--margin {self.margin}: give a part of the bbox between 0 and 10")
+        if self.workers < 0:
+            raise InputError(f"--workers {self.workers}: give a number of processes, or 0 for one a core")
+        if not self.split_names:
+            raise InputError("--splits: name at least one split, such as train,val")
+
+    @property
+    def split_names(self) -> list[str]:
+        return list(dict.fromkeys(name.strip() for name in self.splits.split(",") if name.strip()))
+
+    @property
+    def output_settings(self) -> dict[str, object]:
+        """The settings that the content of every line depends on: one output folder holds one such set."""
+        return {
+            "data_root": str(Path(self.data_root).resolve()),
+            "crop": self.crop,
+            "size": self.size,
+            "margin": self.margin,
+            "allow_custom_categories": self.allow_custom_categories,
+        }
+
+
+def prepare(config: PrepareConfig) -> Path:
+    """Prepare the splits and return the output folder.
+
+    Raises:
+        InputError: there is nothing to read, or the output folder holds something else.
+    """
+    root = require_folder(
+        config.data_root, "--data-root", "give the folder that holds images/, annotations/ and lists/"
+    )
+    layout = RawLayout(root)
+    plan = {split: list_jobs(layout, split) for split in config.split_names}
+    if not any(plan.values()):
+        names = ", ".join(f"lists/*_imagenet_{split}.txt" for split in plan)
+        raise InputError(f"{root}: there is nothing to read, {names} are empty; write image names into them")
+
+    options = ImageOptions(
+        data_root=root,
+        out=Path(config.out),
+        crop=config.crop,
+        size=config.size,
+        margin=config.margin,
+        known_categories=None,
+    )
+    with OutputFolder(config.out, config.output_settings, overwrite=config.overwrite) as folder:
+        started = time.monotonic()
+        done = sum(_prepare_split(jobs, options, config.workers, folder.journal(split)) for split, jobs in plan.items())
+        seconds = time.monotonic() - started
+        if done:
+            logger.info("%d images in %.1f s (%.1f a second)", done, seconds, done / seconds)
+        totals = write_results(folder, layout, plan)
+    if totals["written"] == 0:
+        raise InputError(f"{config.out}: no object could be used; {folder.rejects_file} says why for each")
+    logger.info(
+        "%d objects prepared, %d filtered, %d rejected in %s; next: llava-pose instruct --data %s --out %s",
+        *(totals["written"], totals["filtered"], totals["rejected"], config.out),
+        *(config.out, Path(config.out) / "train.json"),
+    )
+    return folder.path
+
+
+def list_jobs(layout: RawLayout, split: str) -> list[ImageJob]:
+    """The images that a split lists, each once, in the order of category and list.
+
+    Raises:
+        InputError: there is no list of that split.
+    """
+    lists = layout.list_files()
+    if split not in lists:
+        found = f"there are lists of {', '.join(lists)}" if lists else "there are no lists"
+        example = layout.list_file("car", split)
+        raise InputError(f"{example.parent}: no list of the split {split!r} ({found}); name it like {example.name}")
+    jobs = [ImageJob(split, category, name) for category, path in lists[split].items() for name in read_list(path)]
+    unique = list(dict.fromkeys(jobs))
+    if len(unique) < len(jobs):
+        logger.warning("%d images stand twice in a list of %s and are taken once", len(jobs) - len(unique), split)
+    return unique
+
+
+def _prepare_split(jobs: Sequence[ImageJob], options: ImageOptions, workers: int, journal: Journal) -> int:
+    """Do what the journal has not yet, and return the number of images done."""
+    layout = RawLayout(options.data_root)
+    todo = [job for job in jobs if not journal.is_current(job.key, stamp(job, layout))]
+    split = jobs[0].split if jobs else ""
+    if len(todo) < len(jobs):
+        logger.info("%s: %d of %d images are done already", split, len(jobs) - len(todo), len(jobs))
+    if not todo:
+        return 0
+    workers = min(workers or os.cpu_count() or 1, len(todo))
+    waiting, last = [], time.monotonic()
+    for result in tqdm(
+        map_processes(prepare_image, todo, options, workers=workers),
+        total=len(todo),
+        desc=f"prepare {split}",
+        unit="image",
+        disable=None,
+    ):
+        waiting.append(result)
+        if time.monotonic() - last > _JOURNAL_EVERY_SECONDS:
+            journal.append(waiting)
+            waiting, last = [], time.monotonic()
+    journal.append(waiting)
+    return len(todo)
+
+
+main = command(
+    PrepareConfig,
+    prepare,
+    prog="llava-pose prepare",
+    description="Crop every annotated object of a dataset in ImageNet3D's raw layout and write its record.",
+    example="llava-pose prepare --data-root imagenet3d --out prepared --crop pose --workers 8",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
