@@ -16,7 +16,8 @@ import math
 import random
 from typing import NamedTuple
 
-from llava_pose.conversation import POSE_TOKEN
+from llava_pose.categories import Category
+from llava_pose.conversation import POSE_TOKEN, object_words
 from llava_pose.geometry import canonicalize, rotation_matrix
 from llava_pose.records import Pose
 
@@ -49,6 +50,11 @@ CAPTIONS = (
     "A picture of {an_object} at {pose}, {seen}{tilt}; it {facing}.",
     "{An_object} at {pose}. It {facing} and is {seen}{tilt}.",
     "The picture shows {an_object} at {pose} that {facing}, {seen}{tilt}.",
+)
+SIDELESS_CAPTIONS = (
+    "{An_object} at {pose}, {seen}{tilt}.",
+    "A picture of {an_object} at {pose}, {seen}{tilt}.",
+    "The picture shows {an_object} at {pose}, {seen}{tilt}.",
 )
 
 
@@ -116,19 +122,23 @@ def _tilt(theta: float) -> str:
     return f"tilted to the viewer's {'left' if theta > 0 else 'right'}"  # theta > 0 turns counter-clockwise
 
 
-def offline_caption(pose: Pose, an_object: str, rng: random.Random) -> str:
+def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
     """A caption with one `<pose6D>`, made without any model.
 
+    Of an object with continuous symmetry about its vertical, a bottle, only height and tilt are told: no side of it can be
+    told from another.
+
     Args:
-        an_object: the object's display name with its article, "an aeroplane".
         rng: draws the phrasing.
     """
     words = describe_viewpoint(pose)
-    return rng.choice(CAPTIONS).format(
+    sides_differ = category.symmetry[2] != "continuous"
+    an_object = object_words(category)["an_object"]
+    return rng.choice(CAPTIONS if sides_differ else SIDELESS_CAPTIONS).format(
         an_object=an_object,
         An_object=an_object[:1].upper() + an_object[1:],
         pose=POSE_TOKEN,
-        seen=words.seen,
+        seen=words.seen if sides_differ else f"seen {words.height}",
         facing=words.facing,
         tilt=f", {words.tilt}" if words.tilt else "",
     )

@@ -13,9 +13,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -58,18 +59,22 @@ def parse_config(
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="a YAML file of the options below; the command line wins")
     names = [field.name for field in dataclasses.fields(config_class) if field.init]
-    if positional is not None:
-        _accept_bare_word(parser, positional)
+    needs_word = positional is not None and _accept_bare_word(parser, positional)
 
-    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    usage = parser.format_usage().removeprefix("usage: ")
+    pre = argparse.ArgumentParser(prog=prog, usage=usage, add_help=False, allow_abbrev=False)
     pre.add_argument("--config")
     config_file = pre.parse_known_args(words)[0].config
     if config_file is not None:
-        _set_yaml_defaults(parser, read_yaml(config_file), names, config_file)
+        yaml_values = read_yaml(config_file)
+        _check_names(yaml_values, names, config_file)
+        _set_yaml_defaults(parser, yaml_values, get_type_hints(config_class), config_file)
     values = vars(parser.parse_args(words))
     bare = values.pop("bare_word", None)
     if bare is not None:
         values[positional] = bare
+    if needs_word and values[positional] is None:
+        parser.error(f"the following argument is required: {positional.upper()}")
     try:
         return config_class(**{name: values[name] for name in names})
     except InputError:
@@ -82,24 +87,66 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     pass
 
 
-def _accept_bare_word(parser: argparse.ArgumentParser, field: str) -> None:
+def _accept_bare_word(parser: argparse.ArgumentParser, field: str) -> bool:
+    """Let ``field`` be given as a bare word too; whether one of the two must be given."""
     action = next(action for action in parser._actions if action.dest == field)
-    if action.required:
-        # argparse cannot say "this word or that option": require whichever was not given
-        action.required = False
-        parser.add_argument("bare_word", metavar=field.upper(), nargs="?", default=None, help=f"same as --{field}")
+    parser.add_argument("bare_word", metavar=field.upper(), nargs="?", default=None, help=f"same as --{field}")
+    # argparse cannot say "this word or that option": parse_config asks for whichever was not given
+    required, action.required = action.required, False
+    return required
 
 
-def _set_yaml_defaults(parser: argparse.ArgumentParser, values: dict[str, Any], names: list[str], file: str) -> None:
+def _check_names(values: dict[str, Any], names: list[str], file: str) -> None:
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
+            near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known fields: {', '.join(sorted(names))}"
             raise InputError(f"{file}: there is no field '{key}'{hint}")
-    parser.set_defaults(**values)
-    for action in parser._actions:
-        if action.dest in values:
-            action.required = False
+
+
+def _set_yaml_defaults(
+    parser: argparse.ArgumentParser, values: dict[str, Any], hints: dict[str, Any], file: str
+) -> None:
+    for key, value in values.items():
+        action = next(action for action in parser._actions if action.dest == key)
+        parser.set_defaults(**{key: _typed(action, value, hints[key], f"{file}: the field '{key}'")})
+        action.required = False
+
+
+def _typed(action: argparse.Action, value: Any, hint: Any, where: str) -> Any:
+    """A YAML value under the same checks as a word of the command line: argparse checks no default that is not a string."""
+    takes_list = action.nargs in ("+", "*")
+    if value is None or isinstance(value, Mapping):
+        return value
+    if isinstance(value, list):
+        if takes_list:
+            return [_typed_word(action, item, hint, where) for item in value]
+        if _mentions(hint, list):
+            return value
+        raise InputError(f"{where} takes one value, not the list {value!r}")
+    if takes_list:
+        raise InputError(f"{where} takes a list, such as [{value}], not {value!r}")
+    return _typed_word(action, value, hint, where)
+
+
+def _typed_word(action: argparse.Action, value: Any, hint: Any, where: str) -> Any:
+    if isinstance(value, bool):
+        if _mentions(hint, bool):
+            return value
+        raise InputError(f"{where} must not be {value} (YAML reads yes, no, on and off so; put a word in quotes)")
+    try:
+        typed = value if action.type is None else action.type(str(value))
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        kind = getattr(action.type, "__name__", "value")
+        kind = "bool" if kind == "string_to_bool" else kind
+        raise InputError(f"{where} must be of type {kind}, not {value!r}") from error
+    if action.choices is not None and typed not in action.choices:
+        raise InputError(f"{where} must be one of {', '.join(map(str, action.choices))}, not {value!r}")
+    return typed
+
+
+def _mentions(hint: Any, kind: type) -> bool:
+    return hint is kind or get_origin(hint) is kind or any(_mentions(part, kind) for part in get_args(hint))
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -147,20 +194,48 @@ def save_config(config: Any, path: str | os.PathLike[str]) -> None:
     write_atomic(path, yaml.safe_dump(json.loads(json.dumps(values, default=str)), sort_keys=False))
 
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a whole file or nothing: a reader, or a run after a crash, never sees a half-written one."""
+@contextmanager
+def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """A file to write whole or not at all: a reader, or a run after a crash, never sees a half-written one.
+
+    Args:
+        mode: "w" for text (UTF-8) or "wb".
+
+    Raises:
+        InputError: the file cannot be written; the message names it.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot write the file ({error.strerror}); choose another path")
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a whole file or nothing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with atomic_file(path, "wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava_pose.categories import Category
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize
 from llava_pose.records import Pose
@@ -54,6 +55,14 @@ CAPTION_QUESTIONS = (
 _OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 _SIDE = re.compile(rf"\b({'|'.join(_OTHER_SIDE)})\b")
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def object_words(category: Category) -> dict[str, str]:
+    """What a category is called in the templates: {object} goes after "the", {an_object} has its own article.
+
+    {object} is the display name, but "pair of scissors" for scissors, so that the sentences stay singular.
+    """
+    return {"object": category.indefinite.split(" ", 1)[1], "an_object": category.indefinite}
 
 
 def to_messages(conversation: Sequence[Mapping[str, str]], *, where: str = "conversation") -> list[dict[str, str]]:

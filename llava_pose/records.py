@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -47,21 +49,21 @@ class Pose:
         """
         if not isinstance(value, Mapping):
             raise InputError(f"{where}: a pose must be an object with azimuth, elevation and theta in radians")
-        numbers: dict[str, float | None] = {}
+        values: dict[str, float | None] = {}
         for name in (f.name for f in fields(cls)):
             required = name in ("azimuth", "elevation", "theta")
             if required and name not in value:
                 raise InputError(f"{where}: the pose has no '{name}'; give azimuth, elevation and theta in radians")
             number = value.get(name)
             try:
-                numbers[name] = (math.nan if required else None) if number is None else float(number)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{where}: '{name}' must be a number, not {number!r}") from error
-        return cls(**numbers)  # type: ignore[arg-type]
+                values[name] = (math.nan if required else None) if number is None else float(number)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise InputError(f"{where}: '{name}' must be a number, not {_shorten(number)}") from error
+        return cls(**values)  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, float | None]:
         """JSON-ready: what is not finite becomes null."""
-        return {k: (v if v is None or math.isfinite(v) else None) for k, v in asdict(self).items()}
+        return {name: float(value) if _is_number(value) else None for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,28 @@ class ObjectRecord:
         pose = Pose.from_dict(value["pose"], where=where)
         if not all(math.isfinite(angle) for angle in pose.angles):
             raise InputError(f"{where}: an angle of the annotated pose is not finite; drop the record")
-        return cls(**{**value, "pose": pose, "bbox": tuple(value["bbox"])})
+        for name in ("file_name", "id", "category"):
+            if not isinstance(value[name], str):
+                raise InputError(f"{where}: '{name}' must be text, not {_shorten(value[name])}")
+        for name in ("width", "height", "viewport", "focal"):
+            if name in value and not _is_number(value[name]):
+                raise InputError(f"{where}: '{name}' must be a number, not {_shorten(value[name])}")
+        bbox = value["bbox"]
+        if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+            raise InputError(f"{where}: 'bbox' must be four numbers x1, y1, x2, y2, not {_shorten(bbox)}")
+        return cls(**{**value, "pose": pose, "bbox": tuple(bbox)})
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, Python's or numpy's."""
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def _shorten(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 @dataclass(frozen=True)
@@ -150,7 +173,8 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         pose = None if self.pose is None else self.pose.to_dict()
-        return {**asdict(self), "pose": pose, "true": self.true.to_dict()}
+        confidence = float(self.confidence) if _is_number(self.confidence) else None
+        return {**asdict(self), "pose": pose, "true": self.true.to_dict(), "confidence": confidence}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Prediction:
@@ -177,7 +201,7 @@ class Prediction:
             pred_category=None if value.get("pred_category") is None else str(value["pred_category"]),
             pose=pose,
             true=true,
-            confidence=float(confidence) if isinstance(confidence, int | float) else None,
+            confidence=float(confidence) if _is_number(confidence) else None,
             object_status=str(value.get("object_status") or "status_good"),
             source=str(value.get("source") or ""),
         )
@@ -190,15 +214,16 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
         InputError: the file cannot be read or a line is not a JSON object; the message names file and line.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows puts in front
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 where = f"{path}:{number}"
                 try:
                     value = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{where}: not valid JSON ({error.msg}); the file may be cut off") from error
+                except ValueError as error:
+                    reason = getattr(error, "msg", error)
+                    raise InputError(f"{where}: not valid JSON ({reason}); the file may be cut off") from error
                 if not isinstance(value, dict):
                     raise InputError(f"{where}: expected a JSON object, found a {type(value).__name__}")
                 yield where, value

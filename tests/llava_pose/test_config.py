@@ -1,0 +1,310 @@
+"""The parser of YAML and command line, the exit codes, and writing whole files or none."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from llava_pose.config import (
+    atomic_file,
+    command,
+    parse_config,
+    read_yaml,
+    require,
+    require_folder,
+    run_main,
+    save_config,
+    write_atomic,
+    write_json,
+)
+from llava_pose.errors import InputError
+
+
+@dataclass
+class DemoConfig:
+    data: str | None = field(default=None, metadata={"help": "where the data is"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "step size"})
+    epochs: int = field(default=3, metadata={"help": "passes over the data"})
+    flip: bool = field(default=True, metadata={"help": "mirror images"})
+    weights: list[float] = field(default_factory=lambda: [1.0, 2.0], metadata={"help": "one for each kind"})
+    mode: Literal["lora", "full"] = field(default="lora", metadata={"help": "what trains"})
+    report: list[str] | str | None = field(default=None, metadata={"help": "where to log"})
+    extra: dict | str | None = field(default=None, metadata={"help": "passed on"})
+    derived: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"epochs must not be negative, not {self.epochs}")
+        self.derived = self.epochs * 2
+
+
+@dataclass
+class NeedsPredictions:
+    predictions: str = field(metadata={"help": "the file"})
+    seed: int = 0
+
+
+def parse(argv: list[str], config_class: type = DemoConfig, positional: str | None = None):
+    return parse_config(
+        config_class, argv, prog="demo", description="A demo.", example="demo --data D", positional=positional
+    )
+
+
+def write_yaml(folder: Path, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# Where values come from
+
+
+def test_defaults_stand_in_the_dataclass():
+    assert parse([]) == DemoConfig()
+
+
+def test_command_line_fills_every_type():
+    config = parse(
+        ["--data", "d", "--learning-rate", "1e-4", "--epochs=5", "--no_flip", "--weights", "3", "4.5", "--mode", "full"]
+    )
+    expected = DemoConfig(data="d", learning_rate=1e-4, epochs=5, flip=False, weights=[3.0, 4.5], mode="full")
+    assert config == expected
+    assert config.derived == 10
+
+
+def test_yaml_fills_every_type(tmp_path):
+    recipe = write_yaml(
+        tmp_path,
+        "data: d\nlearning_rate: 1e-4\nepochs: 5\nflip: no\nweights: [3, 4.5]\nmode: full\nreport: [a, b]\nextra: {k: 1}\n",
+    )
+    assert parse(["--config", recipe]) == DemoConfig(
+        data="d",
+        learning_rate=1e-4,  # YAML 1.1 takes 1e-4 for a word
+        epochs=5,
+        flip=False,
+        weights=[3.0, 4.5],
+        mode="full",
+        report=["a", "b"],
+        extra={"k": 1},
+    )
+
+
+def test_the_command_line_wins_over_yaml_over_defaults(tmp_path):
+    recipe = write_yaml(tmp_path, "epochs: 5\nlearning_rate: 0.5\nweights: [9]\n")
+    config = parse(["--epochs", "7", "--config", recipe, "--weights", "1", "1"])
+    assert (config.epochs, config.learning_rate, config.weights, config.mode) == (7, 0.5, [1.0, 1.0], "lora")
+
+
+def test_null_in_yaml_is_none(tmp_path):
+    assert parse(["--config", write_yaml(tmp_path, "data: null\n")]).data is None
+
+
+def test_empty_yaml_is_all_defaults(tmp_path):
+    assert parse(["--config", write_yaml(tmp_path, "# nothing\n")]) == DemoConfig()
+
+
+def test_a_saved_config_reads_back_as_the_same_config(tmp_path):
+    config = parse(["--data", "d", "--epochs", "9", "--no-flip", "--weights", "0.5"])
+    save_config(config, tmp_path / "resolved.yaml")
+    values = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+    assert values.pop("derived") == 18  # made by the config itself, not an option
+    assert parse(["--config", write_yaml(tmp_path, yaml.safe_dump(values))]) == config
+
+
+def test_a_positional_word_or_its_option(tmp_path):
+    assert parse(["p.jsonl"], NeedsPredictions, "predictions").predictions == "p.jsonl"
+    assert parse(["--predictions", "p.jsonl"], NeedsPredictions, "predictions").predictions == "p.jsonl"
+    recipe = write_yaml(tmp_path, "predictions: y.jsonl\nseed: 4\n")
+    assert parse(["--config", recipe], NeedsPredictions, "predictions") == NeedsPredictions("y.jsonl", 4)
+    assert parse(["--config", recipe, "p.jsonl"], NeedsPredictions, "predictions").predictions == "p.jsonl"
+
+
+# Bad YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("epochs: [1, 2\n", "not valid YAML"),
+        ("- epochs\n- data\n", "expected 'field: value' lines, found a list"),
+        ("just words\n", "found a str"),
+        ("epoch: 3\n", "there is no field 'epoch'; did you mean 'epochs'"),
+        ("learning-rate: 3\n", "did you mean 'learning_rate'"),
+        ("zzz: 3\n", "no field 'zzz'; known fields: data, epochs,"),
+        ("3: 3\n", "no field '3'"),
+        ("derived: 3\n", "no field 'derived'"),
+        ("config: other.yaml\n", "no field 'config'"),
+        ("epochs: 1.5\n", "'epochs' must be of type int, not 1.5"),
+        ("epochs: [1, 2]\n", "'epochs' takes one value"),
+        ("epochs: true\n", "'epochs' must not be True"),
+        ("learning_rate: fast\n", "'learning_rate' must be of type float, not 'fast'"),
+        ("weights: 3\n", "'weights' takes a list"),
+        ("weights: [1, x]\n", "'weights' must be of type float, not 'x'"),
+        ("flip: maybe\n", "'flip' must be of type bool, not 'maybe'"),
+        ("mode: both\n", "'mode' must be one of lora, full, not 'both'"),
+        ("data: no\n", "'data' must not be False .* quotes"),
+    ],
+)
+def test_bad_yaml_names_file_and_field(tmp_path, text, match):
+    recipe = write_yaml(tmp_path, text)
+    with pytest.raises(InputError, match=match) as caught:
+        parse(["--config", recipe])
+    assert str(caught.value).startswith(recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_yaml_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot read the config file \(No such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_yaml_runs_no_code(tmp_path):
+    recipe = write_yaml(tmp_path, "data: !!python/object/apply:os.mkdir ['made']\n")
+    with pytest.raises(InputError, match="not valid YAML"):
+        parse(["--config", recipe])
+
+
+# How a command ends
+
+
+def make_main(run):
+    return command(DemoConfig, run, prog="demo", description="A demo.", example="demo --data D")
+
+
+def test_exit_code_0_when_done():
+    seen = []
+    assert make_main(seen.append)(["--epochs", "4"]) == 0
+    assert seen == [DemoConfig(epochs=4)]
+
+
+def test_exit_code_2_on_bad_input(capsys):
+    def run(config):
+        raise InputError("x.json: there is no such file; make it with: demo")
+
+    assert make_main(run)([]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: x.json: there is no such file; make it with: demo\n"
+    assert captured.out == ""
+
+
+def test_exit_code_2_on_a_value_that_the_config_refuses(capsys):
+    assert make_main(lambda config: None)(["--epochs", "-1"]) == 2
+    assert capsys.readouterr().err == "error: demo: epochs must not be negative, not -1\n"
+
+
+def test_exit_code_2_on_bad_yaml(tmp_path, capsys):
+    assert make_main(lambda config: None)(["--config", write_yaml(tmp_path, "epoch: 3\n")]) == 2
+    assert "did you mean 'epochs'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--epoch", "3"], ["--epochs", "x"], ["--mode", "both"], ["stray"], ["--config"]])
+def test_usage_errors_end_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        make_main(lambda config: None)(argv)
+    assert caught.value.code == 2
+    assert "usage: demo" in capsys.readouterr().err
+
+
+def test_a_missing_positional_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse([], NeedsPredictions, "predictions")
+    assert caught.value.code == 2
+    assert "PREDICTIONS" in capsys.readouterr().err
+
+
+def test_exit_code_1_when_stopped(capsys):
+    def run(config):
+        raise KeyboardInterrupt
+
+    assert make_main(run)([]) == 1
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    def run():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_main(run)
+
+
+def test_help_shows_defaults_and_an_example(capsys):
+    with pytest.raises(SystemExit) as caught:
+        make_main(lambda config: None)(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for expected in ("A demo.", "example:\n  demo --data D", "passes over the data (default: 3)", "--learning-rate"):
+        assert expected in text
+
+
+def test_exit_codes_of_a_process():
+    program = "import sys; from llava_pose.config import run_main; from llava_pose.errors import InputError\n"
+    program += "def run(): raise {}\nsys.exit(run_main(run))"
+    codes = {}
+    for error in ("InputError('bad')", "RuntimeError('bug')"):
+        ended = subprocess.run([sys.executable, "-c", program.format(error)], capture_output=True, text=True)
+        codes[error] = (ended.returncode, "Traceback" in ended.stderr)
+    assert codes == {"InputError('bad')": (2, False), "RuntimeError('bug')": (1, True)}
+
+
+# Early checks
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_require(value):
+    with pytest.raises(InputError, match="the option --data is needed"):
+        require(value, "--data")
+    require(0, "--seed")
+
+
+def test_require_folder(tmp_path):
+    assert require_folder(tmp_path, "--data", "make it") == tmp_path
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(InputError, match=rf"--data {path}: there is no such folder; make it"):
+            require_folder(path, "--data", "make it")
+
+
+# Whole files or none
+
+
+def test_atomic_file_replaces_only_when_whole(tmp_path):
+    path = tmp_path / "deep" / "x.txt"
+    write_atomic(path, "first Ü")
+
+    def fail_half_way():
+        with atomic_file(path) as file:
+            file.write("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
+    assert path.read_text(encoding="utf-8") == "first Ü"
+    write_atomic(path, b"\x00second")
+    assert path.read_bytes() == b"\x00second"
+    assert os.listdir(path.parent) == ["x.txt"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "x.json", tmp_path / "folder"):
+        with pytest.raises(InputError, match=rf"{path}: cannot write the file \("):
+            write_json(path, {})
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_write_json_refuses_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [1, "Ü"]})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": math.nan})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"a": [1, "Ü"]}
