@@ -79,14 +79,14 @@ def _gradient(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(width: int, height: int, rng: np.random.Generator, contrast: float) -> np.ndarray:
-    """Smooth colour noise in three octaves about a base colour."""
-    picture = np.zeros((height, width, 3), dtype=np.float32)
+    """Smooth noise in three octaves about a base colour: of brightness mostly, of hue a little."""
     cells = int(rng.integers(2, 7))
-    for octave in range(3):
-        grid = rng.uniform(-1, 1, (cells, cells, 1 if octave else 3)).astype(np.float32)
-        picture += _enlarged(grid, width, height) / 2**octave
-        cells *= 3
-    return _color(rng) + picture * np.float32(contrast)
+    hue = _enlarged(rng.uniform(-0.4, 0.4, (cells, cells, 3)).astype(np.float32), width, height)
+    brightness = sum(
+        _enlarged(rng.uniform(-1, 1, (cells * 3**octave,) * 2 + (1,)).astype(np.float32), width, height) / 2**octave
+        for octave in range(3)
+    )
+    return _color(rng) + (hue + brightness) * np.float32(contrast)
 
 
 def _enlarged(grid: np.ndarray, width: int, height: int) -> np.ndarray:

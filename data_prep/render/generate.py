@@ -89,6 +89,10 @@ class RenderConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} is no share: give a number from 0 to 1."
                 )
+        if self.train_instances + self.val_instances == 0:
+            raise InputError(
+                "--train-instances 0 and --val-instances 0 leave nothing to render: make one of them 1 or more."
+            )
         if self.size > np.iinfo(np.uint16).max:
             raise InputError(
                 f"--size {self.size} is too large: the annotations hold at most {np.iinfo(np.uint16).max} pixels."
@@ -138,6 +142,7 @@ def render(config: RenderConfig) -> RenderResult:
             settings.
     """
     config.validate()
+    photos = tuple(list_photos(Path(config.backgrounds))) if config.backgrounds else ()
     out = Path(config.out)
     source = ParametricSource(tuple(config.categories), config.train_instances, config.val_instances, config.seed)
     _claim_folder(config, out)
@@ -146,7 +151,7 @@ def render(config: RenderConfig) -> RenderResult:
         source=source,
         views=sampling.ViewDistribution(truncation=config.truncation),
         config=config,
-        photos=tuple(list_photos(Path(config.backgrounds))) if config.backgrounds else (),
+        photos=photos,
     )
     instances = source.instances()
     for folder in ("images", "annotations", "CAD"):

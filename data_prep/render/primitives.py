@@ -64,20 +64,15 @@ def rounded_box(center: Point, size: Point, color: Color, *, radius: float, glos
     x, y, z = (length / 2 for length in size)
     radius = min(radius, 0.98 * x, 0.98 * y, 0.98 * z)
     turn = np.linspace(0, np.pi / 2, 4)
-    quarter = np.column_stack([np.cos(turn), np.sin(turn)])
-    corners = [(1, 1, 0), (-1, 1, 1), (-1, -1, 2), (1, -1, 3)]
-    tilt = np.linspace(-np.pi / 2, np.pi / 2, 8)
+    arcs = [np.column_stack([np.cos(turn + start), np.sin(turn + start)]) for start in np.arange(4) * np.pi / 2]
+    corners = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)]) * (x - radius, y - radius)
     rings = []
-    for level in tilt:
-        bulge = radius * np.cos(level)
-        ring = []
-        for sign_x, sign_y, turns in corners:
-            c, s = round(np.cos(turns * np.pi / 2)), round(np.sin(turns * np.pi / 2))
-            arc = quarter @ np.array([[c, s], [-s, c]])
-            ring.append(np.array([sign_x * (x - radius), sign_y * (y - radius)]) + bulge * arc)
-        height = np.sign(level) * (z - radius) + radius * np.sin(level)
-        ring = np.concatenate(ring)
-        rings.append(np.column_stack([ring, np.full(len(ring), height)]))
+    for end, tilts in ((-1, turn[::-1]), (1, turn)):
+        for tilt in tilts:
+            bulge = radius * np.cos(tilt)
+            outline = np.concatenate([corner + bulge * arc for corner, arc in zip(corners, arcs, strict=True)])
+            height = end * (z - radius + radius * np.sin(tilt))
+            rings.append(np.column_stack([outline, np.full(len(outline), height)]))
     return loft(np.array(rings) + np.asarray(center), color, gloss=gloss)
 
 
@@ -223,6 +218,8 @@ def triangulate(outline: np.ndarray) -> np.ndarray:
                 break
         else:
             raise ValueError("The outline crosses itself: give a simple polygon.")
+    if _signed_area(outline[left]) <= 0:
+        raise ValueError("The outline crosses itself: give a simple polygon.")
     return np.array([*triangles, tuple(left)], dtype=np.int64)
 
 

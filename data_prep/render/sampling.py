@@ -93,7 +93,7 @@ def draw_light(rng: np.random.Generator, camera: Camera) -> Light:
     return Light(
         direction=direction,
         key=rng.uniform(0.55, 1.0) * tint,
-        ambient=rng.uniform(0.18, 0.4) / tint,
+        ambient=rng.uniform(0.22, 0.42) / tint,
         fill=rng.uniform(0.05, 0.25),
     )
 

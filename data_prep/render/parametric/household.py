@@ -154,11 +154,18 @@ def teapot(rng: np.random.Generator) -> Mesh:
     return join(parts)
 
 
-def _oval_stack(half_x: float, half_y: float, levels: list[tuple[float, float, float]], color: Color) -> Mesh:
-    """A solid whose level sections are ovals: ``levels`` are (height, scale, shift along y)."""
+def _oval_stack(
+    half_x: float, half_y: float, levels: list[tuple[float, float, float]], color: Color, *, closed: bool = False
+) -> Mesh:
+    """A solid whose level sections are ovals: ``levels`` are (height, scale, shift along y). ``closed`` makes a ring."""
     angles = np.arange(24) * 2 * np.pi / 24
     oval = np.column_stack([np.cos(angles) * half_x, np.sin(angles) * half_y])
-    return loft([np.column_stack([oval * scale + [0, y], np.full(24, z)]) for z, scale, y in levels], color, gloss=0.4)
+    return loft(
+        [np.column_stack([oval * scale + [0, y], np.full(24, z)]) for z, scale, y in levels],
+        color,
+        gloss=0.4,
+        closed=closed,
+    )
 
 
 def toilet(rng: np.random.Generator) -> Mesh:
@@ -170,9 +177,9 @@ def toilet(rng: np.random.Generator) -> Mesh:
     tank_width, tank_depth, tank_height = uniform(rng, 0.38, 0.48), uniform(rng, 0.16, 0.2), uniform(rng, 0.32, 0.42)
     tank_y = bowl_length / 2 + tank_depth / 2
 
-    def stack(levels: list[tuple[float, float, float]], color: Color) -> Mesh:
+    def stack(levels: list[tuple[float, float, float]], color: Color, *, closed: bool = False) -> Mesh:
         """Ovals of (height, scale, shift along y), the bowl's own oval at scale 1."""
-        return _oval_stack(width / 2, bowl_length / 2, levels, color)
+        return _oval_stack(width / 2, bowl_length / 2, levels, color, closed=closed)
 
     bowl = stack(
         [(0, 0.62, 0.06), (0.1, 0.55, 0.06), (rim * 0.5, 0.7, 0.04), (rim * 0.8, 0.95, 0.0), (rim, 1.0, 0.0)], china
@@ -180,7 +187,7 @@ def toilet(rng: np.random.Generator) -> Mesh:
     ring_levels = [(rim, 1.04, 0.0), (rim + 0.03, 1.04, 0.0), (rim + 0.03, 0.68, 0.0), (rim + 0.005, 0.68, 0.0)]
     parts = [
         bowl,
-        stack([*ring_levels, ring_levels[0]], seat),
+        stack(ring_levels, seat, closed=True),
         stack([(rim + 0.001, 0.67, 0.0), (rim + 0.008, 0.67, 0.0)], (0.35, 0.45, 0.5)),
         box((0, tank_y - 0.03, rim / 2), (width * 0.6, tank_depth + 0.08, rim), china, gloss=0.4),
         rounded_box(
