@@ -1,0 +1,166 @@
+"""Training samples: train.json and prepared pictures, as what the collator takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+
+from llava_pose.conversation import POSE_TOKEN, mirror_sides, to_messages, validate_sample
+from llava_pose.errors import InputError
+from llava_pose.feature_cache import FeatureCache, load_rgb
+from llava_pose.geometry import flip_pose
+from llava_pose.model.pose_head import pose_targets_of
+from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.records import Pose
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EncodedSample:
+    """One sample, ready to be collated.
+
+    Attributes:
+        name: for messages.
+        input_ids, labels: (length,) int64.
+        pose_targets: (n, 6), one for each supervised `<pose6D>`.
+        input_poses: (m, 6), one for each `<pose6D>` in a question.
+        image: the picture, or its patches from the cache, or None.
+    """
+
+    name: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    pose_targets: np.ndarray
+    input_poses: np.ndarray
+    image: Image.Image | np.ndarray | None
+
+
+class TrainingSamples(Dataset):
+    """The samples of train.json; with ``flip``, each mirror-symmetric one a second time as its mirror image.
+
+    Both orientations of a sample are items of one epoch, so that what is drawn depends on the sampler's seed alone and a run
+    that was stopped goes on with the same items.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[dict[str, Any]],
+        data: str | os.PathLike[str],
+        processor: LlavaPoseProcessor,
+        *,
+        flip: bool = False,
+        cache: FeatureCache | None = None,
+        max_length: int | None = None,
+        drop_long: bool = False,
+    ):
+        """
+        Raises:
+            InputError: a sample is longer than max_length and ``drop_long`` is not set, or none is left.
+        """
+        self.samples = samples
+        self.data = Path(data)
+        self.processor = processor
+        self.cache = cache
+        self.max_length = max_length
+        self.items = [(index, False) for index in range(len(samples))]
+        if max_length is not None and drop_long:
+            self.items = [(index, False) for index in self._short_enough()]
+        if flip:
+            self.items += [(index, True) for index, _ in self.items if samples[index].get("flippable", False)]
+        if not self.items:
+            raise InputError("no training sample is left; check train.json and max_length")
+
+    def _short_enough(self) -> list[int]:
+        kept = []
+        for index in range(len(self.samples)):
+            try:
+                self._encode_text(index, False)
+            except InputError as error:
+                logger.warning(f"dropped: {error}")
+            else:
+                kept.append(index)
+        return kept
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: int) -> EncodedSample:
+        index, mirrored = self.items[item]
+        return self._encode_text(index, mirrored, self._load_image(self.samples[index].get("image"), mirrored))
+
+    def _load_image(self, image: str | None, mirrored: bool) -> Image.Image | np.ndarray | None:
+        if not image:
+            return None
+        if self.cache is not None:
+            return self.cache[image, mirrored]
+        picture = load_rgb(self.data / image)
+        return ImageOps.mirror(picture) if mirrored else picture
+
+    def _encode_text(self, index: int, mirrored: bool, image: Any = None) -> EncodedSample:
+        sample = self.samples[index]
+        messages = to_messages(sample["conversations"], where=str(sample["id"]))
+        if mirrored:
+            messages = [{**message, "content": mirror_sides(message["content"])} for message in messages]
+        name = f"sample {sample['id']!r}" + (" (mirrored)" if mirrored else "")
+        chat = self.processor.encode_chat(messages, max_length=self.max_length, where=name)
+        answers, questions = [], []
+        poses = iter(self._pose_numbers(sample, mirrored))
+        for message in messages:
+            target = answers if message["role"] == "assistant" else questions
+            target.extend(next(poses) for _ in range(message["content"].count(POSE_TOKEN)))
+        return EncodedSample(name, chat.input_ids, chat.labels, _rows(answers), _rows(questions), image)
+
+    def _pose_numbers(self, sample: dict[str, Any], mirrored: bool) -> list[list[float]]:
+        numbers = []
+        for value in sample["poses"]:
+            pose = Pose.from_dict(value, where=f"sample {sample['id']!r}")
+            width = float(sample.get("width") or 1)
+            if mirrored:
+                a, e, t, px = flip_pose(*pose.angles, np.nan if pose.px is None else pose.px, width)
+                pose = Pose(float(a), float(e), float(t), pose.distance, float(px), pose.py)
+            if not np.isfinite(pose.angles).all():
+                raise InputError(
+                    f"sample {sample['id']!r}: an angle of its pose is not finite; run llava-pose instruct again"
+                )
+            size = {"width": width, "height": float(sample.get("height") or 1)}
+            numbers.append(pose_targets_of(pose, **size, viewport=float(sample.get("viewport") or 1)))
+        return numbers
+
+
+def _rows(numbers: list[list[float]]) -> np.ndarray:
+    return np.asarray(numbers, dtype=np.float32).reshape(-1, 6)
+
+
+def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The samples of a train.json, each checked.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON array, is empty, or a sample is malformed.
+    """
+    try:
+        samples = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); make it with llava-pose instruct") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: not valid JSON ({error.msg} at line {error.lineno}); the file may be cut off"
+        ) from error
+    if not isinstance(samples, list) or not samples:
+        raise InputError(
+            f"{path}: expected a JSON array of samples that is not empty; make it with llava-pose instruct"
+        )
+    for index, sample in enumerate(samples):
+        if not isinstance(sample, dict):
+            raise InputError(f"{path}: sample {index} is no JSON object")
+        validate_sample(sample, where=f"{path}, sample {index}")
+    return samples

@@ -1,0 +1,175 @@
+"""A frozen tower sees each picture once: its patches, of the picture and of its mirror image, on disk in float16."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from tqdm import tqdm
+
+from llava_pose.config import write_json
+from llava_pose.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
+    """A prepared picture, decoded whole.
+
+    Raises:
+        InputError: it is missing, damaged or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot read the picture ({error}); run llava-pose prepare again") from error
+
+
+class FeatureCache:
+    """Patches of pictures from a frozen tower, computed once and memory-mapped.
+
+    The folder is named by a fingerprint of the tower's weights and settings and of the pictures (path, size, date), so that
+    another tower or a changed picture never meets old features. A build that was stopped goes on where it was.
+    """
+
+    def __init__(self, folder: Path, images: Sequence[str], shape: tuple[int, int, int], *, flips: bool):
+        """
+        Args:
+            folder: of this fingerprint.
+            images: names of pictures.
+            shape: (rows, columns, channels) of one picture's patches.
+            flips: whether mirror images are held too.
+        """
+        self.folder = folder
+        self.flips = flips
+        self._row = {name: row for row, name in enumerate(images)}
+        self._shape = (len(images), 2 if flips else 1, *shape)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._features = self._map("features.mmap", np.float16, self._shape)
+        self._done = self._map("done.mmap", np.uint8, (len(images),))
+
+    def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+        path = self.folder / name
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        mode = "r+" if path.exists() and path.stat().st_size == size else "w+"
+        return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+
+    def __getitem__(self, key: tuple[str, bool]) -> np.ndarray:
+        """(rows, columns, channels) float16 of (picture, mirrored)."""
+        name, mirrored = key
+        return self._features[self._row[name], int(mirrored)]
+
+    def missing(self) -> list[int]:
+        return np.flatnonzero(self._done == 0).tolist()
+
+    def fill(self, load: Callable[[int], Image.Image], extract: Callable[[list[Image.Image]], np.ndarray]) -> None:
+        """Compute what is missing.
+
+        Args:
+            load: row -> picture.
+            extract: pictures -> (n, rows, columns, channels).
+
+        Raises:
+            InputError: the tower gave something that is not finite in float16.
+        """
+        rows = self.missing()
+        per_block = 16
+        progress = tqdm(total=len(rows), desc="tower features", unit="image", disable=not rows)
+        for start in range(0, len(rows), per_block):
+            block = rows[start : start + per_block]
+            pictures = [load(row) for row in block]
+            views = [pictures] if not self.flips else [pictures, [ImageOps.mirror(p) for p in pictures]]
+            for side, view in enumerate(views):
+                features = extract(view).astype(np.float16)
+                if not np.isfinite(features).all():
+                    raise InputError(
+                        f"{self.folder}: the tower's features overflow float16; set cache_features to false"
+                    )
+                self._features[block, side] = features
+            # the features must be on disk before they are called done
+            if (start // per_block) % 32 == 31:
+                self._features.flush()
+            self._done[block] = 1
+            progress.update(len(block))
+        self._features.flush()
+        self._done.flush()
+        progress.close()
+
+
+def fingerprint(tower: nn.Module, settings: Any, files: Sequence[Path]) -> str:
+    """A name for (tower, settings, pictures)."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in tower.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+def build_feature_cache(
+    cache_dir: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    images: Sequence[str],
+    model: Any,
+    image_processor: Any,
+    *,
+    flips: bool,
+    device: torch.device | str = "cpu",
+) -> FeatureCache:
+    """The cache of these pictures (paths relative to ``data``) for a LLaVA-pose model's tower, filled.
+
+    Raises:
+        InputError: a picture cannot be read, or features overflow.
+    """
+    data = Path(data)
+    files = [data / name for name in images]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: the picture is not there; run llava-pose prepare again")
+    settings = {
+        "layers": model.config.vision_feature_layer,
+        "strategy": model.config.vision_feature_select_strategy,
+        "image_processor": image_processor.to_dict(),
+        "flips": flips,
+    }
+    name = fingerprint(model.model.vision_tower, settings, files)
+    extract = patch_extractor(model, image_processor, device)
+    shape = extract([load_rgb(files[0])]).shape[1:]
+    cache = FeatureCache(Path(cache_dir) / name, images, shape, flips=flips)
+    write_json(cache.folder / "about.json", {"images": len(images), "shape": list(shape), "flips": flips})
+    size = cache._features.nbytes / 2**30
+    logger.info(
+        f"tower features: {len(images)} pictures, {len(cache.missing())} to compute, {size:.1f} GiB in {cache.folder}"
+    )
+    cache.fill(lambda row: load_rgb(files[row]), extract)
+    return cache
+
+
+def patch_extractor(
+    model: Any, image_processor: Any, device: torch.device | str
+) -> Callable[[list[Image.Image]], np.ndarray]:
+    """A function from pictures to the tower's patches (n, rows, columns, channels) in float32."""
+
+    @torch.inference_mode()
+    def extract(pictures: list[Image.Image]) -> np.ndarray:
+        was_training = model.training
+        model.model.vision_tower.eval()
+        pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
+        dtype = next(model.model.vision_tower.parameters()).dtype
+        patches = model.model.extract_patches(pixels.to(device=device, dtype=dtype)).float().cpu().numpy()
+        model.model.vision_tower.train(was_training)
+        return patches
+
+    return extract

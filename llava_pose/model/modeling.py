@@ -1,0 +1,302 @@
+"""LLaVA with a pose head: the hidden state that predicts `<pose6D>` is the state a pose is read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, LlavaForConditionalGeneration
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.models.llava.modeling_llava import LlavaModel
+
+from llava_pose.model.configuration import LlavaPoseConfig
+from llava_pose.model.losses import pose_loss, text_loss
+from llava_pose.model.pose_head import PoseEncoder, PoseHead, PoseHeadOutput
+
+IGNORE_INDEX = -100
+
+
+@dataclass
+class LlavaPoseOutput(ModelOutput):
+    """Output of a forward pass.
+
+    Attributes:
+        loss: scalar, with labels.
+        logits: (batch, length, vocabulary), without labels only: training and evaluation keep none.
+        loss_terms: the unweighted terms of the loss, detached, for the log.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    loss_terms: dict[str, Tensor] | None = None
+
+
+class LlavaPoseProjector(nn.Module):
+    """LLaVA's two-layer projector behind an optional merge of m x m patches into one token.
+
+    With m = 1 and no norm its parameters are LLaVA's own, by name and shape.
+    """
+
+    def __init__(self, config: LlavaPoseConfig):
+        super().__init__()
+        self.merge = config.vision_merge
+        size = config.patch_channels * self.merge**2
+        self.norm = nn.LayerNorm(size) if config.projector_norm else nn.Identity()
+        self.linear_1 = nn.Linear(size, config.text_config.hidden_size, bias=config.multimodal_projector_bias)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(
+            config.text_config.hidden_size, config.text_config.hidden_size, bias=config.multimodal_projector_bias
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(batch, rows, columns, channels) -> (batch, tokens, hidden size), tokens in row-major order."""
+        tokens = space_to_depth(patches, self.merge).flatten(1, 2)
+        return self.linear_2(self.act(self.linear_1(self.norm(tokens.to(self.linear_1.weight.dtype)))))
+
+
+def space_to_depth(maps: Tensor, block: int) -> Tensor:
+    """(batch, rows, columns, c) -> (batch, rows / block, columns / block, c block^2).
+
+    Raises:
+        ValueError: rows or columns are no multiple of the block.
+    """
+    if block == 1:
+        return maps
+    batch, rows, columns, channels = maps.shape
+    if rows % block or columns % block:
+        raise ValueError(
+            f"a map of {rows}x{columns} patches cannot be merged {block}x{block}: choose another image size"
+        )
+    maps = maps.reshape(batch, rows // block, block, columns // block, block, channels)
+    return maps.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows // block, columns // block, block * block * channels)
+
+
+class LlavaPoseModel(LlavaModel):
+    """Vision tower, projector and language model. The tower may be a transformer or a convolutional network."""
+
+    config: LlavaPoseConfig
+
+    def __init__(self, config: LlavaPoseConfig):
+        super(LlavaModel, self).__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = LlavaPoseProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def extract_patches(self, pixel_values: Tensor) -> Tensor:
+        """What the tower sees, before the projector: (batch, 3, height, width) -> (batch, rows, columns, channels).
+
+        Several feature layers are joined along the channels; finer maps of a convolutional tower are folded onto the grid
+        of the coarsest.
+        """
+        hidden_states = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
+        layers = self.config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else list(layers)
+        maps = [self._as_map(hidden_states[layer], pixel_values.shape[-2:]) for layer in layers]
+        rows = min(m.shape[1] for m in maps)
+        return torch.cat([space_to_depth(m, m.shape[1] // rows) for m in maps], -1)
+
+    def _as_map(self, features: Tensor, image_size: torch.Size) -> Tensor:
+        if features.dim() == 4:  # a convolutional tower: (batch, channels, rows, columns)
+            return features.permute(0, 2, 3, 1)
+        patch = self.config.vision_config.patch_size
+        rows, columns = image_size[0] // patch, image_size[1] // patch
+        if self.config.vision_feature_select_strategy == "full":
+            return features[:, None]  # class token and all, as one row
+        return features[:, features.shape[1] - rows * columns :].unflatten(1, (rows, columns))
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Projected image tokens, as transformers' LLaVA gives them: ``pooler_output`` is a list, one for each image."""
+        tokens = self.multi_modal_projector(self.extract_patches(pixel_values))
+        return BaseModelOutputWithPooling(pooler_output=list(tokens))
+
+
+class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
+    """LLaVA that answers with text and poses.
+
+    ``generate`` works as for LLaVA. :meth:`read_poses` turns hidden states into poses; with ``labels`` and
+    ``pose_targets``, :meth:`forward` gives the training loss.
+    """
+
+    config: LlavaPoseConfig
+    config_class = LlavaPoseConfig
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: LlavaPoseConfig):
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = LlavaPoseModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.pose_head = PoseHead(config)
+        self.pose_encoder = PoseEncoder(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PoseEncoder):
+            nn.init.zeros_(module.linear_2.weight)
+            nn.init.zeros_(module.linear_2.bias)
+
+    def embed_inputs(
+        self,
+        input_ids: Tensor,
+        *,
+        pixel_values: Tensor | None = None,
+        image_patches: Tensor | None = None,
+        input_poses: Tensor | None = None,
+        input_pose_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Token embeddings with image tokens and input poses in their places, (batch, length, hidden size).
+
+        Args:
+            input_ids: (batch, length).
+            pixel_values: (images, 3, height, width), in the order of their tokens; or
+            image_patches: (images, rows, columns, channels) from ``model.extract_patches``, computed before.
+            input_poses: (n, 6) poses given as input, in the order of the True of
+            input_pose_mask: (batch, length) booleans, at `<pose6D>` tokens.
+
+        Raises:
+            ValueError: image tokens and images, or pose tokens and poses, do not match.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            image_patches = self.model.extract_patches(pixel_values)
+        if image_patches is not None:
+            tokens = self.model.multi_modal_projector(image_patches)
+            at_image = input_ids == self.config.image_token_id
+            if int(at_image.sum()) != tokens.shape[0] * tokens.shape[1]:
+                raise ValueError(
+                    f"{int(at_image.sum())} image tokens in the text, but {tokens.shape[0]} images of {tokens.shape[1]} "
+                    "tokens: the processor's settings do not fit the model's"
+                )
+            embeddings = embeddings.masked_scatter(at_image[..., None], tokens.to(embeddings.dtype))
+        if input_poses is not None and input_poses.shape[0]:
+            if int(input_pose_mask.sum()) != input_poses.shape[0]:
+                raise ValueError(f"{int(input_pose_mask.sum())} input pose tokens, but {input_poses.shape[0]} poses")
+            encoded = torch.zeros_like(embeddings).masked_scatter(
+                input_pose_mask[..., None], self.pose_encoder(input_poses).to(embeddings.dtype)
+            )
+            embeddings = embeddings + encoded
+        return embeddings
+
+    def read_poses(self, states: Tensor) -> PoseHeadOutput:
+        """Poses from the (n, hidden size) last hidden states that predict `<pose6D>`."""
+        return self.pose_head(states)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        image_patches: Tensor | None = None,
+        pose_targets: Tensor | None = None,
+        input_poses: Tensor | None = None,
+        input_pose_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_poses_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> LlavaPoseOutput:
+        """Without labels, logits (for ``generate``); with them, the loss.
+
+        Args:
+            labels: (batch, length), -100 where no token is supervised.
+            pose_targets: (n, 6) as ``pose_head.pose_targets_of`` gives them, one for each supervised `<pose6D>` in
+                row-major order.
+            num_items_in_batch, num_poses_in_batch: supervised tokens and poses of the whole optimiser step, by which the
+                sums are divided, so that accumulating gradients changes nothing. By default those of this batch.
+            The others are LLaVA's, or :meth:`embed_inputs`'s.
+
+        Raises:
+            ValueError: neither or both of input_ids and inputs_embeds; supervised pose tokens and targets do not match.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_inputs(
+                input_ids,
+                pixel_values=pixel_values,
+                image_patches=image_patches,
+                input_poses=input_poses,
+                input_pose_mask=input_pose_mask,
+            )
+        outputs = self.model.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        states = outputs.last_hidden_state
+        result = LlavaPoseOutput(
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            last_hidden_state=states,
+        )
+        if labels is None:
+            kept = states[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else states[:, logits_to_keep]
+            result.logits = self.lm_head(kept)
+            return result
+
+        shifted = labels[:, 1:]
+        supervised = shifted != IGNORE_INDEX
+        predicting = states[:, :-1]
+        text = text_loss(self.lm_head(predicting[supervised]), shifted[supervised], num_items_in_batch)
+        loss = self.config.text_loss_weight * text
+        result.loss_terms = {"text": text.detach()}
+
+        at_pose = supervised & (shifted == self.config.pose_token_id)
+        found, expected = int(at_pose.sum()), 0 if pose_targets is None else pose_targets.shape[0]
+        if found != expected:
+            raise ValueError(f"{found} supervised <pose6D> tokens, but {expected} pose targets")
+        if found:
+            poses, terms = pose_loss(
+                self.read_poses(predicting[at_pose]),
+                pose_targets,
+                self.config,
+                self.pose_head.representation,
+                num_poses_in_batch,
+            )
+            loss = loss + poses
+            result.loss_terms |= terms
+        result.loss = loss + self._touch_unused(
+            states,
+            image=pixel_values is None and image_patches is None,
+            pose=not found,
+            encoder=input_poses is None or not input_poses.shape[0],
+        )
+        return result
+
+    def _touch_unused(self, states: Tensor, *, image: bool, pose: bool, encoder: bool) -> Tensor:
+        """Zero, through every trained module this batch did not use: a rank without an image or a pose must not hang others."""
+        zero = states.new_zeros((), dtype=torch.float32)
+        if pose:
+            output = self.pose_head(states[:, 0])
+            # not through the rotation: its gradient need not be finite for a state that means no pose
+            zero = zero + 0.0 * (output.raw_rotation.sum() + output.location.sum() + output.confidence_logit.sum())
+        if image:
+            merge = self.config.vision_merge
+            blank = states.new_zeros(1, merge, merge, self.config.patch_channels)
+            zero = zero + 0.0 * self.model.multi_modal_projector(blank).sum()
+        if encoder:
+            zero = zero + 0.0 * self.pose_encoder(states.new_zeros(1, 6)).sum()
+        return zero
+
+
+__all__ = [
+    "LlavaPoseForConditionalGeneration",
+    "LlavaPoseModel",
+    "LlavaPoseOutput",
+    "LlavaPoseProjector",
+]

@@ -1,0 +1,118 @@
+"""The pose head (a pose read from a hidden state) and the pose encoder (a pose given as input)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llava_pose.geometry import angles_from_rotation, rotation_matrix
+from llava_pose.model.configuration import LlavaPoseConfig
+from llava_pose.model.rotation import rotation_representation
+from llava_pose.records import Pose
+
+_LOCATION_SIZE = 3
+
+
+@dataclass
+class PoseHeadOutput:
+    """What the head says of n poses.
+
+    Attributes:
+        raw_rotation: (n, representation size), for the loss.
+        rotation: (n, 3, 3) world-to-camera.
+        location: (n, 3): log apparent scale, and x, y of the principal point (:func:`normalize_location`).
+        confidence_logit: (n,): logit of the probability that the error is under the configured threshold.
+    """
+
+    raw_rotation: Tensor
+    rotation: Tensor
+    location: Tensor
+    confidence_logit: Tensor
+
+    def to_poses(self, *, width: Tensor, height: Tensor, viewport: Tensor) -> list[Pose]:
+        """The poses in images of the given sizes (pixels) and viewports (pixels per unit focal length), each (n,)."""
+        angles = torch.stack(angles_from_rotation(self.rotation.detach().double().cpu()), -1)
+        location = denormalize_location(
+            self.location.detach().double().cpu(), width=width.cpu(), height=height.cpu(), viewport=viewport.cpu()
+        )
+        return [Pose(*row) for row in torch.cat([angles, location], -1).tolist()]
+
+    @property
+    def confidence(self) -> Tensor:
+        """(n,) in [0, 1]."""
+        return self.confidence_logit.sigmoid()
+
+
+def normalize_location(
+    distance: Tensor, px: Tensor, py: Tensor, *, width: Tensor, height: Tensor, viewport: Tensor
+) -> Tensor:
+    """(..., 3): log(viewport / (distance max(width, height))), px / width - 1/2, py / height - 1/2.
+
+    One picture does not show distance, only how large the object appears: viewport / distance pixels for one object unit.
+    """
+    side = torch.maximum(width, height)
+    return torch.stack([torch.log(viewport / (distance * side)), px / width - 0.5, py / height - 0.5], -1)
+
+
+def denormalize_location(location: Tensor, *, width: Tensor, height: Tensor, viewport: Tensor) -> Tensor:
+    """The inverse of :func:`normalize_location`: (..., 3) distance, px, py."""
+    log_scale, x, y = location.unbind(-1)
+    side = torch.maximum(width, height)
+    # a runaway logarithm must not become an infinite distance
+    distance = viewport / (side * torch.exp(log_scale.clamp(-12, 12)))
+    return torch.stack([distance, (x + 0.5) * width, (y + 0.5) * height], -1)
+
+
+class PoseHead(nn.Module):
+    """LayerNorm and a two-layer MLP from the hidden state that predicts `<pose6D>` to a pose."""
+
+    def __init__(self, config: LlavaPoseConfig):
+        super().__init__()
+        self.representation = rotation_representation(config.rotation)
+        size = config.text_config.hidden_size
+        outputs = self.representation.size + _LOCATION_SIZE + 1
+        self.norm = nn.LayerNorm(size)
+        self.linear_1 = nn.Linear(size, config.pose_head_hidden_size)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(config.pose_head_hidden_size, outputs)
+
+    def forward(self, states: Tensor) -> PoseHeadOutput:
+        """(n, hidden size) -> the head's answer, in float32 or better."""
+        raw = self.linear_2(self.act(self.linear_1(self.norm(states.to(self.norm.weight.dtype))))).float()
+        rotation, location, confidence = raw.split([self.representation.size, _LOCATION_SIZE, 1], -1)
+        return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
+
+
+class PoseEncoder(nn.Module):
+    """A pose given as input, added to the embedding of its `<pose6D>`: rotation matrix and location through an MLP.
+
+    The last layer starts at zero, so that a fresh encoder leaves a base model as it is. An unknown location (NaN) is 0.
+    """
+
+    def __init__(self, config: LlavaPoseConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(9 + _LOCATION_SIZE, config.pose_head_hidden_size)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(config.pose_head_hidden_size, config.text_config.hidden_size)
+
+    def forward(self, poses: Tensor) -> Tensor:
+        """(n, 6) azimuth, elevation, theta (radians) and normalised location -> (n, hidden size)."""
+        rotation = rotation_matrix(*poses[:, :3].float().unbind(-1)).flatten(-2)
+        features = torch.cat([rotation, torch.nan_to_num(poses[:, 3:].float(), nan=0.0)], -1)
+        return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.weight.dtype))))
+
+
+def pose_targets_of(pose: Pose, *, width: float, height: float, viewport: float) -> list[float]:
+    """The six numbers the model learns of a pose: three angles in radians and the normalised location (NaN if unknown)."""
+    if pose.distance is None or pose.px is None or pose.py is None or not pose.distance > 0:
+        return [*pose.angles, math.nan, math.nan, math.nan]
+    side = max(width, height)
+    return [
+        *pose.angles,
+        math.log(viewport / (pose.distance * side)),
+        pose.px / width - 0.5,
+        pose.py / height - 0.5,
+    ]

@@ -1,0 +1,204 @@
+"""Rotation representations of the pose head, by name: raw network outputs in, rotations and losses out.
+
+A representation is a stateless object with ``size`` raw numbers, ``decode(raw)`` and ``loss(raw, angles)``. All arithmetic
+is float32 or better, whatever the network computes in.
+
+==================  ====  ===========================================================================================
+name                size  source
+==================  ====  ===========================================================================================
+``svd9d``              9  Levinson et al., "An analysis of SVD for deep rotation estimation", NeurIPS 2020
+``rot6d``              6  Zhou et al., "On the continuity of rotation representations in neural networks", CVPR 2019
+``bins``             120  40 bins an angle, floor binning, decoded at the centre (ImageNet3D, Ma et al., 2024)
+``bins+residual``    240  the same half a bin shifted (0 is a centre), and an offset within the chosen bin
+``matrix-fisher``      9  Mohlin et al., "Probabilistic orientation estimation with matrix Fisher", NeurIPS 2020
+==================  ====  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llava_pose.geometry import angles_to_bins, bins_to_angles, rotation_matrix
+
+BINS = 40
+
+
+class RotationRepresentation(ABC):
+    """How raw network outputs mean a rotation."""
+
+    size: int
+
+    @abstractmethod
+    def decode(self, raw: Tensor) -> Tensor:
+        """(..., size) raw outputs -> (..., 3, 3) world-to-camera rotations, float32 or better."""
+
+    @abstractmethod
+    def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
+        """(n, size) raw outputs and (n, 3) true azimuth, elevation, theta in radians -> (n,) losses."""
+
+
+class _SpecialOrthogonal(torch.autograd.Function):
+    """Nearest rotation in Frobenius norm, with a gradient that is finite wherever the projection is smooth.
+
+    With ``M = U S V^T`` and signs folded so that det U = det V = 1 (s3 may be negative), ``R = U V^T`` and
+    ``dR = U Omega V^T``, ``Omega_ij = (P_ij - P_ji) / (s_i + s_j)``, ``P = U^T dM V`` (Levinson et al., 2020, eq. 8).
+    Autograd through an SVD divides by s_i^2 - s_j^2 instead and blows up at equal singular values.
+    """
+
+    @staticmethod
+    def forward(ctx, matrix: Tensor) -> Tensor:
+        u, s, vh = torch.linalg.svd(matrix)
+        v = vh.mT
+        sign_u, sign_v = torch.linalg.det(u).sign(), torch.linalg.det(v).sign()
+        u = torch.cat([u[..., :2], u[..., 2:] * sign_u[..., None, None]], -1)
+        v = torch.cat([v[..., :2], v[..., 2:] * sign_v[..., None, None]], -1)
+        s = torch.cat([s[..., :2], s[..., 2:] * (sign_u * sign_v)[..., None]], -1)
+        ctx.save_for_backward(u, s, v)
+        return u @ v.mT
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        u, s, v = ctx.saved_tensors
+        inner = u.mT @ gradient @ v
+        sums = s[..., :, None] + s[..., None, :]
+        floor = 1e-3 * s[..., :1, None].clamp_min(torch.finfo(s.dtype).tiny)
+        return u @ ((inner - inner.mT) / torch.maximum(sums, floor)) @ v.mT
+
+
+def special_orthogonalize(matrix: Tensor) -> Tensor:
+    """The rotation nearest to each matrix (..., 3, 3) in Frobenius norm; differentiable."""
+    return _SpecialOrthogonal.apply(matrix)
+
+
+def chordal_loss(rotation: Tensor, true_rotation: Tensor) -> Tensor:
+    """``|R - R*|_F^2 / 4`` of (..., 3, 3) -> (...): 2 sin^2 of half the angle, in [0, 2], smooth everywhere."""
+    return (rotation - true_rotation).square().sum((-2, -1)) / 4
+
+
+class Svd9d(RotationRepresentation):
+    size = 9
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return special_orthogonalize(raw.float().unflatten(-1, (3, 3)))
+
+    def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
+        return chordal_loss(self.decode(raw), rotation_matrix(*angles.float().unbind(-1)))
+
+
+class Rot6d(RotationRepresentation):
+    size = 6
+
+    def decode(self, raw: Tensor) -> Tensor:
+        first, second = raw.float().split(3, -1)
+        x = F.normalize(first, dim=-1)
+        y = F.normalize(second - (x * second).sum(-1, keepdim=True) * x, dim=-1)
+        return torch.stack([x, y, torch.linalg.cross(x, y)], -1)
+
+    def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
+        return chordal_loss(self.decode(raw), rotation_matrix(*angles.float().unbind(-1)))
+
+
+class Bins(RotationRepresentation):
+    """Three independent classifications; the published baseline's labels."""
+
+    size = 3 * BINS
+    shift = 0.0
+
+    def decode(self, raw: Tensor) -> Tensor:
+        index = raw.float().unflatten(-1, (3, BINS)).argmax(-1)
+        return rotation_matrix(*bins_to_angles(index, bins=BINS, shift=self.shift).unbind(-1))
+
+    def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
+        target = angles_to_bins(angles.float(), bins=BINS, shift=self.shift)
+        logits = raw.float().unflatten(-1, (3, BINS))
+        return F.cross_entropy(logits.movedim(-1, 1), target, reduction="none").sum(-1)
+
+
+class BinsResidual(RotationRepresentation):
+    """Half-shifted bins and an offset in bin widths for each: as many modes as there are bins, and no bin floor."""
+
+    size = 6 * BINS
+    shift = 0.5
+
+    def decode(self, raw: Tensor) -> Tensor:
+        logits, offsets = raw.float().unflatten(-1, (2, 3, BINS)).unbind(-3)
+        index = logits.argmax(-1)
+        offset = offsets.gather(-1, index[..., None]).squeeze(-1).clamp(-0.5, 0.5)
+        angles = bins_to_angles(index, bins=BINS, shift=self.shift) + offset * (2 * torch.pi / BINS)
+        return rotation_matrix(*angles.unbind(-1))
+
+    def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
+        angles = angles.float()
+        logits, offsets = raw.float().unflatten(-1, (2, 3, BINS)).unbind(-3)
+        index = angles_to_bins(angles, bins=BINS, shift=self.shift)
+        centre = bins_to_angles(index, bins=BINS, shift=self.shift)
+        difference = angles - centre
+        difference = torch.atan2(difference.sin(), difference.cos()) * (BINS / (2 * torch.pi))
+        offset = offsets.gather(-1, index[..., None]).squeeze(-1)
+        classification = F.cross_entropy(logits.movedim(-1, 1), index, reduction="none").sum(-1)
+        return classification + F.smooth_l1_loss(offset, difference, beta=0.1, reduction="none").sum(-1)
+
+
+class MatrixFisher(RotationRepresentation):
+    """Negative log likelihood of a matrix Fisher distribution with parameter F = raw; its mode is the prediction.
+
+    The normalising constant depends on the signed singular values s1 >= s2 >= |s3| of F (Lee, "Bayesian attitude estimation
+    with the matrix Fisher distribution on SO(3)", IEEE TAC 2018, eq. 12):
+    ``c = integral_{-1}^{1} 1/2 I0((s1 - s2)(1 - u) / 2) I0((s1 + s2)(1 + u) / 2) exp(s3 u) du``, here by Gauss-Legendre
+    quadrature with the largest exponent taken out.
+    """
+
+    size = 9
+    _NODES = 64
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return special_orthogonalize(raw.float().unflatten(-1, (3, 3)))
+
+    def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
+        parameter = raw.float().unflatten(-1, (3, 3))
+        rotation = rotation_matrix(*angles.float().unbind(-1))
+        return self.log_normalizer(parameter) - (parameter * rotation).sum((-2, -1))
+
+    def log_normalizer(self, parameter: Tensor) -> Tensor:
+        """log c(F) of (..., 3, 3) -> (...), uniform measure of mass 1 on SO(3)."""
+        s = torch.linalg.svdvals(parameter)
+        s1, s2 = s[..., :1], s[..., 1:2]
+        s3 = s[..., 2:] * torch.linalg.det(parameter).sign()[..., None]
+        nodes, weights = _gauss_legendre(self._NODES, parameter)
+        near, far = (s1 - s2) * (1 - nodes) / 2, (s1 + s2) * (1 + nodes) / 2
+        # i0e(x) = I0(x) exp(-|x|): the three exponents add to at most s1 + s2 + s3
+        exponent = near + far + s3 * nodes
+        integrand = torch.special.i0e(near) * torch.special.i0e(far)
+        return torch.logsumexp(exponent + (0.5 * weights * integrand).log(), -1)
+
+
+def _gauss_legendre(count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    import numpy as np
+
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return tuple(torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in (nodes, weights))
+
+
+_REPRESENTATIONS: dict[str, type[RotationRepresentation]] = {
+    "svd9d": Svd9d,
+    "rot6d": Rot6d,
+    "bins": Bins,
+    "bins+residual": BinsResidual,
+    "matrix-fisher": MatrixFisher,
+}
+ROTATION_NAMES = tuple(_REPRESENTATIONS)
+
+
+def rotation_representation(name: str) -> RotationRepresentation:
+    """The representation of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in _REPRESENTATIONS:
+        raise ValueError(f"unknown rotation representation {name!r}; known: {', '.join(ROTATION_NAMES)}")
+    return _REPRESENTATIONS[name]()

@@ -1,0 +1,257 @@
+"""Fine-tuning: one YAML recipe is one run. ``train.py`` at the root is this file's main."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+from transformers.trainer_utils import set_seed
+
+from llava_pose.collator import PoseCollator
+from llava_pose.config import command, require_folder, save_config, write_json
+from llava_pose.dataset import TrainingSamples, read_samples
+from llava_pose.errors import InputError
+from llava_pose.feature_cache import FeatureCache, build_feature_cache
+from llava_pose.model.loading import load_full, load_processor, underlying_model
+from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.trainer import CompleteCheckpoints, LossHistory, PoseTrainer, last_complete_checkpoint
+from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for
+
+logger = logging.getLogger(__name__)
+DONE_MARK = "training_done.json"
+
+
+@dataclass
+class TrainConfig(TrainingArguments):
+    """A run: transformers' TrainingArguments, with the defaults below, and what LLaVA-pose adds."""
+
+    model: str | None = field(default=None, metadata={"help": "the base: a folder of llava-pose assemble, or a hub id"})
+    data: str | None = field(default=None, metadata={"help": "the prepared folder that image paths are relative to"})
+    train_json: str | None = field(default=None, metadata={"help": "the samples, made by llava-pose instruct"})
+    output_dir: str | None = field(default=None, metadata={"help": "checkpoints, the log and the result go there"})
+    language: str = field(default="lora", metadata={"help": "what trains of the language model: full, lora or frozen"})
+    lora_r: int = field(default=128, metadata={"help": "rank of LoRA"})
+    lora_alpha: float = field(default=256, metadata={"help": "scale of LoRA"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "dropout of LoRA"})
+    quantize: str = field(default="none", metadata={"help": "none, or nf4: QLoRA, with --language lora"})
+    tune_embeddings: bool = field(default=True, metadata={"help": "train token embeddings, with --language full"})
+    tune_vision: bool = field(default=False, metadata={"help": "train the vision tower too"})
+    new_module_learning_rate: float | None = field(
+        default=None, metadata={"help": "for projector, pose head and encoder; default: learning_rate"}
+    )
+    flip: bool = field(default=True, metadata={"help": "train on mirror images too, of categories that have symmetry"})
+    cache_features: bool | None = field(
+        default=None, metadata={"help": "compute a frozen tower's features once; default: whenever the tower is frozen"}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "of the features; default: DATA/.features"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens a sample at most; image tokens are never cut"}
+    )
+    drop_long: bool = field(default=False, metadata={"help": "drop (and log) samples over max_length: else an error"})
+    resume: bool = field(default=True, metadata={"help": "go on from the last whole checkpoint in output_dir"})
+
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "samples a step and device"})
+    learning_rate: float = field(default=2e-4, metadata={"help": "of the language model (LLaVA's LoRA recipe)"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "as transformers names them"})
+    warmup_steps: float = field(default=0.03, metadata={"help": "a share of all steps, or their number"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the samples, mirror images included"})
+    logging_steps: float = field(default=10, metadata={"help": "steps between lines of the log"})
+    save_steps: float = field(default=200, metadata={"help": "steps between checkpoints"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
+    report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, …"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false"})
+    use_cpu: bool = field(
+        default_factory=lambda: not torch.cuda.is_available(), metadata={"help": "default: when there is no GPU"}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "default: when there is a GPU"}
+    )
+    disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
+
+    def __post_init__(self) -> None:
+        for option in ("model", "data", "train_json", "output_dir"):
+            if not getattr(self, option):
+                raise InputError(f"the option --{option} is needed; see --help")
+        if self.language not in LANGUAGE_MODES:
+            raise InputError(f"--language {self.language}: not known; choose one of {', '.join(LANGUAGE_MODES)}")
+        if self.quantize not in ("none", "nf4"):
+            raise InputError(f"--quantize {self.quantize}: not known; choose none or nf4")
+        if self.quantize != "none" and self.language != "lora":
+            raise InputError("--quantize nf4 trains adapters only: it needs --language lora")
+        if self.cache_features and self.tune_vision:
+            raise InputError("--cache-features needs a frozen tower: set tune_vision to false")
+        self._refuse_quantized_zero3()
+        super().__post_init__()
+
+    def _refuse_quantized_zero3(self) -> None:
+        if self.quantize == "none" or not self.deepspeed:
+            return
+        settings = self.deepspeed
+        if not isinstance(settings, dict):
+            settings = json.loads(Path(settings).read_text(encoding="utf-8"))
+        if settings.get("zero_optimization", {}).get("stage") == 3:
+            raise InputError(
+                f"--deepspeed {self.deepspeed}: ZeRO-3 cannot shard 4-bit weights; use "
+                "zero_configs/zero2.json with --quantize nf4"
+            )
+
+    @property
+    def caches_features(self) -> bool:
+        return not self.tune_vision if self.cache_features is None else self.cache_features
+
+    def resolved(self) -> dict[str, Any]:
+        """What this run is: every field of ours, and each of TrainingArguments' that differs from its default."""
+        ours = set(TrainConfig.__annotations__)
+        reference = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
+            if name in ours or (name in reference and value != reference[name] and _is_plain(value))
+        }
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | list | dict)
+
+
+def train(config: TrainConfig) -> Path:
+    """Run, or go on with, a recipe; the checkpoint to use afterwards is ``output_dir`` itself.
+
+    Raises:
+        InputError: bad data or settings.
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
+    output = Path(config.output_dir)
+    if (output / DONE_MARK).is_file() and config.resume:
+        logger.info(
+            f"{output}: this run has ended; delete {output / DONE_MARK} or choose another output_dir to run again"
+        )
+        return output
+    require_folder(config.data, "--data", "make it with llava-pose prepare")
+    samples = read_samples(config.train_json)
+    set_seed(config.seed)
+    processor = load_processor(config.model)
+    model = build_model(config)
+    dataset = build_dataset(config, samples, processor, model)
+    parameters = count_parameters(model)
+    logger.info(
+        f"{len(dataset)} samples (mirror images included), {parameters['trainable'] / 1e6:.2f} M of "
+        f"{parameters['all'] / 1e6:.2f} M parameters train"
+    )
+    trainer = PoseTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        data_collator=PoseCollator(processor),
+        processing_class=processor,
+        new_module_learning_rate=config.new_module_learning_rate,
+        callbacks=[LossHistory(output / "log.jsonl")],
+    )
+    trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
+    checkpoint = find_checkpoint(config, trainer)
+    if trainer.is_world_process_zero():
+        save_config(config.resolved(), output / "train.yaml")
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(output)
+        write_json(output / DONE_MARK, {"steps": trainer.state.global_step, "loss": result.training_loss, **parameters})
+        logger.info(f"done: the checkpoint is {output}")
+        logger.info(
+            f"next: llava-pose predict --checkpoint {output} --data {config.data} --split val --out predictions.jsonl"
+        )
+    trainer.accelerator.wait_for_everyone()
+    return output
+
+
+def build_model(config: TrainConfig) -> nn.Module:
+    """The base with what the recipe trains set to train."""
+    kwargs: dict[str, Any] = {}
+    if config.quantize == "nf4":
+        kwargs["quantization_config"] = _nf4()
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    model = load_full(config.model, dtype=dtype, **kwargs)
+    model.config.use_cache = False
+    if config.language == "lora":
+        return add_lora(
+            model,
+            r=config.lora_r,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            tune_vision=config.tune_vision,
+        )
+    freeze_for(model, language=config.language, tune_embeddings=config.tune_embeddings, tune_vision=config.tune_vision)
+    return model
+
+
+def _nf4() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "pose_head", "pose_encoder", "lm_head"],
+    )
+
+
+def build_dataset(
+    config: TrainConfig, samples: list[dict[str, Any]], processor: LlavaPoseProcessor, model: nn.Module
+) -> TrainingSamples:
+    """The samples, with the frozen tower's features beside them where the recipe allows it."""
+    cache = None
+    if config.caches_features:
+        with config.main_process_first(desc="tower features"):
+            cache = _features(config, samples, processor, model)
+    return TrainingSamples(
+        samples,
+        config.data,
+        processor,
+        flip=config.flip,
+        cache=cache,
+        max_length=config.max_length,
+        drop_long=config.drop_long,
+    )
+
+
+def _features(
+    config: TrainConfig, samples: list[dict[str, Any]], processor: LlavaPoseProcessor, model: nn.Module
+) -> FeatureCache | None:
+    images = sorted({sample["image"] for sample in samples if sample.get("image")})
+    if not images:
+        return None
+    base = underlying_model(model)
+    device = config.device
+    base.model.vision_tower.to(device)
+    cache_dir = config.cache_dir or Path(config.data) / ".features"
+    return build_feature_cache(
+        cache_dir, config.data, images, base, processor.image_processor, flips=config.flip, device=device
+    )
+
+
+def find_checkpoint(config: TrainConfig, trainer: PoseTrainer) -> Path | None:
+    """The checkpoint to go on from; every process gets the same answer."""
+    if not config.resume:
+        return None
+    with config.main_process_first(desc="looking for a checkpoint"):
+        checkpoint = last_complete_checkpoint(Path(config.output_dir))
+    if checkpoint is not None:
+        logger.info(f"going on from {checkpoint}")
+    return checkpoint
+
+
+main = command(
+    TrainConfig,
+    train,
+    prog="train.py",
+    description="Fine-tune a LLaVA-pose base on instruction data; also started by deepspeed, torchrun or accelerate.",
+    example="python train.py --config scripts/recipes/quickstart.yaml --output-dir runs/first",
+)

@@ -1,0 +1,90 @@
+"""What trains: all of the language model, LoRA on it, or nothing; the tower on request; projector and head always."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from llava_pose.errors import InputError
+from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
+
+ALWAYS_TUNED = ("multi_modal_projector", "pose_head", "pose_encoder")
+LANGUAGE_MODES = ("full", "lora", "frozen")
+
+
+def lora_targets(model: LlavaPoseForConditionalGeneration) -> str:
+    """A regular expression for every linear layer of the language model's blocks, and for nothing else.
+
+    Anchored on the language model: a suffix such as "q_proj" would also match layers of the vision tower.
+    """
+    prefix = "model.language_model.layers."
+    names = {
+        name.removeprefix(prefix).partition(".")[2]
+        for name, module in model.named_modules()
+        if name.startswith(prefix) and isinstance(module, nn.Linear)
+    }
+    return rf"{re.escape(prefix)}\d+\.({'|'.join(re.escape(name) for name in sorted(names))})"
+
+
+def add_lora(
+    model: LlavaPoseForConditionalGeneration, *, r: int, alpha: float, dropout: float, tune_vision: bool
+) -> nn.Module:
+    """Wrap LoRA round the language model; projector, head and the `<pose6D>` rows train beside it.
+
+    Raises:
+        InputError: an adapter landed outside the language model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    rows: dict[str, list[int]] = {"embed_tokens": [model.config.pose_token_id]}
+    if not model.config.tie_word_embeddings:
+        rows["lm_head"] = [model.config.pose_token_id]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=lora_targets(model),
+        modules_to_save=[*ALWAYS_TUNED, *(["vision_tower"] if tune_vision else [])],
+        trainable_token_indices=rows,
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    strays = [n for n, _ in wrapped.named_parameters() if "lora_" in n and ".language_model.layers." not in n]
+    if strays:
+        raise InputError(f"LoRA landed outside the language model: {strays[0]}")
+    return wrapped
+
+
+def freeze_for(
+    model: LlavaPoseForConditionalGeneration, *, language: str, tune_embeddings: bool, tune_vision: bool
+) -> None:
+    """Set requires_grad for a run without LoRA."""
+    model.requires_grad_(False)
+    for name in ALWAYS_TUNED:
+        _find(model, name).requires_grad_(True)
+    if language == "full":
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+        if not tune_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+            if model.config.tie_word_embeddings:
+                model.lm_head.requires_grad_(False)
+    if tune_vision:
+        model.model.vision_tower.requires_grad_(True)
+
+
+def _find(model: LlavaPoseForConditionalGeneration, name: str) -> nn.Module:
+    return getattr(model, name) if hasattr(model, name) else getattr(model.model, name)
+
+
+def is_new_module(parameter_name: str) -> bool:
+    """Whether a parameter belongs to the projector, the head or the encoder: they may have a learning rate of their own."""
+    return any(f"{name}." in parameter_name for name in ALWAYS_TUNED)
+
+
+def count_parameters(model: nn.Module) -> dict[str, Any]:
+    """Trainable and all parameters, under ZeRO-3 too, where a shard knows its full size."""
+    sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in model.parameters()]
+    return {"trainable": sum(n for n, tuned in sizes if tuned), "all": sum(n for n, _ in sizes)}
