@@ -69,11 +69,13 @@ def to_messages(conversation: Sequence[Mapping[str, str]], *, where: str = "conv
     """LLaVA's turns as the role/content messages of a chat template.
 
     Raises:
-        InputError: a turn has another speaker or no text; ``where`` names the sample.
+        InputError: it is no list, or a turn has another speaker or no text; ``where`` names the sample.
     """
+    if not isinstance(conversation, list | tuple):
+        raise InputError(f"{where}: 'conversations' must be a list of turns, not {conversation!r}")
     messages = []
     for turn in conversation:
-        role = _ROLES.get(turn.get("from", ""))
+        role = _ROLES.get(turn.get("from", "")) if isinstance(turn, Mapping) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise InputError(f"{where}: a turn needs 'from' (one of {', '.join(_ROLES)}) and 'value' (text): {turn!r}")
         messages.append({"role": role, "content": turn["value"]})
@@ -121,8 +123,10 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
             not as many as the tokens.
     """
     for name in ("id", "conversations", "poses"):
-        if name not in sample:
+        if not isinstance(sample, Mapping) or name not in sample:
             raise InputError(f"{where}: the sample has no '{name}'; make it with llava-pose instruct")
+    if not isinstance(sample["poses"], list):
+        raise InputError(f"{where}: 'poses' must be a list of poses, not {sample['poses']!r}")
     messages = to_messages(sample["conversations"], where=where)
     images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if images != (1 if sample.get("image") else 0):

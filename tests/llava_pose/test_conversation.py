@@ -1,0 +1,201 @@
+"""The chat format: what a sample must be, what a person reads, and what a mirrored picture's text says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_pose import categories, conversation
+from llava_pose.conversation import (
+    CAPTION_QUESTIONS,
+    JOINT_ANSWER,
+    JOINT_QUESTIONS,
+    POSE_ANSWER,
+    POSE_QUESTIONS,
+    POSE_TOKEN,
+    count_pose_tokens,
+    describe_pose,
+    interleave_poses,
+    mirror_sides,
+    object_words,
+    to_messages,
+    validate_sample,
+)
+from llava_pose.errors import InputError
+from llava_pose.records import Pose
+
+
+def make_sample(**changes) -> dict:
+    sample = {
+        "id": "s1",
+        "image": "train/car/x.JPEG",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is the pose of the car?"},
+            {"from": "gpt", "value": "The car is at <pose6D>."},
+        ],
+        "poses": [{"azimuth": 0.0, "elevation": 0.0, "theta": 0.0}],
+    }
+    return {**sample, **changes}
+
+
+def turns(*values: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+
+# Templates
+
+
+def test_evaluation_asks_the_first_phrasing_of_each_kind():
+    assert POSE_QUESTIONS[0] == "What is the pose of the {object}?"
+    assert JOINT_QUESTIONS[0] == "What is this and what is its pose?"
+    assert CAPTION_QUESTIONS[0] == "Describe the picture with the pose of the object."
+
+
+@pytest.mark.parametrize("questions", [POSE_QUESTIONS, JOINT_QUESTIONS, CAPTION_QUESTIONS])
+def test_phrasings_are_several_and_distinct(questions):
+    assert len(set(questions)) == len(questions) >= 4
+
+
+def test_only_pose_questions_name_the_object():
+    assert all("{object}" in question for question in POSE_QUESTIONS)
+    assert not any("{" in question for question in JOINT_QUESTIONS + CAPTION_QUESTIONS)
+
+
+def test_object_words_make_singular_sentences():
+    car, scissors, aeroplane = (object_words(categories.get(name)) for name in ("car", "scissors", "aeroplane"))
+    assert POSE_ANSWER.format(pose=POSE_TOKEN, **car) == "The car is at <pose6D>."
+    assert JOINT_ANSWER.format(pose=POSE_TOKEN, **scissors) == "This is a pair of scissors at <pose6D>."
+    assert POSE_QUESTIONS[1].format(**scissors) == "How is the pair of scissors turned?"
+    assert aeroplane["an_object"].startswith("an ")
+
+
+def test_object_words_of_all_categories():
+    for category in categories.all_categories():
+        words = object_words(category)
+        assert words["an_object"] in (f"a {words['object']}", f"an {words['object']}")
+        assert mirror_sides(words["object"]) == words["object"]  # no category is turned into another by a flip
+
+
+# Messages
+
+
+def test_turns_become_messages():
+    messages = to_messages([{"from": "system", "value": "s"}, *turns("q", "a")])
+    assert messages == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "turn", [{"from": "bot", "value": "x"}, {"value": "x"}, {"from": "gpt"}, {"from": "gpt", "value": 3}]
+)
+def test_a_malformed_turn_is_named(turn):
+    with pytest.raises(InputError, match=r"s1: a turn needs 'from' \(one of human, gpt, system\)"):
+        to_messages([turn], where="s1")
+
+
+def test_pose_tokens_are_counted_in_questions_and_answers():
+    assert count_pose_tokens(turns("It is at <pose6D>. And now?", "At <pose6D>, then <pose6D>.")) == 3
+    assert count_pose_tokens([]) == 0
+
+
+# What a person reads
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [
+        ((30, 10, -5), "(azimuth 30°, elevation 10°, in-plane -5°)"),
+        ((-30, 10, 355), "(azimuth 330°, elevation 10°, in-plane -5°)"),
+        ((210, 170, 175), "(azimuth 30°, elevation 10°, in-plane -5°)"),
+        ((359.7, 0, 0), "(azimuth 0°, elevation 0°, in-plane 0°)"),
+        ((30, 90, 10), "(azimuth 20°, elevation 90°, in-plane 0°)"),
+        ((0.2, -0.2, -0.2), "(azimuth 0°, elevation 0°, in-plane 0°)"),
+    ],
+)
+def test_a_pose_in_words(degrees, expected):
+    assert describe_pose(Pose(*map(math.radians, degrees))) == expected
+
+
+def test_poses_are_interleaved_in_their_order():
+    poses = [Pose(0.0, 0.0, 0.0), Pose(math.pi, 0.0, 0.0)]
+    text = interleave_poses("A car at <pose6D> behind a bus at <pose6D>.", poses)
+    assert text == (
+        "A car at (azimuth 0°, elevation 0°, in-plane 0°) behind a bus at (azimuth 180°, elevation 0°, in-plane 0°)."
+    )
+    assert interleave_poses("No pose.", []) == "No pose."
+    with pytest.raises(ValueError, match="1 <pose6D> in the text, but 2 poses"):
+        interleave_poses("<pose6D>", poses)
+
+
+# Mirrored text
+
+
+def test_sides_are_swapped():
+    text = "Seen from its front-left; it faces the viewer's right. Left is upright, bright, leftover."
+    mirrored = "Seen from its front-right; it faces the viewer's left. Right is upright, bright, leftover."
+    assert mirror_sides(text) == mirrored
+
+
+@given(st.text(alphabet="leftrigh-L R<>", max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_mirroring_twice_gives_the_text_back(text):
+    assert mirror_sides(mirror_sides(text)) == text
+
+
+def test_templates_hold_no_sides():
+    for text in conversation.POSE_QUESTIONS + JOINT_QUESTIONS + CAPTION_QUESTIONS + (POSE_ANSWER, JOINT_ANSWER):
+        assert mirror_sides(text) == text
+
+
+# Samples
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        make_sample(),
+        make_sample(image=None, conversations=turns("Hello?", "Hello."), poses=[]),
+        make_sample(conversations=turns("<image>\nIt is at <pose6D>. And?", "At <pose6D>."), poses=[{}, {}]),
+    ],
+)
+def test_good_samples_pass(sample):
+    validate_sample(sample, where="train.json[0]")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"conversations": turns("What?", "The car is at <pose6D>.")}, "0 <image> in the text of sample 's1'"),
+        ({"conversations": turns("<image>", "<image> <pose6D>")}, "2 <image> in the text"),
+        ({"image": None}, "1 <image> in the text"),
+        ({"poses": []}, "has 1 <pose6D> but 0 poses"),
+        ({"poses": [{}, {}]}, "has 1 <pose6D> but 2 poses"),
+        ({"conversations": [{"from": "user", "value": "x"}]}, "a turn needs 'from'"),
+        ({"conversations": ["<image> hello"]}, "a turn needs 'from'"),
+        ({"conversations": "hello"}, "must be a list of turns"),
+        ({"poses": None}, "must be a list of poses"),
+    ],
+)
+def test_bad_samples_are_named(changes, match):
+    with pytest.raises(InputError, match=match) as caught:
+        validate_sample(make_sample(**changes), where="train.json[7]")
+    assert str(caught.value).startswith("train.json[7]: ")
+
+
+def test_a_sample_that_is_no_object_is_named():
+    with pytest.raises(InputError, match=r"train.json\[7\]: the sample has no 'id'"):
+        validate_sample(["s1"], where="train.json[7]")
+
+
+@pytest.mark.parametrize("name", ["id", "conversations", "poses"])
+def test_a_sample_without_a_field_is_named(name):
+    sample = make_sample()
+    del sample[name]
+    with pytest.raises(InputError, match=rf"train.json\[7\]: the sample has no '{name}'.*instruct"):
+        validate_sample(sample, where="train.json[7]")
