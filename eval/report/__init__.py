@@ -1,0 +1,1 @@
+"""What scores look like: tables of text, plots, sheets of pictures."""

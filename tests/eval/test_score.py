@@ -1,0 +1,317 @@
+"""llava-pose score on files: figures worked out by hand, groups, failures, paired tests, hostile files."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.figures import chance_accuracy, mean_over_categories, symmetry_aware_error
+from eval.score import main, plot_paths
+from llava_pose import categories
+from llava_pose.geometry import angles_from_rotation, rotation_matrix
+from llava_pose.metrics import symmetric_pose_error
+
+TRUE = {"azimuth": 1.0, "elevation": 0.0, "theta": 0.0}
+
+
+def line(number, error_degrees=0.0, *, category="car", **fields):
+    """A prediction with exactly this error: at elevation 0 a change of azimuth is the rotation's angle."""
+    pose = {**TRUE, "azimuth": TRUE["azimuth"] + math.radians(error_degrees)}
+    return {"id": f"{category}/{number}", "system": "mine", "category": category, "pose": pose, "true": TRUE, **fields}
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(value) + "\n" for value in lines))
+    return str(path)
+
+
+def scored(tmp_path, *files, options=()):
+    """scores.json of files of lines; asserts that the command succeeds."""
+    paths = [write(tmp_path / f"{number}.jsonl", lines) for number, lines in enumerate(files)]
+    out = tmp_path / "scores.json"
+    assert main(["--predictions", *paths, "--out", str(out), *options]) == 0
+    return json.loads(out.read_text())
+
+
+def overall(scores, system="mine"):
+    return scores["systems"][system]["overall"]
+
+
+def test_figures_worked_out_by_hand(tmp_path):
+    errors = [0, 5, 9.99, 10.01, 20, 29.99, 30.01, 60, 90, 175]
+    figures = overall(scored(tmp_path, [line(i, error) for i, error in enumerate(errors)]))
+    assert figures["n"] == 10
+    assert figures["acc@30"]["value"] == pytest.approx(0.6)
+    assert figures["acc@10"]["value"] == pytest.approx(0.3)
+    assert figures["mean_deg"]["value"] == pytest.approx(43.0, abs=1e-6)
+    assert figures["median_deg"]["value"] == pytest.approx((20 + 29.99) / 2, abs=1e-6)
+    assert figures["acc@30"]["low"] < 0.6 < figures["acc@30"]["high"]
+    assert "class_accuracy" not in figures
+
+
+def test_thresholds_are_degrees_and_strict(tmp_path):
+    lines = [line(0, 14.9), line(1, 15.1), line(2, 44)]
+    scores = scored(tmp_path, lines, options=["--thresholds", "15", "7.5", "15"])
+    assert overall(scores)["acc@15"]["value"] == pytest.approx(1 / 3)
+    assert overall(scores)["acc@7.5"]["value"] == 0
+    assert scores["thresholds_deg"] == [pytest.approx(15), pytest.approx(7.5)]
+
+
+def test_three_d_aware_accuracy_needs_class_and_pose(tmp_path):
+    lines = [
+        line(0, 5, pred_category="car"),
+        line(1, 5, pred_category="bus"),
+        line(2, 50, pred_category="car"),
+        line(3, 5, pred_category=None),
+        line(4, 5, category="diningtable", pred_category="dining table"),
+    ]
+    figures = overall(scored(tmp_path, lines))
+    assert figures["class_accuracy"]["value"] == pytest.approx(3 / 5)
+    assert figures["3d_acc@30"]["value"] == pytest.approx(2 / 5)
+    assert figures["acc@30"]["value"] == pytest.approx(4 / 5)
+    assert figures["mean_deg"]["value"] == pytest.approx(14.0)  # a wrong class adds nothing
+
+
+def test_symmetry_aware_figures_stand_beside_the_plain_ones(tmp_path):
+    lines = [line(0, 180, category="diningtable"), line(1, 77, category="bottle"), line(2, 180)]
+    scores = scored(tmp_path, lines)
+    by_category = scores["systems"]["mine"]["groups"]["category"]
+    assert by_category["diningtable"]["mean_deg"]["value"] == pytest.approx(180)
+    assert by_category["diningtable"]["symmetric"]["mean_deg"]["value"] == pytest.approx(0, abs=1e-6)
+    assert by_category["bottle"]["symmetric"]["acc@10"]["value"] == 1
+    assert by_category["car"]["symmetric"]["mean_deg"]["value"] == pytest.approx(180)
+    assert overall(scores)["symmetric"]["acc@30"]["value"] == pytest.approx(2 / 3)
+    assert overall(scores)["acc@30"]["value"] == 0
+
+
+def test_a_category_outside_the_taxonomy_has_no_symmetric_figures(tmp_path):
+    scores = scored(tmp_path, [line(0, 180, category="flux capacitor"), line(1, 180, category="diningtable")])
+    groups = scores["systems"]["mine"]["groups"]
+    assert "symmetric" not in groups["category"]["flux_capacitor"]
+    assert overall(scores)["symmetric"]["n_known"] == 1
+    assert overall(scores)["symmetric"]["mean_deg"]["value"] == pytest.approx(90)
+    assert set(groups["meta_class"]) == {"Furniture", "Other"}
+
+
+@pytest.mark.parametrize("name", ["car", "diningtable", "bottle"])
+def test_symmetry_aware_error_agrees_with_the_sampled_group(name):
+    group = categories.get(name).symmetry_group
+    rng = np.random.default_rng(0)
+    pred, true = rng.uniform(-math.pi, math.pi, (2, 200, 3))
+    exact = symmetry_aware_error(pred, true, group)
+    sampled = symmetric_pose_error(pred, true, group.sampled(0.5))
+    assert (exact <= sampled + 1e-9).all()
+    assert np.degrees(sampled - exact).max() < 0.26
+
+
+def test_symmetry_aware_error_ignores_a_turn_about_a_continuous_axis():
+    group = categories.get("bottle").symmetry_group
+    true = np.array([[0.3, 0.4, 0.1]])
+    tilt = math.radians(20)
+    turn, swing = rotation_matrix(2.0, math.pi / 2, 0.0), rotation_matrix(0.0, math.pi / 2 + tilt, 0.0)
+    pred = np.array(angles_from_rotation(rotation_matrix(*true[0]) @ swing @ turn))[None]
+    assert np.degrees(symmetry_aware_error(pred, true, group)) == pytest.approx(20)
+    assert symmetry_aware_error(np.array([[math.nan, 0, 0]]), true, group) == pytest.approx(math.pi)
+
+
+def test_failures_count_as_half_a_turn_and_are_told_apart(tmp_path):
+    lines = [
+        line(0, 0),
+        {**line(1), "pose": None},
+        {k: v for k, v in line(2).items() if k != "pose"},
+        {**line(3), "pose": {**TRUE, "azimuth": None}},
+        {**line(4), "pose": {**TRUE, "theta": math.nan}},
+        {**line(5), "pose": {**TRUE, "elevation": math.inf}},
+    ]
+    figures = overall(scored(tmp_path, lines))
+    assert figures["failures"] == {"no_answer": 0, "no_pose": 2, "not_finite": 3}
+    assert figures["mean_deg"]["value"] == pytest.approx(5 * 180 / 6)
+    assert figures["symmetric"]["mean_deg"]["value"] == pytest.approx(5 * 180 / 6)
+    assert figures["acc@30"]["value"] == pytest.approx(1 / 6)
+
+
+def test_groups_by_source_and_occlusion(tmp_path):
+    lines = [
+        line(0, 0, source="cars", object_status="status_good"),
+        line(1, 60, source="cars", object_status="status_partially"),
+        line(2, 60, source="toys", object_status="status_barely"),
+        line(3, 0, source="toys"),
+        line(4, 0),
+    ]
+    groups = scored(tmp_path, lines)["systems"]["mine"]["groups"]
+    accuracy = {
+        kind: {name: (f["n"], f["acc@30"]["value"]) for name, f in groups[kind].items()}
+        for kind in ("source", "occlusion", "source_occlusion")
+    }
+    assert accuracy["source"] == {"cars": (2, 0.5), "toys": (2, 0.5), "unknown": (1, 1.0)}
+    assert accuracy["occlusion"] == {"occluded": (2, 0.0), "unoccluded": (3, 1.0)}
+    assert accuracy["source_occlusion"]["cars, occluded"] == (1, 0.0)
+    assert accuracy["source_occlusion"]["toys, unoccluded"] == (1, 1.0)
+
+
+def test_the_mean_over_categories_counts_each_category_once(tmp_path):
+    lines = [line(i, 0) for i in range(9)] + [line(0, 90, category="bus"), line(1, 0, category="boat")]
+    scores = scored(tmp_path, lines)
+    mean = scores["systems"]["mine"]["mean_over_categories"]
+    assert mean["n_categories"] == 3
+    assert mean["acc@30"]["value"] == pytest.approx(2 / 3)
+    assert mean["mean_deg"]["value"] == pytest.approx(30)
+    assert overall(scores)["acc@30"]["value"] == pytest.approx(10 / 11)
+
+
+def test_the_interval_of_the_mean_over_categories_covers_what_resampling_gives():
+    rng = np.random.default_rng(1)
+    hits = [rng.random(n) < p for n, p in ((400, 0.9), (30, 0.5), (80, 0.2))]
+    figures = {
+        str(i): {"n": len(h), "acc@30": {"value": float(h.mean()), "low": 0, "high": 1}} for i, h in enumerate(hits)
+    }
+    interval = mean_over_categories(figures)["acc@30"]
+    resampled = [np.mean([rng.choice(h, len(h)).mean() for h in hits]) for _ in range(3000)]
+    assert interval["low"] == pytest.approx(np.quantile(resampled, 0.025), abs=0.01)
+    assert interval["high"] == pytest.approx(np.quantile(resampled, 0.975), abs=0.01)
+
+
+def test_other_peoples_files_are_taken(tmp_path):
+    """Only id, category and true are needed; extra fields, numeric ids, wound angles and a BOM do no harm."""
+    lines = [
+        {"id": 7, "category": "car", "true": {**TRUE, "note": "x"}, "pose": {**TRUE, "azimuth": 1.0 - 40 * math.pi}},
+        {"id": 8, "category": "Unheard Of", "true": TRUE, "pose": {k: str(v) for k, v in TRUE.items()}, "logits": [1]},
+        {"id": 9, "category": "car", "true": TRUE},
+    ]
+    path = tmp_path / "theirs.jsonl"
+    path.write_text("\n\n".join(json.dumps(value) for value in lines), encoding="utf-8-sig")
+    out = tmp_path / "scores.json"
+    assert main([str(path), "--out", str(out)]) == 0
+    figures = overall(json.loads(out.read_text()), "theirs")
+    assert figures["n"] == 3
+    assert figures["acc@10"]["value"] == pytest.approx(2 / 3)
+
+
+def test_two_systems_are_compared_on_the_same_objects(tmp_path):
+    """12 objects that only a hits, 3 that only b hits: McNemar's exact p is 2 P(Bin(15, 1/2) <= 3)."""
+    a = [line(i, 0 if i < 17 else 60, system="a") for i in range(20)]
+    b = [line(i, 0 if i < 5 or i >= 17 else 60, system="b") for i in range(20)]
+    scores = scored(tmp_path, a, b)
+    assert scores["reference"] == "a"
+    test = scores["paired_tests"][0]
+    assert (test["system"], test["reference"], test["figure"]) == ("b", "a", "acc@30")
+    assert (test["only_system"], test["only_reference"]) == (3, 12)
+    assert test["difference"]["value"] == pytest.approx(-9 / 20)
+    assert test["p_value"] == pytest.approx(2 * sum(math.comb(15, k) for k in range(4)) / 2**15)
+    assert scored(tmp_path, a, b, options=["--reference", "b"])["paired_tests"][0]["system"] == "a"
+
+
+def test_three_d_aware_pairs_need_classes_of_both(tmp_path):
+    a = [line(i, 0, system="a", pred_category="car") for i in range(4)]
+    b = [line(i, 0, system="b", pred_category="bus") for i in range(4)]
+    c = [line(i, 0, system="c") for i in range(4)]
+    tests = {(t["system"], t["figure"]): t for t in scored(tmp_path, a, b, c)["paired_tests"]}
+    assert tests["b", "3d_acc@30"]["difference"]["value"] == -1
+    assert tests["b", "acc@30"]["p_value"] == 1
+    assert ("c", "3d_acc@30") not in tests
+
+
+def test_a_missing_answer_can_count_as_a_failure(tmp_path):
+    a = [line(i, 0, system="a") for i in range(4)]
+    b = [line(i, 0, system="b") for i in range(3)]
+    scores = scored(tmp_path, a, b, options=["--samples", "all"])
+    assert overall(scores, "b")["failures"]["no_answer"] == 1
+    assert overall(scores, "b")["acc@30"]["value"] == pytest.approx(0.75)
+    assert overall(scored(tmp_path, a, b, options=["--samples", "common"]), "b")["acc@30"]["value"] == 1
+
+
+def test_plots_and_a_table_come_with_the_scores(tmp_path, capsys):
+    lines = [line(i, 10 * i, category=name) for i in range(3) for name in ("car", "bus", "boat")]
+    scored(tmp_path, lines)
+    text = capsys.readouterr().out
+    assert "9 objects of 3 categories" in text
+    assert any(row.split()[:2] == ["all", "objects"] and "100.0 [100.0, 100.0]" in row for row in text.splitlines())
+    assert str(tmp_path / "scores.json") in text.splitlines()[-1]
+    for path in plot_paths(tmp_path / "scores.json"):
+        with Image.open(path) as image:
+            image.load()
+            assert min(image.size) > 150
+            assert len(set(image.convert("L").resize((64, 64)).getdata())) > 5
+
+
+def test_the_same_seed_gives_the_same_file_and_another_moves_the_intervals_only(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [line(i, float(rng.uniform(0, 60))) for i in range(50)]
+    first, again, other = (scored(tmp_path, lines, options=["--seed", seed]) for seed in ("1", "1", "2"))
+    assert first == again
+    assert overall(first)["mean_deg"]["value"] == overall(other)["mean_deg"]["value"]
+    assert overall(first)["mean_deg"]["low"] != overall(other)["mean_deg"]["low"]
+
+
+def test_chance_is_the_share_of_random_rotations():
+    from scipy.spatial.transform import Rotation
+
+    angles = Rotation.random(200_000, random_state=0).magnitude()
+    assert chance_accuracy(math.pi / 6) == pytest.approx((angles < math.pi / 6).mean(), abs=1e-3)
+    assert chance_accuracy(math.pi / 6) == pytest.approx(0.0075, abs=1e-4)
+    assert chance_accuracy(math.pi / 18) == pytest.approx(0.00028, abs=1e-5)
+
+
+GOOD = json.dumps(line(0))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "there is no prediction in it"),
+        ("\n\n", "there is no prediction in it"),
+        (GOOD + "\n" + GOOD[:40], r"bad\.jsonl:2: not valid JSON"),
+        (GOOD + "\n" + GOOD, "stands on two lines"),
+        ("[1, 2]\n", r"bad\.jsonl:1: expected a JSON object"),
+        ("\x00\x01\x02", r"bad\.jsonl:1: not valid JSON"),
+        (json.dumps({**line(0), "true": {**TRUE, "azimuth": math.nan}}), "true pose is not finite"),
+        (json.dumps({**line(0), "true": {**TRUE, "azimuth": None}}), "true pose is not finite"),
+        (json.dumps({**line(0), "true": None}), "the prediction has no 'true'"),
+        (json.dumps({**line(0), "true": [1, 0, 0]}), "a pose must be an object with azimuth"),
+        (json.dumps({**line(0), "pose": "north"}), "a pose must be an object with azimuth"),
+        (json.dumps({**line(0), "pose": {"azimuth": 1}}), "the pose has no 'elevation'"),
+        (json.dumps({**line(0), "pose": {**TRUE, "theta": "much"}}), "'theta' must be a number"),
+        (json.dumps({**line(0), "pose": {**TRUE, "theta": 10**400}}), "'theta' must be a number"),
+        (json.dumps({"category": "car", "true": TRUE}), "the prediction has no 'id'"),
+        (json.dumps({"id": "1", "true": TRUE}), "the prediction has no 'category'"),
+    ],
+)
+def test_a_hostile_file_gets_one_sentence_and_exit_code_2(tmp_path, capsys, content, sentence):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    out = tmp_path / "scores.json"
+    assert main([str(path), "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert "bad.jsonl" in message
+    assert re.search(sentence, message)
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["nowhere.jsonl"], "nowhere.jsonl: cannot read the file"),
+        (["GOOD", "--thresholds", "0"], "over 0 and up to 180"),
+        (["GOOD", "--thresholds", "nan"], "over 0 and up to 180"),
+        (["GOOD", "--out", "scores"], "ends in .json"),
+        (["GOOD", "--reference", "theirs"], "no such system; there are mine"),
+        (["GOOD", "--names", "x", "y"], "2 names for 1"),
+    ],
+)
+def test_wrong_options_get_one_sentence_and_exit_code_2(tmp_path, capsys, monkeypatch, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.jsonl").write_text(GOOD)
+    assert main([word.replace("GOOD", "good.jsonl") for word in options]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_without_a_file_it_says_what_it_needs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "PREDICTIONS" in capsys.readouterr().err
