@@ -5,19 +5,27 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from embreex.mesh_construction import TriangleMesh
-from embreex.rtcore_scene import EmbreeScene
+
+from llava_pose.errors import InputError
 
 from .mesh import Mesh, corner_normals, face_normals
 
+try:
+    from embreex.mesh_construction import TriangleMesh
+    from embreex.rtcore_scene import EmbreeScene
+except ImportError as error:
+    raise InputError(
+        "Rendering needs the package embreex: install it with pip install 'llava-pose[render]'."
+    ) from error
+
 
 class Hits(NamedTuple):
-    """First hits of N rays, for the K rays that hit anything."""
+    """The first hits of rays of any shape (...)."""
 
-    ray: np.ndarray  # (K,) int index of the ray
-    face: np.ndarray  # (K,) int32 index of the face
-    depth: np.ndarray  # (K,) float32 in lengths of the ray's direction vector
-    barycentric: np.ndarray  # (K, 2) float32 weights of the face's second and third corner
+    face: np.ndarray  # (...) int32 index of the face, -1 for a ray that hits nothing
+    depth: np.ndarray  # (...) float32 in lengths of the ray's direction vector
+    second: np.ndarray  # (...) float32 barycentric weight of the face's second corner
+    third: np.ndarray  # (...) float32 barycentric weight of its third corner
 
 
 class RayCaster:
@@ -40,11 +48,10 @@ class RayCaster:
         TriangleMesh(self._scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
 
     def first_hits(self, origin: np.ndarray, directions: np.ndarray) -> Hits:
-        """First face along each ray from ``origin`` (3,) along ``directions`` (N, 3), both in the object frame."""
-        directions = np.ascontiguousarray(directions, dtype=np.float32)
+        """First face along each ray from ``origin`` (3,) along ``directions`` (..., 3), both in the object frame."""
+        shape = directions.shape[:-1]
+        directions = np.ascontiguousarray(directions, dtype=np.float32).reshape(-1, 3)
         origins = np.empty_like(directions)
         origins[:] = origin
         found = self._scene.run(origins, directions, query="INTERSECT", output=True)
-        ray = np.flatnonzero(found["primID"] >= 0)
-        barycentric = np.stack([found["u"][ray], found["v"][ray]], axis=-1)
-        return Hits(ray, found["primID"][ray], found["tfar"][ray], barycentric)
+        return Hits(*(found[name].reshape(shape) for name in ("primID", "tfar", "u", "v")))

@@ -106,7 +106,7 @@ def draw_occluders(rng: np.random.Generator, camera: Camera, mesh: Mesh) -> list
     for _ in range(int(rng.integers(1, 3))):
         u, v = points[rng.integers(len(points))] + rng.normal(0, 0.15, 2) * size
         depth = camera.distance - rng.uniform(1.4, 2.0) * OBJECT_RADIUS
-        position = camera.center + depth * camera.directions(np.array([u]), np.array([v]))[0]
+        position = camera.center + depth * camera.directions(np.array([u]), np.array([v]))[0, 0]
         solid = _plain_solid(rng)
         turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
         scale = rng.uniform(0.15, 0.4) * size * depth / (camera.viewport * camera.focal)

@@ -68,15 +68,15 @@ class Camera:
         )
 
     def directions(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Rays (H * W, 3) float32 through the pixel grid of columns ``u`` (W,) and rows ``v`` (H,), row by row.
+        """Rays (H, W, 3) float32 through the grid of pixel columns ``u`` (W,) and rows ``v`` (H,), object frame.
 
-        In the object frame, as long as one unit of depth: a hit at ray parameter t lies at depth t.
+        As long as one unit of depth: a hit at ray parameter t lies at depth t.
         """
         right, up, backward = self.rotation.astype(np.float32)
         scale = self.viewport * self.focal
         x = ((u - self.px) / scale).astype(np.float32)
         y = (-(v - self.py) / scale).astype(np.float32)
-        return (x[None, :, None] * right + (y[:, None] * up - backward)[:, None, :]).reshape(-1, 3)
+        return (x[:, None] * right)[None] + (y[:, None] * up - backward)[:, None]
 
 
 @dataclass(frozen=True)
@@ -116,26 +116,6 @@ class Rendering:
     visible_fraction: float
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """A rectangle of sample points, in samples (``samples`` to a pixel), in image coordinates; may leave the image."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    samples: int
-
-    def directions(self, camera: Camera) -> np.ndarray:
-        u = (np.arange(self.left, self.right) + 0.5) / self.samples
-        v = (np.arange(self.top, self.bottom) + 0.5) / self.samples
-        return camera.directions(u, v)
-
-    def columns_rows(self, ray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        row, column = np.divmod(ray, max(self.right - self.left, 1))
-        return column + self.left, row + self.top
-
-
 def render(
     target: RayCaster,
     camera: Camera,
@@ -158,43 +138,88 @@ def render(
     Returns:
         The image with what was measured on it.
     """
-    columns, rows = camera.width * samples, camera.height * samples
-    color = np.zeros((rows * columns, 3), dtype=np.float32)
-    depth = np.full(rows * columns, np.inf, dtype=np.float32)
-    owner = np.zeros(rows * columns, dtype=np.uint8)
+    frame = _Frame.empty(camera, samples)
+    touched, projected_area = frame.draw(target, light, _TARGET)
+    for occluder in occluders:
+        frame.draw(occluder, light, _OCCLUDER)
 
-    silhouette = np.zeros(rows * columns, dtype=bool)
-    projected_area = 0
-    for caster, who in [(target, _TARGET), *((occluder, _OCCLUDER) for occluder in occluders)]:
-        grid = _grid_around(caster, camera, samples, beyond_image=who == _TARGET)
-        directions = grid.directions(camera)
-        hits = caster.first_hits(camera.center, directions)
-        column, row = grid.columns_rows(hits.ray)
-        inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
-        place = row * columns + column
-        if who == _TARGET:
-            projected_area = len(place)
-            silhouette[place[inside]] = True
-        nearest = inside.copy()
-        nearest[inside] = hits.depth[inside] < depth[place[inside]]
-        hits, place = Hits(*(part[nearest] for part in hits)), place[nearest]
-        color[place] = _shade(caster, hits, directions[hits.ray], light)
-        depth[place] = hits.depth
-        owner[place] = who
-
-    visible_area = int(np.count_nonzero(owner == _TARGET))
-    alpha = _box_filter((owner > 0).astype(np.float32).reshape(rows, columns, 1), samples)
-    drawn = _box_filter(color.reshape(rows, columns, 3), samples) / np.maximum(alpha, 1e-6)
-    image = alpha * linear_to_srgb(drawn) + (1 - alpha) * background
-    coverage = _box_filter((owner == _TARGET).astype(np.float32).reshape(rows, columns, 1), samples)[..., 0]
-    silhouette = silhouette.reshape(rows, columns)
+    seen = frame.owner == _TARGET
+    alpha = (frame.owner > 0).mean(axis=0, dtype=np.float32)[:, None]
+    drawn = linear_to_srgb(frame.color.mean(axis=0) / np.maximum(alpha, 1e-6))
+    size = (camera.height, camera.width)
     return Rendering(
-        image=to_uint8(image),
-        coverage=coverage,
-        silhouette=_box_filter(silhouette.astype(np.float32)[..., None], samples)[..., 0] > 0,
-        bbox=_bounding_box(silhouette) / samples,
-        visible_fraction=visible_area / projected_area if projected_area else 0.0,
+        image=to_uint8((alpha * drawn).reshape(*size, 3) + (1 - alpha).reshape(*size, 1) * background),
+        coverage=seen.mean(axis=0, dtype=np.float32).reshape(size),
+        silhouette=touched.any(axis=0).reshape(size),
+        bbox=_bounding_box(_as_picture(touched, camera, samples)) / samples,
+        visible_fraction=int(np.count_nonzero(seen)) / projected_area if projected_area else 0.0,
     )
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The image while it is drawn: samples^2 layers of H * W pixels, each a little aside from the last.
+
+    The layers are the samples x samples grid within a pixel, row by row. The sample axis comes first because sums over
+    a short last axis are slow.
+    """
+
+    camera: Camera
+    samples: int
+    color: np.ndarray  # (samples^2, H * W, 3) float32 linear
+    depth: np.ndarray  # (samples^2, H * W) float32
+    owner: np.ndarray  # (samples^2, H * W) uint8: who is seen
+
+    @classmethod
+    def empty(cls, camera: Camera, samples: int) -> _Frame:
+        shape = (samples * samples, camera.height * camera.width)
+        return cls(
+            camera=camera,
+            samples=samples,
+            color=np.zeros((*shape, 3), dtype=np.float32),
+            depth=np.full(shape, np.inf, dtype=np.float32),
+            owner=np.zeros(shape, dtype=np.uint8),
+        )
+
+    def draw(self, caster: RayCaster, light: Light, who: int) -> tuple[np.ndarray, int]:
+        """Draw a mesh where it is nearer than what is there.
+
+        Returns:
+            Which samples it projects to, hidden or not (samples^2, H * W), and their number with those up to one image
+            size outside the image.
+        """
+        columns, rows = _pixels_around(caster, self.camera)
+        offsets = (np.arange(self.samples) + 0.5) / self.samples
+        layers = [self.camera.directions(columns + x, rows + y) for y in offsets for x in offsets]
+        directions = np.stack(layers).reshape(len(layers), -1, 3)
+        hits = caster.first_hits(self.camera.center, directions)
+        hit = hits.face >= 0
+        projected_area = int(np.count_nonzero(hit))
+
+        row, column = (index.ravel() for index in np.meshgrid(rows, columns, indexing="ij"))
+        inside = (
+            (column >= 0) & (column < self.camera.width) & (row >= 0) & (row < self.camera.height) & hit.any(axis=0)
+        )
+        pixel = row[inside] * self.camera.width + column[inside]
+        hits, hit, directions = Hits(*(part[:, inside] for part in hits)), hit[:, inside], directions[:, inside]
+        touched = np.zeros(self.owner.shape, dtype=bool)
+        touched[:, pixel] = hit
+
+        nearer = hit & (hits.depth < self.depth[:, pixel])
+        # most pixels show a single face: it is shaded once, in the middle
+        uniform = nearer.all(axis=0) & (hits.face == hits.face[0]).all(axis=0)
+        middle = Hits(hits.face[0, uniform], *(part[:, uniform].mean(axis=0) for part in hits[1:]))
+        self.color[:, pixel[uniform]] = _shade(caster, middle, directions[:, uniform].mean(axis=0), light)
+        mixed = nearer & ~uniform
+        layer, which = np.nonzero(mixed)
+        self.color[layer, pixel[which]] = _shade(
+            caster, Hits(*(part[mixed] for part in hits)), directions[mixed], light
+        )
+
+        layer, which = np.nonzero(nearer)
+        self.depth[layer, pixel[which]] = hits.depth[nearer]
+        self.owner[layer, pixel[which]] = who
+        return touched, projected_area
 
 
 def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
@@ -213,24 +238,16 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
 
 
-def _grid_around(caster: RayCaster, camera: Camera, samples: int, *, beyond_image: bool) -> _Grid:
-    """The sample points that can hit the mesh: inside the image, or up to one image size beyond it on each side."""
+def _pixels_around(caster: RayCaster, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of the pixels that can see the mesh, up to one image size beyond the image on each side."""
     points = camera.project(caster.mesh.vertices)
-    width, height = camera.width, camera.height
-    reach_x, reach_y = (width, height) if beyond_image else (0, 0)
-    if np.isnan(points).any():  # some of the mesh is behind the camera: no bounding rectangle
-        low, high = np.array([-reach_x, -reach_y]), np.array([width + reach_x, height + reach_y])
+    size = np.array([camera.width, camera.height])
+    if np.isnan(points).any():  # some of the mesh is behind the camera: there is no bounding rectangle
+        low, high = -size, 2 * size
     else:
-        low, high = points.min(axis=0), points.max(axis=0)
-    left, top = np.floor(low * samples).astype(int)
-    right, bottom = np.ceil(high * samples).astype(int)
-    return _Grid(
-        left=int(np.clip(left, -reach_x * samples, (width + reach_x) * samples)),
-        top=int(np.clip(top, -reach_y * samples, (height + reach_y) * samples)),
-        right=int(np.clip(right, -reach_x * samples, (width + reach_x) * samples)),
-        bottom=int(np.clip(bottom, -reach_y * samples, (height + reach_y) * samples)),
-        samples=samples,
-    )
+        low = np.clip(np.floor(points.min(axis=0)).astype(int), -size, 2 * size)
+        high = np.clip(np.ceil(points.max(axis=0)).astype(int), -size, 2 * size)
+    return np.arange(low[0], high[0]), np.arange(low[1], high[1])
 
 
 def _shade(caster: RayCaster, hits: Hits, directions: np.ndarray, light: Light) -> np.ndarray:
@@ -253,7 +270,7 @@ def _shade(caster: RayCaster, hits: Hits, directions: np.ndarray, light: Light) 
 def _shading_normals(caster: RayCaster, hits: Hits, view: np.ndarray) -> np.ndarray:
     """(K, 3) interpolated normals, turned towards the viewer where the mesh shows its back."""
     corners = caster.corner_normals[hits.face]
-    second, third = hits.barycentric[:, :1], hits.barycentric[:, 1:]
+    second, third = hits.second[:, None], hits.third[:, None]
     normal = corners[:, 0] * (1 - second - third) + corners[:, 1] * second + corners[:, 2] * third
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
     from_behind = np.einsum("ij,ij->i", caster.face_normals[hits.face], view) < 0
@@ -261,10 +278,10 @@ def _shading_normals(caster: RayCaster, hits: Hits, view: np.ndarray) -> np.ndar
     return normal
 
 
-def _box_filter(samples_image: np.ndarray, samples: int) -> np.ndarray:
-    """(H * s, W * s, C) to (H, W, C): the mean of each s x s block."""
-    total = sum(samples_image[i::samples, j::samples] for i in range(samples) for j in range(samples))
-    return total / np.float32(samples * samples)
+def _as_picture(per_sample: np.ndarray, camera: Camera, samples: int) -> np.ndarray:
+    """(samples^2, H * W) as (H * samples, W * samples)."""
+    layers = per_sample.reshape(samples, samples, camera.height, camera.width)
+    return layers.transpose(2, 0, 3, 1).reshape(camera.height * samples, camera.width * samples)
 
 
 def _bounding_box(mask: np.ndarray) -> np.ndarray:
