@@ -71,7 +71,7 @@ def parse_config(
         _set_yaml_defaults(parser, yaml_values, get_type_hints(config_class), config_file)
     values = vars(parser.parse_args(words))
     bare = values.pop("bare_word", None)
-    if bare is not None:
+    if bare is not None and bare != []:
         values[positional] = bare
     if needs_word and values[positional] is None:
         parser.error(f"the following argument is required: {positional.upper()}")
@@ -90,7 +90,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 def _accept_bare_word(parser: argparse.ArgumentParser, field: str) -> bool:
     """Let ``field`` be given as a bare word too; whether one of the two must be given."""
     action = next(action for action in parser._actions if action.dest == field)
-    parser.add_argument("bare_word", metavar=field.upper(), nargs="?", default=None, help=f"same as --{field}")
+    nargs = "*" if action.nargs in ("+", "*") else "?"  # a field that holds a list takes several words
+    parser.add_argument("bare_word", metavar=field.upper(), nargs=nargs, default=None, help=f"same as --{field}")
     # argparse cannot say "this word or that option": parse_config asks for whichever was not given
     required, action.required = action.required, False
     return required

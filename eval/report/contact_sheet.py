@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from eval.systems import canonical_category, read_systems
@@ -151,7 +151,7 @@ def load_item(prediction: Prediction, record: ObjectRecord, folder: Path) -> She
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for broken files
         raise InputError(f"{path}: cannot read the image ({error}); run llava-pose prepare again") from error
     return SheetItem(
         picture,

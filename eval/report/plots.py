@@ -25,6 +25,7 @@ LINE_STYLES = ("-", "--", "-.", ":")
 _INK = "#333333"
 _FAINT = "#8a8a8a"
 _ZOOM_DEGREES = 45  # the left panel of the curve: where systems differ
+_LONGEST_NAME = 36  # letters of a system's or category's name
 _ROWS_A_PANEL = 65  # categories under one another before a further panel is begun
 
 Scores = Mapping[str, Any]
@@ -47,7 +48,7 @@ def curve_figure(scores: Scores) -> Figure:
     near.set_ylabel("objects with a smaller error")
     near.set_title(f"up to {_ZOOM_DEGREES}°", fontsize=10, color=_INK)
     whole.set_title("whole range", fontsize=10, color=_INK)
-    whole.legend(loc="lower right", frameon=False, fontsize=8.5)
+    _legend(whole, whole, loc="lower right")
     figure.suptitle(f"Cumulative pose error, {scores['n']:,} objects", fontsize=12, color=_INK)
     return figure
 
@@ -58,7 +59,7 @@ def _draw_curves(axes: Axes, scores: Scores, limit: float) -> None:
         colour, style = _look(number)
         low, high = _pointwise_band(share, scores["n"])
         axes.fill_between(degrees, low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(degrees, share, color=colour, linestyle=style, linewidth=2, label=name)
+        axes.plot(degrees, share, color=colour, linestyle=style, linewidth=2, label=_label(name))
     angles = np.linspace(0, 180, 181)
     radians = np.radians(angles)
     axes.plot(angles, (radians - np.sin(radians)) / math.pi, color=_FAINT, linewidth=1, linestyle=":", label="chance")
@@ -149,11 +150,11 @@ def _draw_categories(
             markersize=4.5,
             linewidth=1.1,
             color=_look(number)[0],
-            label=label,
+            label=_label(label),
             clip_on=False,
             zorder=3,
         )
-    axes.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
+    axes.set_yticks(np.arange(len(names)), [_label(name.replace("_", " ")) for name in names], fontsize=8)
     for row, name in enumerate(names):
         axes.annotate(
             f"n = {counts[name]['n']:,}",
@@ -175,6 +176,19 @@ def _draw_categories(
 
 def _spoken(figure: str) -> str:
     return f"error under {figure.removeprefix('acc@')}°"
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib draws it to the letter: not too long, no formula, not hidden by a leading underscore."""
+    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    printable = "".join(sign if sign.isprintable() else "?" for sign in short)
+    escaped = printable.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+def _legend(where: Figure | Axes, axes: Axes, **options: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    where.legend(handles, labels, frameon=False, fontsize=8.5, **options)
 
 
 def _look(number: int) -> tuple[str, str]:

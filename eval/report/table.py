@@ -26,8 +26,10 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> st
         header: the columns' names.
         rows: cells, as many as the header or fewer (the rest stays empty); a row that is one text is a heading.
     """
+    header = [_printable(name) for name in header]
+    rows = [row if isinstance(row, str) else [_printable(cell) for cell in row] for row in rows]
     cells = [list(row) + [""] * (len(header) - len(row)) for row in rows if not isinstance(row, str)]
-    widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
 
     def line(values: Sequence[str]) -> str:
         padded = [values[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(values[1:], widths[1:], strict=False))]
@@ -36,6 +38,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str] | str]) -> st
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     body = [row if isinstance(row, str) else line(row) for row in rows]
     return "\n".join([line(header), rule, *body]) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Names come from other people's files: no line breaks or escape sequences in a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def score_text(scores: Figures) -> str:
@@ -208,7 +215,9 @@ def _notes(scores: Figures) -> str:
         failed = {kind.replace("_", " "): count for kind, count in overall["failures"].items() if count}
         if failed:
             kinds = ", ".join(f"{count} {kind}" for kind, count in failed.items())
-            lines.append(f"{name}: {sum(failed.values())} failures ({kinds}), each counted as an error of 180 degrees.")
+            lines.append(
+                f"{name}: {_count(sum(failed.values()), 'failure')} ({kinds}), each counted as an error of 180 degrees."
+            )
         known = overall.get("symmetric", {}).get("n_known", 0)
         if 0 < known < overall["n"]:
             lines.append(
@@ -219,4 +228,4 @@ def _notes(scores: Figures) -> str:
         lines.append("sym: accuracy of the least error over the category's symmetries.")
     if any("class_accuracy" in overall for overall in overalls):
         lines.append("3D: the pose is under the threshold and the class is right.")
-    return "\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
+    return "\n".join(_printable(line) for line in dict.fromkeys(lines)) + "\n" if lines else ""

@@ -310,6 +310,14 @@ def test_wrong_options_get_one_sentence_and_exit_code_2(tmp_path, capsys, monkey
     assert sentence in capsys.readouterr().err
 
 
+def test_files_are_given_as_bare_words_or_by_option(tmp_path):
+    paths = [write(tmp_path / f"{name}.jsonl", [line(0, 0, system=name)]) for name in "ab"]
+    out = tmp_path / "scores.json"
+    for words in (paths, ["--predictions", *paths]):
+        assert main([*words, "--out", str(out)]) == 0
+        assert list(json.loads(out.read_text())["systems"]) == ["a", "b"]
+
+
 def test_without_a_file_it_says_what_it_needs(capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
