@@ -116,7 +116,7 @@ class LlavaPoseProcessor(LlavaProcessor):
                 chat template is not a plain concatenation of turns. ``where`` names the sample.
         """
         text = self.render(messages)
-        spans = self._answer_spans(messages, text, where)
+        spans = self.answer_spans(messages, text, where=where)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
@@ -138,7 +138,14 @@ class LlavaPoseProcessor(LlavaProcessor):
         """The chat as the text of the chat template, `<image>` not yet expanded."""
         return self.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-    def _answer_spans(self, messages: Sequence[dict[str, str]], text: str, where: str) -> list[tuple[int, int]]:
+    def answer_spans(
+        self, messages: Sequence[dict[str, str]], text: str, *, where: str = "chat"
+    ) -> list[tuple[int, int]]:
+        """Character spans (start, end) of the assistant's answers, their end tokens included, in the rendered chat.
+
+        Raises:
+            InputError: the chat template is not a plain concatenation of turns.
+        """
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":

@@ -1,0 +1,159 @@
+"""`llava-pose predict`: a checkpoint's answer for every object of a split, a line each, resumable."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from llava_pose import categories
+from llava_pose.config import command, require, require_folder
+from llava_pose.errors import InputError
+from llava_pose.feature_cache import load_rgb
+from llava_pose.predictor import PoseAnswer, PosePredictor
+from llava_pose.records import (
+    ObjectRecord,
+    Prediction,
+    append_jsonl,
+    drop_torn_line,
+    read_predictions,
+    read_records,
+)
+
+logger = logging.getLogger(__name__)
+TASKS = ("pose", "joint")
+
+
+@dataclass
+class PredictConfig:
+    """What to predict with, on what, and where the lines go."""
+
+    checkpoint: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
+    data: str = field(default="", metadata={"help": "prepared folder"})
+    out: str = field(default="", metadata={"help": "predictions.jsonl"})
+    split: str = field(default="val", metadata={"help": "split of the prepared folder"})
+    task: str = field(default="pose", metadata={"help": "pose: the category is given; joint: category and pose"})
+    categories: list[str] | None = field(
+        default=None, metadata={"help": "candidates of the joint task; default: every category of the prepared folder"}
+    )
+    system: str | None = field(default=None, metadata={"help": "name in the tables; default: the checkpoint folder's"})
+    base: str | None = field(default=None, metadata={"help": "an adapter's base, if it has moved"})
+    batch_size: int = field(default=32, metadata={"help": "objects a forward pass"})
+    device: str | None = field(default=None, metadata={"help": "default: a GPU if there is one"})
+    limit: int | None = field(default=None, metadata={"help": "only the first N objects"})
+    allow_custom_categories: bool = field(default=False, metadata={"help": "accept categories outside the taxonomy"})
+
+
+def predict(config: PredictConfig) -> Path:
+    """Write one prediction for each object; objects that the file answers already are left as they are.
+
+    Raises:
+        InputError: a path, split, task or category is wrong, or the file holds another system's predictions.
+    """
+    for option in ("checkpoint", "data", "out"):
+        require(getattr(config, option), f"--{option}")
+    if config.task not in TASKS:
+        raise InputError(f"--task {config.task}: not known; choose one of {', '.join(TASKS)}")
+    if config.batch_size < 1:
+        raise InputError(f"--batch-size {config.batch_size}: must be at least 1")
+    require_folder(config.data, "--data", "make it with llava-pose prepare")
+    records = read_records(config.data, config.split)[: config.limit]
+    candidates = candidate_names(config) if config.task == "joint" else {}
+    system = config.system or Path(config.checkpoint).resolve().name
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    left = unanswered(out, records, system)
+    if left:
+        predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
+        for batch in tqdm(list(_batches(left, config.batch_size)), desc=f"predict {config.split}", unit="batch"):
+            append_jsonl(out, (p.to_dict() for p in predict_batch(predictor, batch, config, candidates, system)))
+    logger.info(f"{len(records)} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
+    return out
+
+
+def predict_batch(
+    predictor: PosePredictor,
+    records: Sequence[ObjectRecord],
+    config: PredictConfig,
+    candidates: dict[str, str],
+    system: str,
+) -> list[Prediction]:
+    """The predictions of one forward pass."""
+    folder = Path(config.data) / config.split
+    images = [load_rgb(folder / record.file_name) for record in records]
+    viewports = [record.viewport * record.focal for record in records]
+    if candidates:
+        answers = predictor.classify(images, candidates, viewports=viewports)
+    else:
+        names = [_category(record.category, config).display_name for record in records]
+        answers = predictor.predict(images, names, viewports=viewports)
+    return [_prediction(r, a, system, found=bool(candidates)) for r, a in zip(records, answers, strict=True)]
+
+
+def _prediction(record: ObjectRecord, answer: PoseAnswer, system: str, *, found: bool) -> Prediction:
+    return Prediction(
+        id=record.id,
+        system=system,
+        category=record.category,
+        pred_category=answer.category if found else None,
+        pose=answer.pose,
+        true=record.pose,
+        confidence=answer.confidence,
+        object_status=record.object_status,
+        source=str(record.source.get("source") or ""),
+    )
+
+
+def candidate_names(config: PredictConfig) -> dict[str, str]:
+    """Category -> its name with article, of the candidates of the joint task, in alphabetical order."""
+    names = config.categories
+    if not names:
+        splits = [path.parent.name for path in Path(config.data).glob("*/metadata.jsonl")]
+        names = {record.category for split in splits for record in read_records(config.data, split)}
+    return {name: _category(name, config).indefinite for name in sorted(names)}
+
+
+def _category(name: str, config: PredictConfig) -> categories.Category:
+    return categories.get(name, allow_custom=config.allow_custom_categories, source="--categories or the records")
+
+
+def unanswered(out: Path, records: Sequence[ObjectRecord], system: str) -> list[ObjectRecord]:
+    """The records that a predictions file does not answer yet.
+
+    Raises:
+        InputError: the file holds predictions of another system or for objects that are not among the records.
+    """
+    drop_torn_line(out)
+    if not out.exists() or out.stat().st_size == 0:
+        return list(records)
+    done = read_predictions(out)
+    others = {p.system for p in done} - {system}
+    if others:
+        raise InputError(f"{out}: holds predictions of {sorted(others)[0]!r}, not of {system!r}; choose another --out")
+    answered = {p.id for p in done}
+    strays = answered - {record.id for record in records}
+    if strays:
+        raise InputError(f"{out}: answers {sorted(strays)[0]!r}, which is not in this split; choose another --out")
+    logger.info(f"{out}: {len(answered)} of {len(records)} are answered already")
+    return [record for record in records if record.id not in answered]
+
+
+def _batches(records: Sequence[ObjectRecord], size: int) -> Iterator[Sequence[ObjectRecord]]:
+    for start in range(0, len(records), size):
+        yield records[start : start + size]
+
+
+main = command(
+    PredictConfig,
+    predict,
+    prog="llava-pose predict",
+    description="Predict poses (and categories) for every object of a prepared split, one forward pass a batch.",
+    example="llava-pose predict --checkpoint runs/first --data prepared --split val --out predictions.jsonl",
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

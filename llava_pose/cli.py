@@ -1,0 +1,60 @@
+"""`llava-pose …`: one line a command, each calling the stage's own main, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "render": (
+        "data_prep.render.generate",
+        "make training pictures from parametric objects, in ImageNet3D's raw layout",
+    ),
+    "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
+    "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
+    "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
+    "train": (
+        "llava_pose.training",
+        "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
+    ),
+    "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
+    "score": ("eval.score", "predictions to tables and plots"),
+    "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
+    "chat": ("llava_pose.serve.chat", "ask about one picture in the terminal"),
+    "demo": ("llava_pose.serve.demo", "ask about pictures in the browser"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 2 bad input or usage, 1 anything else.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from llava_pose import __version__
+
+        sys.stdout.write(f"llava-pose {__version__}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        sys.stderr.write(f"error: there is no command '{words[0]}'; there are {', '.join(COMMANDS)}\n")
+        return 2
+    return import_module(COMMANDS[words[0]][0]).main(words[1:])
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+    return (
+        "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
+        + "\n".join(lines)
+        + "\n\nexample:\n  llava-pose prepare --data-root imagenet3d --out prepared\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

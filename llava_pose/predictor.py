@@ -1,0 +1,345 @@
+"""A checkpoint as an object to ask: poses of many pictures in one forward pass, categories over a trie, chat.
+
+This is the boundary that chat, demo, API and evaluation share: pictures and words in, :class:`PoseAnswer` or
+:class:`ChatAnswer` out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from llava_pose.answer_trie import AnswerTrie
+from llava_pose.conversation import (
+    IMAGE_TOKEN,
+    JOINT_ANSWER,
+    JOINT_QUESTIONS,
+    POSE_ANSWER,
+    POSE_QUESTIONS,
+    POSE_TOKEN,
+    interleave_poses,
+)
+from llava_pose.errors import InputError
+from llava_pose.model.loading import load_model, load_processor, underlying_model
+from llava_pose.model.pose_head import PoseHeadOutput, pose_targets_of
+from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.records import Pose
+
+PADDING_COLOUR = (124, 116, 104)  # the ImageNet mean, as prepare pads with
+
+
+@dataclass(frozen=True)
+class PoseAnswer:
+    """The pose of one object, in pixels of the picture that was given.
+
+    Attributes:
+        confidence: the head's probability that the rotation is within its threshold (30 degrees by default).
+        category: the category that was asked about or found.
+        probabilities: over the candidates, where the category was found.
+    """
+
+    pose: Pose
+    confidence: float
+    category: str
+    probabilities: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """One answer of a chat.
+
+    Attributes:
+        text: with a `<pose6D>` for each of ``poses``.
+        poses: in pixels of the picture, in the order of their tokens.
+        confidences: of the poses.
+        complete: False if the answer was cut off at the token limit.
+    """
+
+    text: str
+    poses: list[Pose] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    complete: bool = True
+
+    @property
+    def readable(self) -> str:
+        """The text with angles in degrees in the place of `<pose6D>`."""
+        return interleave_poses(self.text, self.poses)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """How a picture became the square that the model sees: square = (picture + (left, top))."""
+
+    left: int
+    top: int
+    side: int
+    viewport: float
+
+    def to_picture(self, pose: Pose) -> Pose:
+        return replace(pose, px=pose.px - self.left, py=pose.py - self.top)
+
+    def to_square(self, pose: Pose) -> Pose:
+        if pose.px is None or pose.py is None:
+            return pose
+        return replace(pose, px=pose.px + self.left, py=pose.py + self.top)
+
+
+def square_picture(image: Image.Image) -> tuple[Image.Image, int, int]:
+    """The picture padded to a square, and how far it moved right and down, pixels. A square one comes back as it is."""
+    image = image.convert("RGB")
+    side = max(image.size)
+    if image.size == (side, side):
+        return image, 0, 0
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    square = Image.new("RGB", (side, side), PADDING_COLOUR)
+    square.paste(image, (left, top))
+    return square, left, top
+
+
+class PosePredictor:
+    """A LLaVA-pose checkpoint ready to answer.
+
+    Distances need the viewport (pixels per unit focal length) of the camera. Where it is not known, the longer side of the
+    picture is taken, which is a field of view of 53 degrees.
+    """
+
+    def __init__(self, model: nn.Module, processor: LlavaPoseProcessor):
+        self._model = underlying_model(model).eval()
+        self._processor = processor
+        self._device = next(self._model.parameters()).device
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        base: str | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
+    ) -> PosePredictor:
+        """Load a checkpoint folder (full or adapter).
+
+        Args:
+            base: the base of an adapter, if it has moved.
+            device: by default a GPU if there is one.
+            dtype: by default the checkpoint's own on a GPU, float32 on a CPU.
+
+        Raises:
+            InputError: the checkpoint is missing, incomplete, or not one of ours.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+        model = load_model(path, base=base, device=device, dtype=dtype, **kwargs)
+        return cls(model, load_processor(path))
+
+    @torch.inference_mode()
+    def predict(
+        self, images: Sequence[Image.Image], objects: Sequence[str], *, viewports: Sequence[float] | None = None
+    ) -> list[PoseAnswer]:
+        """Poses of named objects, one a picture, in one forward pass without generation.
+
+        Args:
+            images: any sizes.
+            objects: what to ask about in each, display names.
+            viewports: pixels per unit focal length of each picture.
+        """
+        frames, patches = self._see(images, viewports)
+        chats = [self._prefix(POSE_QUESTIONS[0], POSE_ANSWER, name) for name in objects]
+        length = max(map(len, chats))
+        ids = torch.full((len(chats), length), self._processor.tokenizer.pad_token_id, device=self._device)
+        attended = torch.zeros_like(ids)
+        for row, chat in enumerate(chats):
+            ids[row, : len(chat)] = torch.from_numpy(chat)
+            attended[row, : len(chat)] = 1
+        embeddings = self._model.embed_inputs(ids, image_patches=patches)
+        states = self._model.model.language_model(
+            inputs_embeds=embeddings, attention_mask=attended, use_cache=False
+        ).last_hidden_state
+        last = torch.tensor([len(chat) - 1 for chat in chats], device=self._device)
+        output = self._model.read_poses(states[torch.arange(len(chats), device=self._device), last])
+        return self._answers(output, frames, objects)
+
+    @torch.inference_mode()
+    def classify(
+        self,
+        images: Sequence[Image.Image],
+        candidates: Mapping[str, str],
+        *,
+        viewports: Sequence[float] | None = None,
+    ) -> list[PoseAnswer]:
+        """Category and pose together: the candidates' answers are scored over one trie, in one forward pass.
+
+        The pose is the one read at the end of the winning answer.
+
+        Args:
+            candidates: category -> what the answer calls it, with its article ("a car").
+        """
+        if not candidates:
+            raise InputError("there is no category to choose from")
+        frames, patches = self._see(images, viewports)
+        trie = AnswerTrie([self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, name) for name in candidates.values()])
+        scores, states = self._score_trie(trie, patches)
+        names = list(candidates)
+        probabilities = scores.softmax(-1)
+        best = scores.argmax(-1)
+        output = self._model.read_poses(states[torch.arange(len(images), device=self._device), best])
+        answers = self._answers(output, frames, [names[i] for i in best.tolist()])
+        return [
+            replace(answer, probabilities=dict(zip(names, row, strict=True)))
+            for answer, row in zip(answers, probabilities.tolist(), strict=True)
+        ]
+
+    def _score_trie(self, trie: AnswerTrie, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, candidates) log probabilities, and the states (batch, candidates, hidden) that predict the pose."""
+        batch = patches.shape[0]
+        ids = torch.as_tensor(trie.input_ids, device=self._device).expand(batch, -1)
+        embeddings = self._model.embed_inputs(ids, image_patches=patches)
+        mask = torch.zeros(trie.visible.shape, dtype=embeddings.dtype, device=self._device)
+        mask.masked_fill_(~torch.as_tensor(trie.visible, device=self._device), torch.finfo(embeddings.dtype).min)
+        states = self._model.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=mask.expand(batch, 1, -1, -1),
+            position_ids=torch.as_tensor(trie.position_ids, device=self._device).expand(batch, -1),
+            use_cache=False,
+        ).last_hidden_state
+        log_probabilities = self._model.lm_head(states[:, trie.scored]).float().log_softmax(-1)
+        parents, tokens = (
+            torch.as_tensor(x, device=self._device) for x in trie.transitions(self._processor.pose_token_id)
+        )
+        steps = log_probabilities[:, parents, tokens]
+        member = torch.as_tensor(trie.membership, dtype=steps.dtype, device=self._device)
+        return steps @ member.T, states[:, trie.leaves]
+
+    @torch.inference_mode()
+    def chat(
+        self,
+        image: Image.Image | None,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        viewport: float | None = None,
+        max_new_tokens: int = 128,
+    ) -> ChatAnswer:
+        """Answer the last question of a chat. Angles come from the pose head at the steps that emit `<pose6D>`.
+
+        Args:
+            image: shown with the first question; None for text alone.
+            messages: {"role": "user" | "assistant", "content": str}; a `<pose6D>` in a question needs its pose, in picture
+                pixels, in that message's "poses".
+
+        Raises:
+            InputError: there is no question, or poses and tokens of a question do not agree.
+        """
+        if not messages or messages[-1].get("role") != "user":
+            raise InputError("the last message of a chat must be a question (role 'user')")
+        frames, patches = (
+            self._see([image], None if viewport is None else [viewport]) if image is not None else (None, None)
+        )
+        turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+        if image is not None and not any(IMAGE_TOKEN in turn["content"] for turn in turns):
+            first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
+            turns[first]["content"] = f"{IMAGE_TOKEN}\n{turns[first]['content']}"
+        ids, at_input_pose = self._encode_prompt(turns)
+        input_poses = self._input_poses(messages, frames[0] if frames else None)
+        if int(at_input_pose.sum()) != len(input_poses):
+            raise InputError(f"{int(at_input_pose.sum())} {POSE_TOKEN} in the questions, but {len(input_poses)} poses")
+        embeddings = self._model.embed_inputs(
+            ids, image_patches=patches, input_poses=input_poses, input_pose_mask=at_input_pose
+        )
+        generated = self._model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=self._processor.tokenizer.pad_token_id,
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        )
+        tokens = generated.sequences[0].tolist()
+        states = [
+            generated.hidden_states[step][-1][0, -1]
+            for step, token in enumerate(tokens)
+            if token == self._processor.pose_token_id
+        ]
+        stops = self._stop_ids()
+        complete = bool(tokens) and tokens[-1] in stops
+        text = self._processor.tokenizer.decode([token for token in tokens if token not in stops]).strip()
+        if not states:
+            return ChatAnswer(text, complete=complete)
+        frame = frames[0] if frames else _Frame(0, 0, 1, 1.0)
+        answers = self._answers(self._model.read_poses(torch.stack(states)), [frame] * len(states), [""] * len(states))
+        return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], complete)
+
+    def _stop_ids(self) -> set[int]:
+        configured = self._model.generation_config.eos_token_id
+        configured = configured if isinstance(configured, list) else [configured]
+        return {self._processor.tokenizer.eos_token_id, *(token for token in configured if token is not None)}
+
+    def _encode_prompt(self, turns: list[dict[str, str]]) -> tuple[Tensor, Tensor]:
+        text = self._processor.render(turns, add_generation_prompt=True)
+        ids = np.asarray(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        starts = self._processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        answer_spans = self._processor.answer_spans(turns, text)
+        in_answer = np.array([any(a <= start < b for a, b in answer_spans) for start, _ in starts], dtype=bool)
+        at_input_pose = (ids == self._processor.pose_token_id) & ~in_answer
+        repeats = np.where(
+            ids == self._processor.image_token_id,
+            self._processor.count_image_tokens(*self._processor.image_size),
+            1,
+        )
+        ids, at_input_pose = np.repeat(ids, repeats), np.repeat(at_input_pose, repeats)
+        return (
+            torch.from_numpy(ids)[None].to(self._device),
+            torch.from_numpy(at_input_pose)[None].to(self._device),
+        )
+
+    def _input_poses(self, messages: Sequence[Mapping[str, Any]], frame: _Frame | None) -> Tensor:
+        frame = frame or _Frame(0, 0, 1, 1.0)
+        rows = [
+            pose_targets_of(frame.to_square(pose), width=frame.side, height=frame.side, viewport=frame.viewport)
+            for message in messages
+            if message["role"] == "user"
+            for pose in message.get("poses", ())
+        ]
+        return torch.tensor(rows, dtype=torch.float32, device=self._device).reshape(-1, 6)
+
+    def _see(self, images: Sequence[Image.Image], viewports: Sequence[float] | None) -> tuple[list[_Frame], Tensor]:
+        frames, squares = [], []
+        for index, image in enumerate(images):
+            square, left, top = square_picture(image)
+            viewport = float(square.width) if viewports is None else float(viewports[index])
+            frames.append(_Frame(left, top, square.width, viewport))
+            squares.append(square)
+        pixels = self._processor.image_processor(squares, return_tensors="pt")["pixel_values"]
+        dtype = next(self._model.model.vision_tower.parameters()).dtype
+        return frames, self._model.model.extract_patches(pixels.to(device=self._device, dtype=dtype))
+
+    def _prefix(self, question: str, answer: str, name: str) -> np.ndarray:
+        """Token ids of question and answer up to the state that predicts `<pose6D>`, as training saw them."""
+        words = {"object": name, "an_object": name, "pose": POSE_TOKEN}
+        chat = self._processor.encode_chat(
+            [
+                {"role": "user", "content": f"{IMAGE_TOKEN}\n{question.format(**words)}"},
+                {"role": "assistant", "content": answer.format(**words)},
+            ]
+        )
+        return chat.input_ids[: int(np.flatnonzero(chat.labels == self._processor.pose_token_id)[0])]
+
+    def _answers(self, output: PoseHeadOutput, frames: Sequence[_Frame], names: Sequence[str]) -> list[PoseAnswer]:
+        side = torch.tensor([frame.side for frame in frames], dtype=torch.float64)
+        viewport = torch.tensor([frame.viewport for frame in frames], dtype=torch.float64)
+        poses = output.to_poses(width=side, height=side, viewport=viewport)
+        return [
+            PoseAnswer(frame.to_picture(pose), float(confidence), name)
+            for frame, pose, confidence, name in zip(frames, poses, output.confidence.tolist(), names, strict=True)
+        ]
