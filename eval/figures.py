@@ -58,7 +58,7 @@ def score_comparison(
     outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
     return {
         "n": len(comparison.samples),
-        "thresholds_deg": [math.degrees(threshold) for threshold in thresholds],
+        "thresholds_deg": [round(math.degrees(threshold), 9) for threshold in thresholds],
         "seed": seed,
         "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
         "reference": reference,

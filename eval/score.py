@@ -42,7 +42,7 @@ class ScoreConfig:
         },
     )
     thresholds: list[float] = field(
-        default_factory=lambda: [math.degrees(threshold) for threshold in DEFAULT_THRESHOLDS],
+        default_factory=lambda: [round(math.degrees(threshold), 9) for threshold in DEFAULT_THRESHOLDS],
         metadata={"help": "error thresholds in degrees; a hit is strictly under"},
     )
     reference: str | None = field(
