@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +20,11 @@ from llava_pose.records import METADATA_FILE, append_jsonl, drop_torn_line, read
 
 SETTINGS_FILE = "prepare.yaml"
 JOURNAL_FOLDER = ".prepare"
+_FLUSH_SECONDS = 1.0
 
 
 class OutputFolder:
-    """The output of one set of settings, held by one process at a time.
+    """The output of one set of settings, held by one process at a time (a context manager).
 
     Raises:
         InputError: on entering, if the folder holds something else, output of other settings, or is in use.
@@ -39,29 +42,44 @@ class OutputFolder:
         settings_file = self.path / SETTINGS_FILE
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path}: is a file; give a folder")
-        if not settings_file.is_file() and self.path.is_dir() and any(self.path.iterdir()):
-            raise InputError(
-                f"--out {self.path}: holds files that prepare did not write; give a new or an empty folder"
-            )
-        if settings_file.is_file():
-            self._settle(read_yaml(settings_file))
-        (self.path / JOURNAL_FOLDER).mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / JOURNAL_FOLDER / "lock", "w")
+        ours = {SETTINGS_FILE, JOURNAL_FOLDER}
+        if self.path.is_dir():
+            found = {entry.name for entry in self.path.iterdir()}
+            if found and not found & ours:
+                raise InputError(f"--out {self.path}: holds files that prepare did not write; give a new folder")
+        self._lock()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise InputError(f"--out {self.path}: another prepare is writing there; wait for it to end") from error
-        save_config(self.settings, settings_file)
+            if self.splits():
+                self._settle(read_yaml(settings_file) if settings_file.is_file() else {})
+            save_config(self.settings, settings_file)
+        except BaseException:
+            self._lock_file.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        self._lock_file.close()
+
+    def _lock(self) -> None:
+        """The lock goes with the process, however it ends."""
+        folder = self.path / JOURNAL_FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock_file = open(folder / "lock", "w")  # noqa: SIM115 (held until __exit__)
+        except OSError as error:
+            raise InputError(
+                f"--out {self.path}: cannot write there ({error.strerror}); give another folder"
+            ) from error
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock_file.close()
+            raise InputError(f"--out {self.path}: another prepare is writing there; wait for it to end") from error
 
     def _settle(self, earlier: dict[str, Any]) -> None:
-        differing = sorted(name for name in self.settings if earlier.get(name) != self.settings[name])
+        differing = [name for name in self.settings if earlier.get(name) != self.settings[name]]
         if not differing:
             return
         if not self.overwrite:
@@ -70,11 +88,12 @@ class OutputFolder:
                 f"--out {self.path}: was prepared with {name} {earlier.get(name)}, not {self.settings[name]}; "
                 "give another folder, or --overwrite to drop what is there"
             )
+        self.rejects_file.unlink(missing_ok=True)
+        self.summary_file.unlink(missing_ok=True)
         for split in self.splits():
+            # the journal last: a run that is stopped here finds the rest to drop by it
             shutil.rmtree(self.path / split, ignore_errors=True)
-        shutil.rmtree(self.path / JOURNAL_FOLDER, ignore_errors=True)
-        for file in (self.rejects_file, self.summary_file):
-            file.unlink(missing_ok=True)
+            self._journal_file(split).unlink()
 
     def splits(self) -> list[str]:
         """The splits that have been begun here, by this run or by earlier ones."""
@@ -82,11 +101,23 @@ class OutputFolder:
 
     def journal(self, split: str) -> Journal:
         if split not in self._journals:
-            self._journals[split] = Journal(self.path / JOURNAL_FOLDER / f"{split}.jsonl", self.path / split)
+            self._journals[split] = Journal(self._journal_file(split), self.path / split)
         return self._journals[split]
+
+    @contextmanager
+    def journals(self) -> Iterator[JournalWriter]:
+        """To write results with; what was added stands in the journals at the end, also after an error."""
+        writer = JournalWriter(self)
+        try:
+            yield writer
+        finally:
+            writer.flush()
 
     def metadata_file(self, split: str) -> Path:
         return self.path / split / METADATA_FILE
+
+    def _journal_file(self, split: str) -> Path:
+        return self.path / JOURNAL_FOLDER / f"{split}.jsonl"
 
 
 class Journal:
@@ -115,11 +146,34 @@ class Journal:
         line = self._lines.get(key)
         return None if line is None else ImageResult(**json.loads(line))
 
+    def results(self) -> Iterator[ImageResult]:
+        return (ImageResult(**json.loads(line)) for line in self._lines.values())
+
     def append(self, results: Iterable[ImageResult]) -> None:
         values = [asdict(result) for result in results]
         if values:
             append_jsonl(self._path, values)
             self._lines.update((value["key"], json.dumps(value)) for value in values)
+
+
+class JournalWriter:
+    """Gathers results for about a second before they are forced to disk."""
+
+    def __init__(self, folder: OutputFolder) -> None:
+        self._folder = folder
+        self._waiting: dict[str, list[ImageResult]] = {}
+        self._flushed = time.monotonic()
+
+    def add(self, split: str, result: ImageResult) -> None:
+        self._waiting.setdefault(split, []).append(result)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        for split, results in self._waiting.items():
+            self._folder.journal(split).append(results)
+        self._waiting = {}
+        self._flushed = time.monotonic()
 
 
 def _size(path: Path) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -47,7 +48,11 @@ def _apply(function: Callable[[Item, Shared], Result], shared: Shared, item: Ite
 
 
 def _exit_with_parent() -> None:
-    """A parent that is killed with -9 cannot stop its workers, which would wait for work forever."""
+    """A parent that is killed with -9 cannot stop its workers, which would wait for work forever.
+
+    Ctrl-C reaches the whole group of processes; the parent's answer to it is enough.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

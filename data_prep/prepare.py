@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from data_prep.imagenet3d import RawLayout, read_list
-from data_prep.journal import Journal, OutputFolder
+from data_prep.journal import OutputFolder
 from data_prep.pool import map_processes
 from data_prep.prepare_image import ImageJob, ImageOptions, prepare_image, stamp
 from data_prep.prepare_summary import write_results
@@ -34,7 +34,7 @@ from llava_pose.config import command, require_folder
 from llava_pose.errors import InputError
 
 logger = logging.getLogger(__name__)
-_JOURNAL_EVERY_SECONDS = 1.0
+FORMAT = 1  # of records and journals: raised where files of an earlier version must not be gone on with
 
 
 @dataclass
@@ -74,10 +74,11 @@ class PrepareConfig:
     def output_settings(self) -> dict[str, object]:
         """The settings that the content of every line depends on: one output folder holds one such set."""
         return {
+            "format": FORMAT,
             "data_root": str(Path(self.data_root).resolve()),
             "crop": self.crop,
             "size": self.size,
-            "margin": self.margin,
+            "margin": self.margin if self.crop == "box" else None,
             "allow_custom_categories": self.allow_custom_categories,
         }
 
@@ -103,14 +104,10 @@ def prepare(config: PrepareConfig) -> Path:
         crop=config.crop,
         size=config.size,
         margin=config.margin,
-        known_categories=None,
+        allow_custom_categories=config.allow_custom_categories,
     )
     with OutputFolder(config.out, config.output_settings, overwrite=config.overwrite) as folder:
-        started = time.monotonic()
-        done = sum(_prepare_split(jobs, options, config.workers, folder.journal(split)) for split, jobs in plan.items())
-        seconds = time.monotonic() - started
-        if done:
-            logger.info("%d images in %.1f s (%.1f a second)", done, seconds, done / seconds)
+        _prepare_images(plan, options, config.workers, folder)
         totals = write_results(folder, layout, plan)
     if totals["written"] == 0:
         raise InputError(f"{config.out}: no object could be used; {folder.rejects_file} says why for each")
@@ -140,30 +137,26 @@ def list_jobs(layout: RawLayout, split: str) -> list[ImageJob]:
     return unique
 
 
-def _prepare_split(jobs: Sequence[ImageJob], options: ImageOptions, workers: int, journal: Journal) -> int:
-    """Do what the journal has not yet, and return the number of images done."""
+def _prepare_images(
+    plan: Mapping[str, Sequence[ImageJob]], options: ImageOptions, workers: int, folder: OutputFolder
+) -> None:
+    """Do what the journals have not yet."""
     layout = RawLayout(options.data_root)
-    todo = [job for job in jobs if not journal.is_current(job.key, stamp(job, layout))]
-    split = jobs[0].split if jobs else ""
-    if len(todo) < len(jobs):
-        logger.info("%s: %d of %d images are done already", split, len(jobs) - len(todo), len(jobs))
+    listed = [job for jobs in plan.values() for job in jobs]
+    todo = [job for job in listed if not folder.journal(job.split).is_current(job.key, stamp(job, layout))]
+    if len(todo) < len(listed):
+        logger.info("%d of %d images are done already", len(listed) - len(todo), len(listed))
     if not todo:
-        return 0
+        return
     workers = min(workers or os.cpu_count() or 1, len(todo))
-    waiting, last = [], time.monotonic()
-    for result in tqdm(
-        map_processes(prepare_image, todo, options, workers=workers),
-        total=len(todo),
-        desc=f"prepare {split}",
-        unit="image",
-        disable=None,
-    ):
-        waiting.append(result)
-        if time.monotonic() - last > _JOURNAL_EVERY_SECONDS:
-            journal.append(waiting)
-            waiting, last = [], time.monotonic()
-    journal.append(waiting)
-    return len(todo)
+    started = time.monotonic()
+    with folder.journals() as journals:
+        results = map_processes(prepare_image, todo, options, workers=workers)
+        progress = tqdm(results, total=len(todo), desc="prepare", unit="image", disable=None)
+        for job, result in zip(todo, progress, strict=True):
+            journals.add(job.split, result)
+    seconds = time.monotonic() - started
+    logger.info("%d images in %.1f s, %.0f a second", len(todo), seconds, len(todo) / seconds)
 
 
 main = command(

@@ -20,6 +20,7 @@ from data_prep.imagenet3d import (
     parse_object,
     read_annotation,
 )
+from llava_pose import categories
 from llava_pose.errors import InputError
 from llava_pose.geometry import crop_principal
 from llava_pose.records import ObjectRecord, Pose
@@ -40,14 +41,14 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What is the same for all images. ``known_categories`` None admits any."""
+    """What is the same for all images; the fields of PrepareConfig."""
 
     data_root: Path
     out: Path
     crop: str
     size: int
     margin: float
-    known_categories: frozenset[str] | None = None
+    allow_custom_categories: bool = False
 
 
 @dataclass
@@ -170,11 +171,10 @@ def _read_candidates(
 
 
 def _require_known(category: str, options: ImageOptions) -> None:
-    if options.known_categories is not None and category not in options.known_categories:
-        raise AnnotationError(
-            "unknown category",
-            f"'class' is {category!r}, which is not in the taxonomy; correct it or pass --allow-custom-categories",
-        )
+    try:
+        categories.get(category, allow_custom=options.allow_custom_categories)
+    except InputError as error:
+        raise AnnotationError("unknown category", f"{error} with --allow-custom-categories") from error
 
 
 def _open_image(path: Path, candidates: Sequence[_Candidate]) -> tuple[RawImage, str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data_prep.imagenet3d import RawLayout
+from data_prep.imagenet3d import RawLayout, read_list
 from data_prep.journal import OutputFolder
 from data_prep.prepare_image import ImageJob, ImageResult
 from llava_pose.config import write_json
@@ -24,7 +24,12 @@ def write_results(folder: OutputFolder, layout: RawLayout, plan: Mapping[str, Se
         the totals: images, read, written, filtered, rejected.
     """
     results = {split: list(_results(folder, jobs)) for split, jobs in plan.items()}
-    for split, of_split in results.items():
+    # a split that an earlier run prepared stays in the account
+    for split in folder.splits():
+        if split not in plan and folder.metadata_file(split).is_file():
+            results[split] = list(folder.journal(split).results())
+    for split in plan:
+        of_split = results[split]
         write_jsonl(folder.metadata_file(split), (record for result in of_split for record in result.records))
         _remove_strays(folder, split, of_split)
     rejects = [
@@ -92,8 +97,6 @@ def _leaks(results: Mapping[str, Sequence[ImageResult]]) -> list[dict[str, Any]]
 
 
 def _count_unlisted(layout: RawLayout) -> int:
-    from data_prep.imagenet3d import read_list
-
     listed = {
         (category, name)
         for lists in layout.list_files().values()

@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from typing import Any
@@ -24,6 +25,7 @@ from llava_pose.errors import InputError
 
 MAX_BYTES = 64 * 2**20  # an annotation file is a few KB; a compressed member may not grow past this
 _MAX_DEPTH = 32
+_BYTES_A_VALUE = 64  # about what a number or a reference takes in memory
 _REMEDY = "write the file again or take it off the list"
 
 # every way in which a damaged zip, npy header or pickle makes the standard library and numpy complain
@@ -40,6 +42,7 @@ _DAMAGE = (
     AttributeError,
     AssertionError,
     SyntaxError,
+    tokenize.TokenError,
     OverflowError,
     MemoryError,
     RecursionError,
@@ -75,7 +78,7 @@ def read_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dic
                 left -= len(content)
                 if left < 0:
                     raise InputError(f"{path}: holds more than {max_bytes >> 20} MiB; {_REMEDY}")
-                arrays[member.filename.removesuffix(".npy")] = _read_array(content)
+                arrays[member.filename.removesuffix(".npy")] = _read_array(content, max_bytes)
     except InputError:
         raise
     except UnsafePickle as error:
@@ -91,7 +94,7 @@ def read_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dic
     return arrays
 
 
-def _read_array(content: bytes) -> np.ndarray:
+def _read_array(content: bytes, max_bytes: int) -> np.ndarray:
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
@@ -106,7 +109,7 @@ def _read_array(content: bytes) -> np.ndarray:
             raise ValueError(f"the header declares {shape} of {dtype}, the file holds {len(body)} bytes")
         flat = np.frombuffer(body, dtype=dtype).copy()
         return flat.reshape(shape, order="F" if fortran else "C")
-    value = _Materialiser(MAX_BYTES).build(_Unpickler(io.BytesIO(body), encoding="latin1").load())
+    value = _Materialiser(max_bytes).build(_Unpickler(io.BytesIO(body), encoding="latin1").load())
     if not isinstance(value, np.ndarray) or value.shape != tuple(shape):
         raise ValueError("the pickle does not hold the array that the header declares")
     return value
@@ -176,6 +179,15 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin-1")
 
 
+def _bytes(content: Any = b"", encoding: Any = "latin1") -> bytes:
+    # bytes() and bytearray(b"…") of the oldest protocols; a number would ask for so many bytes of memory
+    if isinstance(content, str):
+        return _encode(content, encoding)
+    if not isinstance(content, (bytes, bytearray)):
+        raise UnsafePickle("it makes bytes of something else")
+    return bytes(content)
+
+
 class _Name:
     """What a name in the pickle stands for: it can be called, and neither subclassed, instantiated anew nor changed."""
 
@@ -196,6 +208,9 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
 }
+for _builtins in ("builtins", "__builtin__"):  # how protocols 0 to 3 write what has no opcode of its own
+    _NAMES.update({(_builtins, kind.__name__): kind for kind in (set, frozenset, complex)})
+    _NAMES.update({(_builtins, name): _bytes for name in ("bytes", "bytearray")})
 for _core in ("numpy.core", "numpy._core"):  # numpy 1.x and 2.x
     _NAMES[f"{_core}.multiarray", "_reconstruct"] = _Array
     _NAMES[f"{_core}.multiarray", "scalar"] = _scalar
@@ -224,7 +239,7 @@ class _Materialiser:
         self.left = budget
 
     def build(self, value: Any, depth: int = 0) -> Any:
-        self._spend(len(value) if isinstance(value, (str, bytes, bytearray)) else 1)
+        self._spend(_BYTES_A_VALUE + (len(value) if isinstance(value, (str, bytes, bytearray)) else 0))
         if depth > _MAX_DEPTH:
             raise UnsafePickle("it is nested too deeply")
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
