@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
-
-import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "pose_error.py"
 
 
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("benchmark_pose_error", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
 
 
-def test_ours_is_right_and_faster_by_orders(main, tmp_path, capsys):
+def test_ours_is_right_and_faster_by_orders(tmp_path):
     out = tmp_path / "figures.json"
-    assert main(["--errors", "50000", "--logm-errors", "50", "--repeats", "3", "--out", str(out)]) == 0
+    done = run("--errors", "50000", "--logm-errors", "50", "--repeats", "3", "--out", str(out))
+    assert done.returncode == 0, done.stderr
     ours, quaternions, logarithm = json.loads(out.read_text())["rows"]
     assert logarithm["slower_than_ours"] > 100
     assert max(quaternions["max_difference"], logarithm["max_difference"]) < 1e-12
     assert (ours["half_turns_wrong"], quaternions["half_turns_wrong"]) == (0, 0)
     assert logarithm["half_turns_wrong"] > 0.5
-    table = capsys.readouterr().out.splitlines()
+    table = done.stdout.splitlines()
     assert [line.split("  ")[0] for line in table[1:]] == [ours["way"], quaternions["way"], logarithm["way"]]
 
 
-def test_a_count_that_makes_no_sense_is_named(main, capsys):
-    assert main(["--errors", "0"]) == 2
-    assert "--errors: must be at least 1, not 0" in capsys.readouterr().err
+def test_a_count_that_makes_no_sense_is_named():
+    done = run("--errors", "0")
+    assert (done.returncode, done.stderr) == (2, "error: --errors: must be at least 1, not 0\n")
