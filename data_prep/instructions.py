@@ -136,10 +136,13 @@ def instruct(config: InstructConfig) -> InstructResult:
     write_json_array(out, counted())
     result = InstructResult(out, conversations, {kind: questions[kind] for kind in config.kinds})
     logger.info(
-        "%d conversations about %d objects (%s) are in %s; train on them with: python train.py (see its --help)",
+        "%d conversations about %d objects (%s) are in %s; next: "
+        "python train.py --model BASE --data %s --train_json %s --output_dir OUT",
         conversations,
         len(records),
         ", ".join(f"{count} {kind}" for kind, count in result.questions.items()),
+        out,
+        prepared,
         out,
     )
     return result
