@@ -210,7 +210,7 @@ class PosePredictor:
             position_ids=torch.as_tensor(trie.position_ids, device=self._device).expand(batch, -1),
             use_cache=False,
         ).last_hidden_state
-        log_probabilities = self._model.lm_head(states[:, trie.scored]).float().log_softmax(-1)
+        log_probabilities = self._model.next_token_logits(states[:, trie.scored]).float().log_softmax(-1)
         parents, tokens = (
             torch.as_tensor(x, device=self._device) for x in trie.transitions(self._processor.pose_token_id)
         )

@@ -10,7 +10,13 @@ from torch import nn
 from llava_pose.errors import InputError
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 
-ALWAYS_TUNED = ("multi_modal_projector", "pose_head", "pose_encoder")
+ALWAYS_TUNED = (
+    "multi_modal_projector",
+    "pose_head",
+    "pose_encoder",
+    "pose_token_embedding",
+    "pose_token_output",
+)
 LANGUAGE_MODES = ("full", "lora", "frozen")
 
 
@@ -38,16 +44,12 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    rows: dict[str, list[int]] = {"embed_tokens": [model.config.pose_token_id]}
-    if not model.config.tie_word_embeddings:
-        rows["lm_head"] = [model.config.pose_token_id]
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=lora_targets(model),
         modules_to_save=[*ALWAYS_TUNED, *(["vision_tower"] if tune_vision else [])],
-        trainable_token_indices=rows,
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, config)

@@ -33,7 +33,7 @@ from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor
 from llava_pose.model.rotation import ROTATION_NAMES
 
 logger = logging.getLogger(__name__)
-_NEW_MODULES = ("pose_head.", "pose_encoder.")
+_NEW_MODULES = ("pose_head.", "pose_encoder.", "pose_token_embedding.", "pose_token_output.")
 
 
 @dataclass

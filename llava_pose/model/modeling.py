@@ -14,7 +14,14 @@ from transformers.models.llava.modeling_llava import LlavaModel
 
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import pose_loss, text_loss
-from llava_pose.model.pose_head import PoseEncoder, PoseHead, PoseHeadOutput
+from llava_pose.model.pose_head import (
+    PoseEncoder,
+    PoseHead,
+    PoseHeadOutput,
+    PoseTokenEmbedding,
+    PoseTokenOutput,
+    PoseTokenRow,
+)
 
 IGNORE_INDEX = -100
 
@@ -135,6 +142,8 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.pose_head = PoseHead(config)
         self.pose_encoder = PoseEncoder(config)
+        self.pose_token_embedding = PoseTokenEmbedding(config)
+        self.pose_token_output = PoseTokenOutput(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -142,6 +151,8 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         if isinstance(module, PoseEncoder):
             nn.init.zeros_(module.linear_2.weight)
             nn.init.zeros_(module.linear_2.bias)
+        if isinstance(module, PoseTokenRow):
+            nn.init.zeros_(module.change)
 
     def embed_inputs(
         self,
@@ -151,6 +162,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         image_patches: Tensor | None = None,
         input_poses: Tensor | None = None,
         input_pose_mask: Tensor | None = None,
+        run_every_module: bool = False,
     ) -> Tensor:
         """Token embeddings with image tokens and input poses in their places, (batch, length, hidden size).
 
@@ -160,30 +172,57 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
             image_patches: (images, rows, columns, channels) from ``model.extract_patches``, computed before.
             input_poses: (n, 6) poses given as input, in the order of the True of
             input_pose_mask: (batch, length) booleans, at `<pose6D>` tokens.
+            run_every_module: run projector and encoder, at no effect, even where the batch has nothing for them, and take
+                pictures without an image token for such blanks. Processes that train together must all run the same
+                modules in the same order, or they wait for each other for ever.
 
         Raises:
             ValueError: image tokens and images, or pose tokens and poses, do not match.
         """
         embeddings = self.get_input_embeddings()(input_ids)
+        at_pose = input_ids == self.config.pose_token_id
+        embeddings = embeddings + self.pose_token_embedding(at_pose).to(embeddings.dtype)
         if pixel_values is not None:
             image_patches = self.model.extract_patches(pixel_values)
-        if image_patches is not None:
-            tokens = self.model.multi_modal_projector(image_patches)
-            at_image = input_ids == self.config.image_token_id
-            if int(at_image.sum()) != tokens.shape[0] * tokens.shape[1]:
-                raise ValueError(
-                    f"{int(at_image.sum())} image tokens in the text, but {tokens.shape[0]} images of {tokens.shape[1]} "
-                    "tokens: the processor's settings do not fit the model's"
-                )
-            embeddings = embeddings.masked_scatter(at_image[..., None], tokens.to(embeddings.dtype))
-        if input_poses is not None and input_poses.shape[0]:
-            if int(input_pose_mask.sum()) != input_poses.shape[0]:
-                raise ValueError(f"{int(input_pose_mask.sum())} input pose tokens, but {input_poses.shape[0]} poses")
-            encoded = torch.zeros_like(embeddings).masked_scatter(
-                input_pose_mask[..., None], self.pose_encoder(input_poses).to(embeddings.dtype)
+        at_image = input_ids == self.config.image_token_id
+        embeddings = self._with_images(embeddings, at_image, image_patches, run_every_module)
+        return self._with_poses(embeddings, input_pose_mask, input_poses, run_every_module)
+
+    def _with_images(
+        self, embeddings: Tensor, at_image: Tensor, patches: Tensor | None, run_every_module: bool
+    ) -> Tensor:
+        if run_every_module and not at_image.any():
+            merge = self.config.vision_merge
+            if patches is None:
+                patches = embeddings.new_zeros(1, merge, merge, self.config.patch_channels)
+            return embeddings + 0.0 * self.model.multi_modal_projector(patches).sum().to(embeddings.dtype)
+        if patches is None:
+            return embeddings
+        tokens = self.model.multi_modal_projector(patches)
+        if int(at_image.sum()) != tokens.shape[0] * tokens.shape[1]:
+            raise ValueError(
+                f"{int(at_image.sum())} image tokens in the text, but {tokens.shape[0]} images of {tokens.shape[1]} "
+                "tokens: the processor's settings do not fit the model's"
             )
-            embeddings = embeddings + encoded
-        return embeddings
+        return embeddings.masked_scatter(at_image[..., None], tokens.to(embeddings.dtype))
+
+    def _with_poses(
+        self, embeddings: Tensor, at_pose: Tensor | None, poses: Tensor | None, run_every_module: bool
+    ) -> Tensor:
+        if poses is None or not poses.shape[0]:
+            if not run_every_module:
+                return embeddings
+            return embeddings + 0.0 * self.pose_encoder(embeddings.new_zeros(1, 6)).sum().to(embeddings.dtype)
+        if int(at_pose.sum()) != poses.shape[0]:
+            raise ValueError(f"{int(at_pose.sum())} input pose tokens, but {poses.shape[0]} poses")
+        encoded = self.pose_encoder(poses).to(embeddings.dtype)
+        return embeddings + torch.zeros_like(embeddings).masked_scatter(at_pose[..., None], encoded)
+
+    def next_token_logits(self, states: Tensor) -> Tensor:
+        """(..., hidden size) last hidden states -> (..., vocabulary) logits, with the trained row of `<pose6D>`."""
+        logits = self.lm_head(states)
+        logits[..., self.config.pose_token_id] += self.pose_token_output(states).to(logits.dtype)
+        return logits
 
     def read_poses(self, states: Tensor) -> PoseHeadOutput:
         """Poses from the (n, hidden size) last hidden states that predict `<pose6D>`."""
@@ -229,6 +268,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
                 image_patches=image_patches,
                 input_poses=input_poses,
                 input_pose_mask=input_pose_mask,
+                run_every_module=labels is not None,
             )
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds,
@@ -246,13 +286,13 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         )
         if labels is None:
             kept = states[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else states[:, logits_to_keep]
-            result.logits = self.lm_head(kept)
+            result.logits = self.next_token_logits(kept)
             return result
 
         shifted = labels[:, 1:]
         supervised = shifted != IGNORE_INDEX
         predicting = states[:, :-1]
-        text = text_loss(self.lm_head(predicting[supervised]), shifted[supervised], num_items_in_batch)
+        text = text_loss(self.next_token_logits(predicting[supervised]), shifted[supervised], num_items_in_batch)
         loss = self.config.text_loss_weight * text
         result.loss_terms = {"text": text.detach()}
 
@@ -270,28 +310,16 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
             )
             loss = loss + poses
             result.loss_terms |= terms
-        result.loss = loss + self._touch_unused(
-            states,
-            image=pixel_values is None and image_patches is None,
-            pose=not found,
-            encoder=input_poses is None or not input_poses.shape[0],
-        )
+        else:
+            loss = loss + self._run_pose_head(states[:, 0])
+        result.loss = loss
         return result
 
-    def _touch_unused(self, states: Tensor, *, image: bool, pose: bool, encoder: bool) -> Tensor:
-        """Zero, through every trained module this batch did not use: a rank without an image or a pose must not hang others."""
-        zero = states.new_zeros((), dtype=torch.float32)
-        if pose:
-            output = self.pose_head(states[:, 0])
-            # not through the rotation: its gradient need not be finite for a state that means no pose
-            zero = zero + 0.0 * (output.raw_rotation.sum() + output.location.sum() + output.confidence_logit.sum())
-        if image:
-            merge = self.config.vision_merge
-            blank = states.new_zeros(1, merge, merge, self.config.patch_channels)
-            zero = zero + 0.0 * self.model.multi_modal_projector(blank).sum()
-        if encoder:
-            zero = zero + 0.0 * self.pose_encoder(states.new_zeros(1, 6)).sum()
-        return zero
+    def _run_pose_head(self, states: Tensor) -> Tensor:
+        """Zero, through the head: a batch without a pose must not leave other processes waiting."""
+        output = self.pose_head(states)
+        # not through the rotation: its gradient need not be finite for a state that means no pose
+        return 0.0 * (output.raw_rotation.sum() + output.location.sum() + output.confidence_logit.sum())
 
 
 __all__ = [

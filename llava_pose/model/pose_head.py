@@ -1,4 +1,4 @@
-"""The pose head (a pose read from a hidden state) and the pose encoder (a pose given as input)."""
+"""The pose head (a pose read from a hidden state), the pose encoder (a pose given as input), the rows of `<pose6D>`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_pose.geometry import angles_from_rotation, rotation_matrix
@@ -103,6 +104,34 @@ class PoseEncoder(nn.Module):
         rotation = rotation_matrix(*poses[:, :3].float().unbind(-1)).flatten(-2)
         features = torch.cat([rotation, torch.nan_to_num(poses[:, 3:].float(), nan=0.0)], -1)
         return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.weight.dtype))))
+
+
+class PoseTokenRow(nn.Module):
+    """A trained change, zero at first, of the row of `<pose6D>` in the embedding or in the output layer.
+
+    One vector learns and the matrix stays as it is: it may be tied, quantised or sharded by ZeRO-3, and neither the
+    optimiser nor a checkpoint holds every row for the sake of one.
+    """
+
+    def __init__(self, config: LlavaPoseConfig):
+        super().__init__()
+        self.change = nn.Parameter(torch.zeros(1, config.text_config.hidden_size))
+
+
+class PoseTokenEmbedding(PoseTokenRow):
+    """Of the embedding."""
+
+    def forward(self, at_token: Tensor) -> Tensor:
+        """(batch, length) booleans at `<pose6D>` -> (batch, length, hidden size) to add to the embeddings."""
+        return at_token[..., None].to(self.change.dtype) @ self.change
+
+
+class PoseTokenOutput(PoseTokenRow):
+    """Of the output layer."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., hidden size) states -> (...) to add to the logits of `<pose6D>`."""
+        return F.linear(states.to(self.change.dtype), self.change).squeeze(-1)
 
 
 def pose_targets_of(pose: Pose, *, width: float, height: float, viewport: float) -> list[float]:
