@@ -20,7 +20,7 @@ from llava_pose.records import METADATA_FILE, append_jsonl, drop_torn_line, read
 
 SETTINGS_FILE = "prepare.yaml"
 JOURNAL_FOLDER = ".prepare"
-_FLUSH_SECONDS = 1.0
+_FLUSH_SECONDS = 0.2
 
 
 class OutputFolder:
@@ -157,7 +157,7 @@ class Journal:
 
 
 class JournalWriter:
-    """Gathers results for about a second before they are forced to disk."""
+    """Gathers results for a moment before they are forced to disk."""
 
     def __init__(self, folder: OutputFolder) -> None:
         self._folder = folder
