@@ -83,8 +83,9 @@ class RawImage:
         content: the bytes of the file.
         annotated_size: (width, height) that the annotation gives; (0, 0) where it gives none. It decides whether the
             EXIF orientation holds: an image that fits as it is stored is left so; one that fits once it is turned is
-            turned; one that fits neither way is an error. Without a size an image that EXIF turns is an error too,
-            since nothing tells which frame the annotation means.
+            turned; one that fits neither way is an error. Half turns and mirrorings leave the size as it is, so that they
+            are never applied when a size is given. Without a size an image that EXIF turns is an error too, since
+            nothing tells which frame the annotation means.
 
     Raises:
         AnnotationError: not an image, too many pixels, or of another size than the annotation says.
@@ -107,7 +108,7 @@ class RawImage:
         turned = stored[::-1] if orientation in (5, 6, 7, 8) else stored
         self.exif_transposed = False
         if annotated_size == (0, 0):
-            if turned != stored:
+            if orientation in range(2, 9):
                 raise AnnotationError(
                     "image orientation unknown",
                     "is turned by its EXIF orientation and the annotation gives no 'height' and 'width'; add them",

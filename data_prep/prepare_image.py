@@ -85,15 +85,14 @@ class _Candidate:
 
 
 def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
-    """Read, check, crop and write one image. Bad input becomes rejects; only a failure to write is raised (OSError)."""
+    """Read, check, crop and write one image. Bad input becomes rejects; only a failure to write is raised, as InputError."""
     layout = RawLayout(options.data_root)
-    if not is_plain_name(job.name):
-        result = ImageResult(job.key, [])
-        list_file = _relative(layout.list_file(job.category, job.split), layout)
-        result.reject(list_file, None, "bad name", f"lists {job.name!r}, which is no plain file name; mend the list")
-        return result
-
     result = ImageResult(job.key, stamp(job, layout))
+    if not is_plain_name(job.name):
+        file = _relative(layout.list_file(job.category, job.split), layout)
+        sentence = f"{file} lists {job.name!r}, which is no plain file name; mend the list"
+        result.reject(file, None, "bad name", sentence)
+        return result
     candidates = _read_candidates(job, layout, options, result)
     if not candidates:
         return result
@@ -121,11 +120,13 @@ def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
 
 def stamp(job: ImageJob, layout: RawLayout) -> list[int]:
     """What tells that an image or its annotation has changed since it was prepared."""
+    if not is_plain_name(job.name):
+        return []
     values = []
     for path in (layout.image(job.category, job.name), layout.annotation(job.category, job.name)):
         try:
             status = path.stat()
-        except (OSError, ValueError):
+        except OSError:
             values += [0, 0]
         else:
             values += [status.st_mtime_ns, status.st_size]
@@ -257,7 +258,10 @@ def _record(
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all. Not forced to disk: the journal holds the size, and a restarted run looks at it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write ({error.strerror}); mend that and run the command again") from error

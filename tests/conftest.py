@@ -45,8 +45,8 @@ class RawDataset:
         self.layout = RawLayout(root)
         self._lists: dict[tuple[str, str], list[str]] = {}
 
-    def object(self, width: int = 640, height: int = 480, **changes: Any) -> dict[str, Any]:
-        """A good annotation as ImageNet3D writes it. A change of ... (Ellipsis) takes the field out."""
+    def object(self, width: int = 640, height: int = 480, /, **changes: Any) -> dict[str, Any]:
+        """A good annotation of an image of that size, as ImageNet3D writes it; a change of ... takes the field out."""
         values: dict[str, Any] = {
             "azimuth": 0.7,
             "elevation": 0.2,
