@@ -103,11 +103,15 @@ def square_picture(image: Image.Image) -> tuple[Image.Image, int, int]:
     return square, left, top
 
 
+def assumed_viewport(image: Image.Image) -> float:
+    """Pixels per unit focal length of a camera that is not known: the longer side, a field of view of 53 degrees."""
+    return float(max(image.size))
+
+
 class PosePredictor:
     """A LLaVA-pose checkpoint ready to answer.
 
-    Distances need the viewport (pixels per unit focal length) of the camera. Where it is not known, the longer side of the
-    picture is taken, which is a field of view of 53 degrees.
+    Distances need the viewport (pixels per unit focal length) of the camera; see :func:`assumed_viewport`.
     """
 
     def __init__(self, model: nn.Module, processor: LlavaPoseProcessor):
@@ -235,7 +239,8 @@ class PosePredictor:
                 pixels, in that message's "poses".
 
         Raises:
-            InputError: there is no question, or poses and tokens of a question do not agree.
+            InputError: there is no question, poses and tokens of a question do not agree, or the chat has grown longer
+                than the language model can take.
         """
         if not messages or messages[-1].get("role") != "user":
             raise InputError("the last message of a chat must be a question (role 'user')")
@@ -247,6 +252,7 @@ class PosePredictor:
             first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
             turns[first]["content"] = f"{IMAGE_TOKEN}\n{turns[first]['content']}"
         ids, at_input_pose = self._encode_prompt(turns)
+        self._require_room(ids.shape[1], max_new_tokens)
         input_poses = self._input_poses(messages, frames[0] if frames else None)
         if int(at_input_pose.sum()) != len(input_poses):
             raise InputError(f"{int(at_input_pose.sum())} {POSE_TOKEN} in the questions, but {len(input_poses)} poses")
@@ -260,6 +266,7 @@ class PosePredictor:
             do_sample=False,
             use_cache=True,
             pad_token_id=self._processor.tokenizer.pad_token_id,
+            suppress_tokens=[self._processor.image_token_id],  # an answer is text: the next turn would want a picture
             output_hidden_states=True,
             return_dict_in_generate=True,
         )
@@ -271,7 +278,9 @@ class PosePredictor:
         ]
         stops = self._stop_ids()
         complete = bool(tokens) and tokens[-1] in stops
-        text = self._processor.tokenizer.decode([token for token in tokens if token not in stops]).strip()
+        hidden = set(self._processor.tokenizer.all_special_ids) | stops
+        hidden.discard(self._processor.pose_token_id)
+        text = self._processor.tokenizer.decode([token for token in tokens if token not in hidden]).strip()
         if not states:
             return ChatAnswer(text, complete=complete)
         frame = frames[0] if frames else _Frame(0, 0, 1, 1.0)
@@ -283,14 +292,21 @@ class PosePredictor:
         configured = configured if isinstance(configured, list) else [configured]
         return {self._processor.tokenizer.eos_token_id, *(token for token in configured if token is not None)}
 
+    def _require_room(self, prompt: int, answer: int) -> None:
+        room = getattr(self._model.config.text_config, "max_position_embeddings", None)
+        if room is not None and prompt + answer > room:
+            raise InputError(
+                f"the chat has {prompt} tokens, which with {answer} for the answer are more than the model's {room}: "
+                "start a new chat"
+            )
+
     def _encode_prompt(self, turns: list[dict[str, str]]) -> tuple[Tensor, Tensor]:
         text = self._processor.render(turns, add_generation_prompt=True)
-        ids = np.asarray(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
-        starts = self._processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        encoding = self._processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoding["input_ids"], dtype=np.int64)
+        starts = [start for start, _ in encoding["offset_mapping"]]
         answer_spans = self._processor.answer_spans(turns, text)
-        in_answer = np.array([any(a <= start < b for a, b in answer_spans) for start, _ in starts], dtype=bool)
+        in_answer = np.array([any(a <= start < b for a, b in answer_spans) for start in starts], dtype=bool)
         at_input_pose = (ids == self._processor.pose_token_id) & ~in_answer
         repeats = np.where(
             ids == self._processor.image_token_id,
@@ -317,7 +333,7 @@ class PosePredictor:
         frames, squares = [], []
         for index, image in enumerate(images):
             square, left, top = square_picture(image)
-            viewport = float(square.width) if viewports is None else float(viewports[index])
+            viewport = assumed_viewport(image) if viewports is None else float(viewports[index])
             frames.append(_Frame(left, top, square.width, viewport))
             squares.append(square)
         pixels = self._processor.image_processor(squares, return_tensors="pt")["pixel_values"]

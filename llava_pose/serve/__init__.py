@@ -1,0 +1,1 @@
+"""A checkpoint for people to use: in the terminal (chat) and in the browser (demo)."""

@@ -1,0 +1,126 @@
+"""A chat about one picture, whatever it is led through: a terminal, a page, a program."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.drawing import draw_axes
+from llava_pose.errors import InputError
+from llava_pose.geometry import canonicalize
+from llava_pose.predictor import PADDING_COLOUR, ChatAnswer, PosePredictor, assumed_viewport
+from llava_pose.records import Pose
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Any picture file as a person sees it: 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Raises:
+        InputError: it is missing, damaged, no picture, or of a pixel format that has no agreed range.
+    """
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path}: cannot read the picture ({reason}); give a JPEG, PNG or WebP file") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.float32)
+        return Image.fromarray((deep / 257 + 0.5).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits, whose range is not known")
+    if image.has_transparency_data:
+        front = image.convert("RGBA")
+        back = Image.new("RGBA", front.size, (*PADDING_COLOUR, 255))
+        return Image.alpha_composite(back, front).convert("RGB")
+    return image.convert("RGB")
+
+
+def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
+    """Canonical azimuth in [0, 360), elevation in [-90, 90] and in-plane angle in [-180, 180], to a tenth of a degree."""
+    azimuth, elevation, theta = (round(math.degrees(float(angle)), 1) for angle in canonicalize(*pose.angles))
+    return azimuth % 360.0, elevation, theta
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer."""
+
+    question: str
+    answer: ChatAnswer
+
+
+class ChatSession:
+    """Questions about one picture, each asked with all that went before it.
+
+    Attributes:
+        picture: upright, RGB.
+        viewport: pixels per unit focal length of its camera.
+        turns: what was asked and answered so far.
+    """
+
+    def __init__(
+        self,
+        predictor: PosePredictor,
+        picture: Image.Image,
+        *,
+        viewport: float | None = None,
+        max_new_tokens: int = 128,
+    ):
+        self.picture = picture
+        self.viewport = assumed_viewport(picture) if viewport is None else viewport
+        self.turns: list[Turn] = []
+        self._predictor = predictor
+        self._max_new_tokens = max_new_tokens
+
+    def ask(self, question: str) -> ChatAnswer:
+        """Answer a question and remember both. A question that fails leaves the chat as it was.
+
+        Raises:
+            InputError: the question is empty or holds one of the model's own tokens, or the chat has become too long.
+        """
+        question = question.strip()
+        if not question:
+            raise InputError("the question is empty; type what you want to know about the picture")
+        for token in (IMAGE_TOKEN, POSE_TOKEN):
+            if token in question:
+                raise InputError(f"a question cannot hold {token}, which is the model's own; ask in plain words")
+        answer = self._predictor.chat(
+            self.picture,
+            [*self.messages, {"role": "user", "content": question}],
+            viewport=self.viewport,
+            max_new_tokens=self._max_new_tokens,
+        )
+        self.turns.append(Turn(question, answer))
+        return answer
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The chat so far as the predictor takes it."""
+        return [
+            {"role": role, "content": content}
+            for turn in self.turns
+            for role, content in (("user", turn.question), ("assistant", turn.answer.text))
+        ]
+
+    @property
+    def last_with_poses(self) -> ChatAnswer | None:
+        """The latest answer that holds a pose."""
+        return next((turn.answer for turn in reversed(self.turns) if turn.answer.poses), None)
+
+    def overlay(self) -> Image.Image:
+        """The picture with the axes of the latest poses; a plain copy if there are none yet."""
+        drawn = self.picture.copy()
+        answer = self.last_with_poses
+        for pose in answer.poses if answer else ():
+            drawn = draw_axes(drawn, pose, self.viewport)
+        return drawn
