@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from llava_pose import categories
 from llava_pose.config import command, require, require_folder
+from llava_pose.conversation import object_words
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import load_rgb
 from llava_pose.predictor import PoseAnswer, PosePredictor
@@ -89,7 +90,7 @@ def predict_batch(
     if candidates:
         answers = predictor.classify(images, candidates, viewports=viewports)
     else:
-        names = [_category(record.category, config).display_name for record in records]
+        names = [object_words(_category(record.category, config))["object"] for record in records]
         answers = predictor.predict(images, names, viewports=viewports)
     return [_prediction(r, a, system, found=bool(candidates)) for r, a in zip(records, answers, strict=True)]
 

@@ -17,8 +17,14 @@ SAMPLE_NAMES = "sample_names"
 class PoseCollator:
     """Makes the keyword arguments of ``LlavaPoseForConditionalGeneration.forward``, and the names of the samples."""
 
-    def __init__(self, processor: LlavaPoseProcessor):
+    def __init__(self, processor: LlavaPoseProcessor, *, runs_tower: bool = True):
+        """
+        Args:
+            runs_tower: whether samples bring pictures rather than cached patches. A batch without a picture then gets a
+                blank one, so that the tower runs on every process: they would wait for each other otherwise.
+        """
         self.processor = processor
+        self.runs_tower = runs_tower
 
     def __call__(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
         """
@@ -51,4 +57,6 @@ class PoseCollator:
             batch["image_patches"] = torch.from_numpy(np.stack(images)).float()
         elif images:
             batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        elif self.runs_tower:
+            batch["pixel_values"] = torch.zeros(1, 3, *self.processor.image_size)
         return batch

@@ -19,7 +19,7 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, load_rgb
 from llava_pose.geometry import flip_pose
 from llava_pose.model.pose_head import pose_targets_of
-from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.model.processing import IGNORE_INDEX, LlavaPoseProcessor, ChatTooLongError
 from llava_pose.records import Pose
 
 logger = logging.getLogger(__name__)
@@ -73,23 +73,23 @@ class TrainingSamples(Dataset):
         self.cache = cache
         self.max_length = max_length
         self.items = [(index, False) for index in range(len(samples))]
-        if max_length is not None and drop_long:
-            self.items = [(index, False) for index in self._short_enough()]
         if flip:
-            self.items += [(index, True) for index, _ in self.items if samples[index].get("flippable", False)]
+            self.items += [(index, True) for index in range(len(samples)) if samples[index].get("flippable", False)]
+        if max_length is not None:
+            self.items = [item for item in self.items if self._is_short_enough(item, drop_long)]
         if not self.items:
             raise InputError("no training sample is left; check train.json and max_length")
 
-    def _short_enough(self) -> list[int]:
-        kept = []
-        for index in range(len(self.samples)):
-            try:
-                self._encode_text(index, False)
-            except InputError as error:
-                logger.warning(f"dropped: {error}")
-            else:
-                kept.append(index)
-        return kept
+    def _is_short_enough(self, item: tuple[int, bool], drop_long: bool) -> bool:
+        """Found out before training starts, not hours into it."""
+        try:
+            self._encode_text(*item)
+        except ChatTooLongError as error:
+            if not drop_long:
+                raise
+            logger.warning(f"dropped: {error}")
+            return False
+        return True
 
     def __len__(self) -> int:
         return len(self.items)
@@ -113,6 +113,8 @@ class TrainingSamples(Dataset):
             messages = [{**message, "content": mirror_sides(message["content"])} for message in messages]
         name = f"sample {sample['id']!r}" + (" (mirrored)" if mirrored else "")
         chat = self.processor.encode_chat(messages, max_length=self.max_length, where=name)
+        if (chat.labels == IGNORE_INDEX).all():
+            raise InputError(f"{name}: no token is supervised; a sample needs an answer (a turn from 'gpt')")
         answers, questions = [], []
         poses = iter(self._pose_numbers(sample, mirrored))
         for message in messages:

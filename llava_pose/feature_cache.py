@@ -20,6 +20,8 @@ from llava_pose.config import write_json
 from llava_pose.errors import InputError
 
 logger = logging.getLogger(__name__)
+_BLOCK = 16
+_BLOCKS_TO_FLUSH = 8
 
 
 def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
@@ -61,8 +63,15 @@ class FeatureCache:
     def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
         path = self.folder / name
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        mode = "r+" if path.exists() and path.stat().st_size == size else "w+"
-        return np.memmap(path, dtype=dtype, mode=mode, shape=shape)
+        # several processes may do this at once: none of them may empty what another has begun to fill
+        with open(path, "ab") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                file.truncate(size)
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self._features.nbytes
 
     def __getitem__(self, key: tuple[str, bool]) -> np.ndarray:
         """(rows, columns, channels) float16 of (picture, mirrored)."""
@@ -72,49 +81,63 @@ class FeatureCache:
     def missing(self) -> list[int]:
         return np.flatnonzero(self._done == 0).tolist()
 
-    def fill(self, load: Callable[[int], Image.Image], extract: Callable[[list[Image.Image]], np.ndarray]) -> None:
+    def fill(
+        self,
+        load: Callable[[int], Image.Image],
+        extract: Callable[[list[Image.Image]], np.ndarray],
+        *,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         """Compute what is missing.
 
         Args:
             load: row -> picture.
             extract: pictures -> (n, rows, columns, channels).
+            share: (index, count): of ``count`` processes that fill this cache together, this is number ``index``.
 
         Raises:
             InputError: the tower gave something that is not finite in float16.
         """
-        rows = self.missing()
-        per_block = 16
-        progress = tqdm(total=len(rows), desc="tower features", unit="image", disable=not rows)
-        for start in range(0, len(rows), per_block):
-            block = rows[start : start + per_block]
-            pictures = [load(row) for row in block]
-            views = [pictures] if not self.flips else [pictures, [ImageOps.mirror(p) for p in pictures]]
-            for side, view in enumerate(views):
-                features = extract(view).astype(np.float16)
-                if not np.isfinite(features).all():
-                    raise InputError(
-                        f"{self.folder}: the tower's features overflow float16; set cache_features to false"
-                    )
-                self._features[block, side] = features
-            # the features must be on disk before they are called done
-            if (start // per_block) % 32 == 31:
-                self._features.flush()
-            self._done[block] = 1
-            progress.update(len(block))
+        index, count = share
+        rows = [row for row in self.missing() if row % count == index]
+        computed: list[int] = []
+        with tqdm(total=len(rows), desc="tower features", unit="image", disable=not rows or index > 0) as progress:
+            for start in range(0, len(rows), _BLOCK):
+                block = rows[start : start + _BLOCK]
+                self._compute(block, [load(row) for row in block], extract)
+                computed += block
+                if len(computed) >= _BLOCK * _BLOCKS_TO_FLUSH:
+                    self._mark_done(computed)
+                    computed = []
+                progress.update(len(block))
+        self._mark_done(computed)
+
+    def _compute(
+        self, rows: list[int], pictures: list[Image.Image], extract: Callable[[list[Image.Image]], np.ndarray]
+    ) -> None:
+        views = [pictures, [ImageOps.mirror(picture) for picture in pictures]] if self.flips else [pictures]
+        for side, view in enumerate(views):
+            features = extract(view)
+            if not np.isfinite(features).all() or np.abs(features).max() > np.finfo(np.float16).max:
+                raise InputError(f"{self.folder}: the tower's features overflow float16; set cache_features to false")
+            self._features[rows, side] = features.astype(np.float16)
+
+    def _mark_done(self, rows: list[int]) -> None:
+        """Features must be on disk before they are called done."""
         self._features.flush()
+        self._done[rows] = 1
         self._done.flush()
-        progress.close()
 
 
-def fingerprint(tower: nn.Module, settings: Any, files: Sequence[Path]) -> str:
+def fingerprint(tower: nn.Module, settings: Any, data: Path, images: Sequence[str]) -> str:
     """A name for (tower, settings, pictures)."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in tower.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    for name in images:
+        stat = (data / name).stat()
+        digest.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:24]
 
 
@@ -127,33 +150,38 @@ def build_feature_cache(
     *,
     flips: bool,
     device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
 ) -> FeatureCache:
     """The cache of these pictures (paths relative to ``data``) for a LLaVA-pose model's tower, filled.
+
+    Args:
+        share: (index, count): of ``count`` processes that fill it together, this is number ``index``; it is then whole
+            once all of them are here.
 
     Raises:
         InputError: a picture cannot be read, or features overflow.
     """
     data = Path(data)
-    files = [data / name for name in images]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: the picture is not there; run llava-pose prepare again")
+    for name in images:
+        if not (data / name).is_file():
+            raise InputError(f"{data / name}: the picture is not there; run llava-pose prepare again")
     settings = {
         "layers": model.config.vision_feature_layer,
         "strategy": model.config.vision_feature_select_strategy,
         "image_processor": image_processor.to_dict(),
         "flips": flips,
     }
-    name = fingerprint(model.model.vision_tower, settings, files)
+    name = fingerprint(model.model.vision_tower, settings, data, images)
     extract = patch_extractor(model, image_processor, device)
-    shape = extract([load_rgb(files[0])]).shape[1:]
+    shape = extract([load_rgb(data / images[0])]).shape[1:]
     cache = FeatureCache(Path(cache_dir) / name, images, shape, flips=flips)
-    write_json(cache.folder / "about.json", {"images": len(images), "shape": list(shape), "flips": flips})
-    size = cache._features.nbytes / 2**30
-    logger.info(
-        f"tower features: {len(images)} pictures, {len(cache.missing())} to compute, {size:.1f} GiB in {cache.folder}"
-    )
-    cache.fill(lambda row: load_rgb(files[row]), extract)
+    if share[0] == 0:
+        write_json(cache.folder / "about.json", {"images": len(images), "shape": list(shape), "flips": flips})
+        logger.info(
+            f"tower features: {len(images)} pictures, {len(cache.missing())} to compute, "
+            f"{cache.nbytes / 2**30:.1f} GiB in {cache.folder}"
+        )
+    cache.fill(lambda row: load_rgb(data / images[row]), extract, share=share)
     return cache
 
 

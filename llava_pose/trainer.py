@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +16,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.collator import SAMPLE_NAMES
 from llava_pose.config import write_json
+from llava_pose.distributed import sum_over_processes
+from llava_pose.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.tuning import is_new_module
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,8 @@ class PoseTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.new_module_learning_rate = new_module_learning_rate
         self.model_accepts_loss_kwargs = True  # also behind PEFT, whose wrapper's signature does not say so
-        self._terms: dict[str, list[torch.Tensor]] = {}
+        self._terms: dict[str, torch.Tensor] = {}
+        self._terms_since = 0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -46,8 +49,7 @@ class PoseTrainer(Trainer):
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             poses = torch.tensor(float(sum(batch["pose_targets"].shape[0] for batch in batches)), device=device)
-            if self.args.average_tokens_across_devices and self.args.world_size > 1:
-                poses = self.accelerator.gather(poses).sum()
+            poses = sum_over_processes(poses)
             for batch in batches:
                 batch["num_poses_in_batch"] = poses.clamp_min(1.0)
         return batches, tokens
@@ -71,16 +73,19 @@ class PoseTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} in a batch of {', '.join(names)}; "
                 "lower the learning rate, or look at these samples with llava-pose inspect"
             )
+        if not self._terms:
+            self._terms_since = self.state.global_step
         for name, value in outputs.loss_terms.items():
-            self._terms.setdefault(name, []).append(value)
+            self._terms[name] = self._terms.get(name, 0.0) + value.float()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the unweighted terms of the loss: their sums over micro-batches are means over the step."""
+        """Adds the unweighted terms of the loss: their sums over micro-batches and processes are means over the step."""
         if "loss" in logs and self._terms:
-            for name, values in self._terms.items():
-                mean = torch.stack(values).mean() * self.args.gradient_accumulation_steps * self.args.world_size
-                logs[f"loss_{name}"] = round(float(mean), 6)
+            names = sorted(self._terms)
+            sums = sum_over_processes(torch.stack([self._terms[name] for name in names]))
+            means = sums / max(1, self.state.global_step - self._terms_since)
+            logs |= {f"loss_{name}": round(mean, 6) for name, mean in zip(names, means.tolist(), strict=True)}
             self._terms = {}
         super().log(logs, *args, **kwargs)
 
@@ -114,6 +119,10 @@ class CompleteCheckpoints(TrainerCallback):
     def __init__(self, accelerator: Any):
         self._accelerator = accelerator
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # what has been summed up for the log is in no checkpoint: log it before, or a resumed run would log other means
+        control.should_log |= control.should_save
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._accelerator.wait_for_everyone()
         if state.is_world_process_zero:
@@ -127,6 +136,15 @@ class LossHistory(TrainerCallback):
     def __init__(self, path: Path):
         self._path = path
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what was logged after the checkpoint that the run goes on from."""
+        if state.is_world_process_zero and self._path.exists():
+            drop_torn_line(self._path)
+            entries = [entry for _, entry in read_jsonl(self._path)]
+            write_jsonl(self._path, [entry for entry in entries if entry["step"] <= state.global_step])
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -135,23 +153,13 @@ class LossHistory(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        kept = [entry for entry in _read_log(self._path) if entry["step"] < state.global_step]
-        lines = [*kept, {"step": state.global_step, **logs}]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        if state.is_world_process_zero and logs and "loss" in logs:
+            numbers = {name: value if math.isfinite(value) else None for name, value in logs.items()}
+            append_jsonl(self._path, [{"step": state.global_step, **numbers}])
 
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            logger.warning(f"{path}: passed over a torn line")
-    return entries
+    def last_loss(self) -> float | None:
+        """The loss of the last line."""
+        return [entry["loss"] for _, entry in read_jsonl(self._path)][-1] if self._path.exists() else None
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:

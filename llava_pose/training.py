@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
 from llava_pose.collator import PoseCollator
 from llava_pose.config import command, require_folder, save_config, write_json
 from llava_pose.dataset import TrainingSamples, read_samples
+from llava_pose.distributed import agreed, join_deepspeed, this_place, whole_weights
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.trainer import CompleteCheckpoints, LossHistory, PoseTrainer, last_complete_checkpoint
-from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for
+from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for, train_in_float32
 
 logger = logging.getLogger(__name__)
 DONE_MARK = "training_done.json"
@@ -67,12 +68,7 @@ class TrainConfig(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, …"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false"})
-    use_cpu: bool = field(
-        default_factory=lambda: not torch.cuda.is_available(), metadata={"help": "default: when there is no GPU"}
-    )
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "default: when there is a GPU"}
-    )
+    use_cpu: bool = field(default=False, metadata={"help": "leave a GPU alone; without one it is always so"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
 
     def __post_init__(self) -> None:
@@ -87,20 +83,30 @@ class TrainConfig(TrainingArguments):
             raise InputError("--quantize nf4 trains adapters only: it needs --language lora")
         if self.cache_features and self.tune_vision:
             raise InputError("--cache-features needs a frozen tower: set tune_vision to false")
-        self._refuse_quantized_zero3()
-        super().__post_init__()
-
-    def _refuse_quantized_zero3(self) -> None:
-        if self.quantize == "none" or not self.deepspeed:
-            return
-        settings = self.deepspeed
-        if not isinstance(settings, dict):
-            settings = json.loads(Path(settings).read_text(encoding="utf-8"))
-        if settings.get("zero_optimization", {}).get("stage") == 3:
+        if self.use_liger_kernel:
             raise InputError(
-                f"--deepspeed {self.deepspeed}: ZeRO-3 cannot shard 4-bit weights; use "
-                "zero_configs/zero2.json with --quantize nf4"
+                "use_liger_kernel: its fused cross-entropy passes the trained row of <pose6D> by; leave it off"
             )
+        if not self.average_tokens_across_devices:
+            raise InputError(
+                "average_tokens_across_devices: must stay true, or the loss depends on how the batch is split"
+            )
+        if self.save_total_limit is not None and self.save_total_limit < 2:
+            raise InputError(
+                "save_total_limit: must be at least 2; the one before is deleted before the new one is whole"
+            )
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
+        super().__post_init__()
+        if self.quantize != "none" and is_deepspeed_zero3_enabled():
+            raise InputError(
+                "--quantize nf4: ZeRO-3 cannot shard 4-bit weights; give --deepspeed zero_configs/zero2.json"
+            )
+        if self.n_gpu > 1:
+            logger.warning(
+                f"training on one of {self.n_gpu} GPUs; for all of them start train.py with deepspeed or torchrun"
+            )
+            self._n_gpu = 1  # transformers would split each batch among threads, and the poses not by their samples
 
     @property
     def caches_features(self) -> bool:
@@ -138,6 +144,7 @@ def train(config: TrainConfig) -> Path:
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     samples = read_samples(config.train_json)
     set_seed(config.seed)
+    join_deepspeed()
     processor = load_processor(config.model)
     model = build_model(config)
     dataset = build_dataset(config, samples, processor, model)
@@ -146,24 +153,25 @@ def train(config: TrainConfig) -> Path:
         f"{len(dataset)} samples (mirror images included), {parameters['trainable'] / 1e6:.2f} M of "
         f"{parameters['all'] / 1e6:.2f} M parameters train"
     )
+    history = LossHistory(output / "log.jsonl")
     trainer = PoseTrainer(
         model=model,
         args=config,
         train_dataset=dataset,
-        data_collator=PoseCollator(processor),
+        data_collator=PoseCollator(processor, runs_tower=dataset.cache is None),
         processing_class=processor,
         new_module_learning_rate=config.new_module_learning_rate,
-        callbacks=[LossHistory(output / "log.jsonl")],
+        callbacks=[history],
     )
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
-    checkpoint = find_checkpoint(config, trainer)
+    checkpoint = find_checkpoint(config)
     if trainer.is_world_process_zero():
         save_config(config.resolved(), output / "train.yaml")
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
-        write_json(output / DONE_MARK, {"steps": trainer.state.global_step, "loss": result.training_loss, **parameters})
+        write_json(output / DONE_MARK, {"steps": trainer.state.global_step, "loss": history.last_loss(), **parameters})
         logger.info(f"done: the checkpoint is {output}")
         logger.info(
             f"next: llava-pose predict --checkpoint {output} --data {config.data} --split val --out predictions.jsonl"
@@ -181,14 +189,19 @@ def build_model(config: TrainConfig) -> nn.Module:
     model = load_full(config.model, dtype=dtype, **kwargs)
     model.config.use_cache = False
     if config.language == "lora":
-        return add_lora(
+        model = add_lora(
             model,
             r=config.lora_r,
             alpha=config.lora_alpha,
             dropout=config.lora_dropout,
             tune_vision=config.tune_vision,
         )
-    freeze_for(model, language=config.language, tune_embeddings=config.tune_embeddings, tune_vision=config.tune_vision)
+    else:
+        freeze_for(
+            model, language=config.language, tune_embeddings=config.tune_embeddings, tune_vision=config.tune_vision
+        )
+    if not config.deepspeed:  # which keeps a float32 copy of what trains itself
+        train_in_float32(model)
     return model
 
 
@@ -207,10 +220,7 @@ def build_dataset(
     config: TrainConfig, samples: list[dict[str, Any]], processor: LlavaPoseProcessor, model: nn.Module
 ) -> TrainingSamples:
     """The samples, with the frozen tower's features beside them where the recipe allows it."""
-    cache = None
-    if config.caches_features:
-        with config.main_process_first(desc="tower features"):
-            cache = _features(config, samples, processor, model)
+    cache = _features(config, samples, processor, model) if config.caches_features else None
     return TrainingSamples(
         samples,
         config.data,
@@ -228,21 +238,32 @@ def _features(
     images = sorted({sample["image"] for sample in samples if sample.get("image")})
     if not images:
         return None
+    place = this_place()
+    cache_dir = Path(config.cache_dir or Path(config.data) / ".features")
+    if place.nodes > 1:  # a memory map must not be written from two machines
+        cache_dir = cache_dir / f"node{place.node}"
     base = underlying_model(model)
-    device = config.device
-    base.model.vision_tower.to(device)
-    cache_dir = config.cache_dir or Path(config.data) / ".features"
-    return build_feature_cache(
-        cache_dir, config.data, images, base, processor.image_processor, flips=config.flip, device=device
-    )
+    with whole_weights(base.model.vision_tower):
+        base.model.vision_tower.to(config.device)
+        cache = build_feature_cache(
+            cache_dir,
+            config.data,
+            images,
+            base,
+            processor.image_processor,
+            flips=config.flip,
+            device=config.device,
+            share=(place.index, place.count),
+        )
+    agreed(None)  # the others have computed their share too
+    return cache
 
 
-def find_checkpoint(config: TrainConfig, trainer: PoseTrainer) -> Path | None:
+def find_checkpoint(config: TrainConfig) -> Path | None:
     """The checkpoint to go on from; every process gets the same answer."""
     if not config.resume:
         return None
-    with config.main_process_first(desc="looking for a checkpoint"):
-        checkpoint = last_complete_checkpoint(Path(config.output_dir))
+    checkpoint = agreed(last_complete_checkpoint(Path(config.output_dir)) if config.process_index == 0 else None)
     if checkpoint is not None:
         logger.info(f"going on from {checkpoint}")
     return checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from llava_pose.errors import InputError
@@ -75,6 +76,13 @@ def freeze_for(
                 model.lm_head.requires_grad_(False)
     if tune_vision:
         model.model.vision_tower.requires_grad_(True)
+
+
+def train_in_float32(model: nn.Module) -> None:
+    """Raise what trains to float32: in bfloat16 most updates of a small learning rate round to nothing."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def _find(model: LlavaPoseForConditionalGeneration, name: str) -> nn.Module:

@@ -29,7 +29,7 @@ from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.loading import require_complete
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
-from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor
+from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor, input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class AssembleConfig:
     image_size: int | None = field(
         default=None, metadata={"help": "side of the tower's input, pixels; default: its own"}
     )
-    rotation: str = field(default="svd9d", metadata={"help": f"rotation representation: {', '.join(ROTATION_NAMES)}"})
+    rotation: str = field(default=LlavaPoseConfig.rotation, metadata={"help": f"rotation representation: {', '.join(ROTATION_NAMES)}"})
     pose_head_hidden_size: int = field(default=512, metadata={"help": "width of the pose head's hidden layer"})
     chat_template: str | None = field(
         default=None, metadata={"help": f"{', '.join(CHAT_TEMPLATES)}; default: by the tokenizer's tokens"}
@@ -206,9 +206,8 @@ def _keep_first_layers(language: PreTrainedModel, count: int) -> None:
 
 
 def _set_image_size(image_processor: Any, side: int) -> None:
-    keys = image_processor.size.keys()
-    image_processor.size = dict.fromkeys(keys, side) if keys else {"height": side, "width": side}
-    if getattr(image_processor, "crop_size", None) is not None:
+    image_processor.size = {key: side for key, old in dict(image_processor.size).items() if old is not None}
+    if getattr(image_processor, "do_center_crop", False):
         image_processor.crop_size = {"height": side, "width": side}
 
 
@@ -247,7 +246,7 @@ def _pose_config(
 
 def _measure_tower(model_config: LlavaPoseConfig, tower: PreTrainedModel, image_processor: Any) -> None:
     """Set the channels of a patch and the tokens of a picture by running the tower once."""
-    height, width = _input_size(image_processor)
+    height, width = input_size(image_processor)
     probe = _TowerProbe(model_config, tower)
     try:
         _, rows, columns, channels = LlavaPoseModel.extract_patches(probe, torch.zeros(1, 3, height, width)).shape
@@ -274,11 +273,6 @@ class _TowerProbe(LlavaPoseModel):
         self.requires_grad_(False)
 
 
-def _input_size(image_processor: Any) -> tuple[int, int]:
-    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
-    return (int(size["height"]), int(size["width"])) if "height" in size else (int(size["shortest_edge"]),) * 2
-
-
 def _make_processor(
     config: AssembleConfig, model: LlavaPoseModel, image_processor: Any, tokenizer: PreTrainedTokenizerBase
 ) -> LlavaPoseProcessor:
@@ -297,7 +291,7 @@ def _make_processor(
 
 def _total_stride(model: LlavaPoseModel, image_processor: Any) -> int:
     """Pixels of the tower's input for each patch along a side."""
-    height, width = _input_size(image_processor)
+    height, width = input_size(image_processor)
     merge = model.config.vision_merge
     tokens = model.config.image_seq_length
     stride = round((height * width / (tokens * merge**2)) ** 0.5)

@@ -26,7 +26,7 @@ class LlavaPoseConfig(LlavaConfig):
     model_type = "llava_pose"
 
     pose_token_id: int | None = None
-    rotation: str = "svd9d"
+    rotation: str = "bins+residual"
     pose_head_hidden_size: int = 512
     vision_merge: int = 1
     vision_feature_size: int | None = None

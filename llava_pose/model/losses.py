@@ -11,6 +11,8 @@ from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.pose_head import PoseHeadOutput
 from llava_pose.model.rotation import RotationRepresentation
 
+POSE_TERMS = ("rotation", "location", "confidence")
+
 
 def text_loss(logits: Tensor, targets: Tensor, count: Tensor | int | None) -> Tensor:
     """Cross-entropy of (n, vocabulary) logits, summed and divided by ``count``: the supervised tokens of the whole step.
@@ -55,5 +57,5 @@ def pose_loss(
         + config.location_loss_weight * location
         + config.confidence_loss_weight * confidence
     )
-    terms = {"rotation": rotation, "location": location, "confidence": confidence}
-    return total, {name: term.detach() for name, term in terms.items()}
+    terms = (rotation, location, confidence)
+    return total, {name: term.detach() for name, term in zip(POSE_TERMS, terms, strict=True)}

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from transformers.models.llava.modeling_llava import LlavaModel
 
 from llava_pose.model.configuration import LlavaPoseConfig
-from llava_pose.model.losses import pose_loss, text_loss
+from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
 from llava_pose.model.pose_head import (
     PoseEncoder,
     PoseHead,
@@ -308,11 +308,11 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
                 self.pose_head.representation,
                 num_poses_in_batch,
             )
-            loss = loss + poses
-            result.loss_terms |= terms
         else:
-            loss = loss + self._run_pose_head(states[:, 0])
-        result.loss = loss
+            poses = self._run_pose_head(states[:, 0])
+            terms = dict.fromkeys(POSE_TERMS, poses.detach())
+        result.loss = loss + poses
+        result.loss_terms |= terms
         return result
 
     def _run_pose_head(self, states: Tensor) -> Tensor:

@@ -82,7 +82,10 @@ class PoseHead(nn.Module):
 
     def forward(self, states: Tensor) -> PoseHeadOutput:
         """(n, hidden size) -> the head's answer, in float32 or better."""
-        raw = self.linear_2(self.act(self.linear_1(self.norm(states.to(self.norm.weight.dtype))))).float()
+        with torch.autocast(
+            states.device.type, enabled=False
+        ):  # bfloat16 would round the rotation by a third of a degree
+            raw = self.linear_2(self.act(self.linear_1(self.norm(states.to(self.norm.weight.dtype))))).float()
         rotation, location, confidence = raw.split([self.representation.size, _LOCATION_SIZE, 1], -1)
         return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import LlavaProcessor
@@ -32,6 +33,10 @@ CHAT_TEMPLATES = {
 }
 
 
+class ChatTooLongError(InputError):
+    """A chat has more tokens than max_length."""
+
+
 @dataclass(frozen=True)
 class EncodedChat:
     """One chat as token ids, image tokens expanded.
@@ -43,6 +48,15 @@ class EncodedChat:
 
     input_ids: np.ndarray
     labels: np.ndarray
+
+
+def input_size(image_processor: Any) -> tuple[int, int]:
+    """(height, width) in pixels of what an image processor gives a tower, whatever the size of the picture."""
+    cropped = bool(getattr(image_processor, "do_center_crop", False))
+    size = dict(image_processor.crop_size if cropped else image_processor.size)
+    if size.get("height") is not None:
+        return int(size["height"]), int(size["width"])
+    return int(size["shortest_edge"]), int(size["shortest_edge"])
 
 
 class LlavaPoseProcessor(LlavaProcessor):
@@ -98,11 +112,7 @@ class LlavaPoseProcessor(LlavaProcessor):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of what the tower gets."""
-        size = getattr(self.image_processor, "crop_size", None) if self.image_processor.do_center_crop else None
-        size = size or self.image_processor.size
-        if size.get("height") is not None:
-            return int(size["height"]), int(size["width"])
-        return int(size["shortest_edge"]), int(size["shortest_edge"])
+        return input_size(self.image_processor)
 
     def encode_chat(
         self, messages: Sequence[dict[str, str]], *, max_length: int | None = None, where: str = "chat"
@@ -129,7 +139,7 @@ class LlavaPoseProcessor(LlavaProcessor):
         repeats = np.where(ids == self.image_token_id, self.count_image_tokens(*self.image_size), 1)
         ids, labels = np.repeat(ids, repeats), np.repeat(labels, repeats)
         if max_length is not None and len(ids) > max_length:
-            raise InputError(
+            raise ChatTooLongError(
                 f"{where}: {len(ids)} tokens are more than max_length={max_length}; raise it or shorten the text"
             )
         return EncodedChat(ids, labels)

@@ -75,7 +75,7 @@ def tiny_tokenizer(folder: Path) -> LlamaTokenizer:
 def project_text() -> Iterator[str]:
     """Every question and answer of the project about every category, and the categories' descriptions."""
     for category in categories.all_categories():
-        words = {"object": category.display_name, "an_object": category.indefinite, "pose": "(pose)"}
+        words = {**conversation.object_words(category), "pose": "(pose)"}
         yield category.description
         for template in (
             *conversation.POSE_QUESTIONS,
