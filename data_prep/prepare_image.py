@@ -185,11 +185,10 @@ def _open_image(path: Path, candidates: Sequence[_Candidate]) -> tuple[RawImage,
         raise AnnotationError("image missing", "is not there; add it or take the name off the list") from error
     except OSError as error:
         raise AnnotationError("image unreadable", f"cannot be read ({error.strerror}); check it") from error
-    sizes = {(c.object.width, c.object.height) for c in candidates}
+    sizes = {(c.object.width, c.object.height) for c in candidates if c.object.width and c.object.height}
     if len(sizes) > 1:
         raise AnnotationError("image size differs", "has objects annotated at different sizes; annotate it again")
-    annotated = sizes.pop()
-    image = RawImage(content, annotated if all(annotated) else (0, 0))
+    image = RawImage(content, sizes.pop() if sizes else (0, 0))
     return image, hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

@@ -394,6 +394,12 @@ def test_objects_annotated_at_different_sizes(raw_dataset: Any, outcome: Callabl
     ]
 
 
+def test_the_size_that_one_object_gives_holds_for_the_others(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
+    objects = [whole_object(raw_dataset, 480, 640, height=...), whole_object(raw_dataset, 480, 640)]
+    raw_dataset.add("n1", image=exif_jpeg(quarters(), 6), objects=objects)
+    assert [record.source["exif_transposed"] for record in outcome().records] == [True, True]
+
+
 @pytest.mark.parametrize("missing", ["height", "width", "both"])
 def test_annotation_without_size(raw_dataset: Any, outcome: Callable[..., Outcome], missing: str) -> None:
     without = dict.fromkeys(["height", "width"] if missing == "both" else [missing], ...)

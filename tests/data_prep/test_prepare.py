@@ -404,6 +404,7 @@ def test_datasets_imagefolder_loads_it(raw_dataset: Any, tmp_path: Path, monkeyp
         raw_dataset.add(f"c_{split}", split=split, category="bus", objects=[whole])
         raw_dataset.add(f"d_{split}", split=split, category="bus", objects=b"")
     out = run(raw_dataset, tmp_path / "out", splits="train,val", size=64)
+    (out / "train.json").write_text("[]")  # where instruct writes
     loaded = datasets.load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"))
 
     assert {name: len(part) for name, part in loaded.items()} == {"train": 4, "validation": 4}
