@@ -302,6 +302,3 @@ main = command(
     description="Render parametric objects with known poses into ImageNet3D's raw layout.",
     example="llava-pose render --out data/rendered --train-instances 20 --val-instances 5 --views 8",
 )
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -92,23 +92,14 @@ def cylinder(
 
 
 def tube(
-    path: np.ndarray,
-    radius: float | Sequence[float],
-    color: Color,
-    *,
-    sides: int = 10,
-    closed: bool = False,
-    gloss: float = 0.1,
+    path: np.ndarray, radius: float | Sequence[float], color: Color, *, sides: int = 10, gloss: float = 0.1
 ) -> Mesh:
-    """A round bar along ``path`` (n, 3), of one radius or one a point; with ``closed`` the path is a loop.
+    """A round bar along ``path`` (n, 3), of one radius or one a point.
 
     The cross-section is carried along without twisting, as well as a bend in one plane needs it.
     """
     path = np.asarray(path, dtype=np.float64)
-    if closed:
-        tangents = np.roll(path, -1, axis=0) - np.roll(path, 1, axis=0)
-    else:
-        tangents = np.gradient(path, axis=0)
+    tangents = np.gradient(path, axis=0)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
     radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), len(path))
     angles = np.arange(sides) * 2 * np.pi / sides
@@ -119,26 +110,7 @@ def tube(
         side /= np.linalg.norm(side)
         other = np.cross(tangent, side)
         rings.append(point + r * (np.cos(angles)[:, None] * side + np.sin(angles)[:, None] * other))
-    return loft(rings, color, gloss=gloss, closed=closed)
-
-
-def ring(
-    center: Point, axis: str, radius: float, thickness: float, color: Color, *, segments: int = 24, gloss: float = 0.1
-) -> Mesh:
-    """A torus about ``axis`` through ``center``: a bar of radius ``thickness`` bent to a circle of ``radius``."""
-    return tube(
-        np.asarray(center) + circle(axis, radius, segments), thickness, color, sides=8, closed=True, gloss=gloss
-    )
-
-
-def circle(axis: str, radius: float, segments: int) -> np.ndarray:
-    """(segments, 3) points of a circle about an axis through the origin."""
-    angles = np.arange(segments) * 2 * np.pi / segments
-    points = np.zeros((segments, 3))
-    i = "xyz".index(axis)
-    points[:, (i + 1) % 3] = radius * np.cos(angles)
-    points[:, (i + 2) % 3] = radius * np.sin(angles)
-    return points
+    return loft(rings, color, gloss=gloss)
 
 
 def lathe(

@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 import trimesh
 
-from data_prep.render.mesh import Mesh, both_sides, corner_normals, join, off_text
+from data_prep.render.mesh import Mesh, axis_rotation, both_sides, corner_normals, join, off_text
 from data_prep.render.parametric import BUILDERS, build
 from data_prep.render.parametric.palette import BLACK, HEADLIGHT, TAIL_LIGHT
 from data_prep.render.primitives import (
     box,
-    circle,
     cylinder,
     ellipsoid,
     lathe,
     loft,
     prism,
-    ring,
     rounded_box,
     triangulate,
     tube,
@@ -31,6 +29,19 @@ from llava_pose.errors import InputError
 RED = (0.8, 0.1, 0.1)
 CONCAVE = [(0, 0), (4, 0), (4, 3), (2, 1), (0, 3)]  # area 8
 
+
+def _half_circle(radius: float) -> np.ndarray:
+    angles = np.linspace(0, np.pi, 101)
+    return radius * np.column_stack([np.cos(angles), np.sin(angles), np.zeros(101)])
+
+
+def _torus_rings() -> list[np.ndarray]:
+    """A circle of radius 0.5 carried round the z axis at radius 2."""
+    angles = np.arange(64) * 2 * np.pi / 64
+    section = np.column_stack([2 + 0.5 * np.cos(angles), np.zeros(64), 0.5 * np.sin(angles)])
+    return [section @ axis_rotation("z", angle).T for angle in angles]
+
+
 SOLIDS: dict[str, tuple[Callable[[], Mesh], float, float]] = {  # what, its volume, relative tolerance
     "box": (lambda: box((1, 2, 3), (2, 3, 4), RED), 24.0, 1e-9),
     "tapered box": (lambda: box((0, 0, 0), (2, 2, 3), RED, top=(0.5, 0.5), shift=(1, 0)), 3 * (4 + 1 + 2) / 3, 1e-9),
@@ -38,13 +49,13 @@ SOLIDS: dict[str, tuple[Callable[[], Mesh], float, float]] = {  # what, its volu
     "cylinder": (lambda: cylinder((0, 0, 0), (3, 4, 0), 1, RED, sides=64), 5 * np.pi, 5e-3),
     "cone": (lambda: cylinder((0, 0, 2), (0, 0, -1), 1, RED, end_radius=0, sides=64), np.pi, 5e-3),
     "sphere": (lambda: ellipsoid((5, 0, 0), (1, 2, 3), RED, sides=80), 8 * np.pi, 5e-3),
-    "torus": (lambda: ring((0, 0, 0), "y", 2, 0.5, RED, segments=96), 2 * np.pi**2 * 2 * 0.25, 0.11),
+    "torus": (lambda: loft(_torus_rings(), RED, closed=True), 2 * np.pi**2 * 2 * 0.25, 5e-3),
     "hollow cup": (
         lambda: lathe([(0, 0), (2, 0), (2, 3), (1, 3), (1, 1), (0, 1)], RED, sides=96),
         np.pi * (4 * 3 - 1 * 2),
         5e-3,
     ),
-    "bent tube": (lambda: tube(circle("z", 3, 200)[:101], 0.3, RED, sides=48), 3 * np.pi * 0.09 * np.pi, 1e-2),
+    "bent tube": (lambda: tube(_half_circle(3), 0.3, RED, sides=48), 3 * np.pi * 0.09 * np.pi, 1e-2),
     **{
         f"concave prism along {axis}": (lambda axis=axis: prism(CONCAVE, axis, -1, 2, RED), 24.0, 1e-9)
         for axis in "xyz"

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..mesh import Mesh, both_sides, join
 from ..primitives import box, cylinder, loft, rounded_box
-from .palette import BLACK, DARK, chance, darker, gray, paint, uniform, wood
+from .palette import BLACK, DARK, Color, chance, darker, gray, paint, uniform, wood
 
 
 def hammer(rng: np.random.Generator) -> Mesh:
@@ -25,12 +25,12 @@ def hammer(rng: np.random.Generator) -> Mesh:
         cylinder((0, 0, length), (face * 0.65, 0, length), head * 0.42, steel, sides=16, gloss=0.5),
         cylinder((face * 0.6, 0, length), (face, 0, length), head * 0.62, darker(steel, 0.9), sides=20, gloss=0.5),
         cylinder((face, 0, length), (face + 0.15, 0, length), head * 0.55, (0.85, 0.85, 0.87), sides=20, gloss=0.7),
-        both_sides_y(_claw(rng, length, head, darker(steel, 0.85))),
+        _both_ways(_claw(rng, length, head, darker(steel, 0.85))),
     ]
     return join(parts)
 
 
-def _grip(length: float, color) -> Mesh:
+def _grip(length: float, color: Color) -> Mesh:
     angles = np.arange(14) * 2 * np.pi / 14
     rings = []
     for share, scale in ((0.0, 1.0), (0.05, 1.25), (0.2, 1.1), (0.5, 1.2), (0.85, 1.0), (1.0, 0.85)):
@@ -40,7 +40,7 @@ def _grip(length: float, color) -> Mesh:
     return loft(rings, color)
 
 
-def _claw(rng: np.random.Generator, z: float, head: float, color) -> Mesh:
+def _claw(rng: np.random.Generator, z: float, head: float, color: Color) -> Mesh:
     """One of the two prongs, bent down towards its tip."""
     reach, drop = uniform(rng, 5.5, 7.5), uniform(rng, 1.5, 3.0)
     rings = []
@@ -54,7 +54,7 @@ def _claw(rng: np.random.Generator, z: float, head: float, color) -> Mesh:
     return loft(np.array(rings), color, gloss=0.5)
 
 
-def both_sides_y(part: Mesh) -> Mesh:
+def _both_ways(part: Mesh) -> Mesh:
     """A part and its mirror image in the plane y = 0."""
     return join([part, part.transformed(np.diag([1.0, -1.0, 1.0]))])
 
