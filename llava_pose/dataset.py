@@ -19,7 +19,7 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, load_rgb
 from llava_pose.geometry import flip_pose
 from llava_pose.model.pose_head import pose_targets_of
-from llava_pose.model.processing import IGNORE_INDEX, LlavaPoseProcessor, ChatTooLongError
+from llava_pose.model.processing import IGNORE_INDEX, ChatTooLongError, LlavaPoseProcessor
 from llava_pose.records import Pose
 
 logger = logging.getLogger(__name__)
