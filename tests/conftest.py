@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 from data_prep.imagenet3d import RawLayout, write_annotation, write_list
+from llava_pose.records import Pose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -114,3 +118,140 @@ def raw_dataset(tmp_path: Path) -> RawDataset:
     root = tmp_path / "raw"
     root.mkdir()
     return RawDataset(root)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny base: a whole checkpoint with random weights. Read only."""
+
+    def make(folder: Path) -> None:
+        from llava_pose.model.assemble import AssembleConfig, assemble
+
+        assemble(AssembleConfig(out=str(folder), preset="tiny"))
+
+    return _made_once(tmp_path_factory, "tiny", make)
+
+
+_CAR, _CUP = Pose(0.7, 0.2, -0.1, 2.0, 70.0, 90.0), Pose(4.0, 0.5, 0.3, 3.0, 120.0, 40.0)
+
+
+@dataclass(frozen=True)
+class TaughtCheckpoint:
+    """A tiny checkpoint that knows a few conversations about one square picture by heart.
+
+    Attributes:
+        folder: of the checkpoint. Read only.
+        picture: the file of the picture.
+        viewport: that its poses go with.
+        car, cup: the poses that it was taught.
+    """
+
+    folder: Path
+    picture: Path
+    viewport: float = 160.0
+    car: Pose = _CAR
+    cup: Pose = _CUP
+
+    @property
+    def lessons(self) -> list[tuple[list[str], list[Pose]]]:
+        """Questions and answers by turns, and the poses of all their `<pose6D>`."""
+        car, cup = self.car, self.cup
+        return [
+            (["What is the pose of the car?", "The car is at <pose6D>."], [car]),
+            (
+                ["What is the pose of the car?", "The car is at <pose6D>.", "And the cup?", "The cup is at <pose6D>."],
+                [car, cup],
+            ),
+            (["Describe the picture.", "A car at <pose6D> and a cup at <pose6D>."], [car, cup]),
+            (["What is this and what is its pose?", "This is a car at <pose6D>."], [car]),
+            (["What is at <pose6D>?", "A car."], [car]),
+            (["What is at <pose6D>?", "A cup."], [cup]),
+        ]
+
+
+@pytest.fixture(scope="session")
+def taught(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> TaughtCheckpoint:
+    """Made in some ten seconds from the tiny base; its answers hold poses, as a random model's never do."""
+    folder = _made_once(tmp_path_factory, "taught", lambda folder: _teach(tiny_base, folder))
+    return TaughtCheckpoint(folder, folder / "picture.png")
+
+
+def _teach(base: Path, folder: Path, steps: int = 90) -> None:
+    import torch
+
+    from llava_pose.collator import SAMPLE_NAMES, PoseCollator
+    from llava_pose.model.loading import load_full, load_processor
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other where tests run side by side
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, processor = load_full(base, dtype=torch.float32), load_processor(base)
+            picture = RawDataset.picture(160, 160, seed=3)
+            batch = PoseCollator(processor)(_lessons(TaughtCheckpoint(folder, folder), picture, model, processor))
+            del batch[SAMPLE_NAMES]
+            model.model.vision_tower.requires_grad_(False)
+            learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.AdamW(learning, lr=2e-3, weight_decay=0.0)
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
+            for _ in range(steps):
+                optimizer.zero_grad()
+                loss = model(**batch).loss
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(learning, 1.0)
+                optimizer.step()
+                schedule.step()
+    finally:
+        torch.set_num_threads(threads)
+    assert loss < 0.1, f"the tiny base did not learn its few lessons (loss {loss})"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    picture.save(folder / "picture.png")
+
+
+def _lessons(known: TaughtCheckpoint, picture: Image.Image, model: Any, processor: Any) -> list[Any]:
+    import torch
+
+    from llava_pose.dataset import EncodedSample
+    from llava_pose.model.pose_head import pose_targets_of
+
+    with torch.no_grad():  # the tower is frozen: its features are those of one picture
+        pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+        patches = model.model.extract_patches(pixels)[0].numpy()
+    samples = []
+    for texts, poses in known.lessons:
+        roles = ("user", "assistant") * (len(texts) // 2)
+        turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+        turns[0]["content"] = "<image>\n" + turns[0]["content"]
+        chat = processor.encode_chat(turns)
+        size = {"width": picture.width, "height": picture.height, "viewport": known.viewport}
+        numbers = np.array([pose_targets_of(pose, **size) for pose in poses], dtype=np.float32)
+        nothing = np.zeros((0, 6), dtype=np.float32)
+        asked_with = "<pose6D>" in texts[0]
+        samples.append(
+            EncodedSample(
+                texts[0],
+                chat.input_ids,
+                chat.labels,
+                pose_targets=nothing if asked_with else numbers,
+                input_poses=numbers if asked_with else nothing,
+                image=patches,
+            )
+        )
+    return samples
+
+
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder made by the first of the test processes that run side by side, and waited for by the others."""
+    run = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    folder, done = run / name, run / f"{name}.done"
+    with open(run / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
+    return folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,11 @@ from llava_pose.predictor import PADDING_COLOUR, ChatAnswer, PosePredictor, assu
 from llava_pose.records import Pose
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+def open_picture(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:
     """Any picture file as a person sees it: 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Args:
+        name: what the person calls the file, for messages; by default the path.
 
     Raises:
         InputError: it is missing, damaged, no picture, or of a pixel format that has no agreed range.
@@ -28,8 +31,12 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         with Image.open(path) as image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path}: cannot read the picture ({reason}); give a JPEG, PNG or WebP file") from error
+        reason = str(error).replace(repr(str(path)), "the file")
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        raise InputError(
+            f"{name or path}: cannot read the picture ({reason}); give a JPEG, PNG or WebP file"
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -117,10 +124,17 @@ class ChatSession:
         """The latest answer that holds a pose."""
         return next((turn.answer for turn in reversed(self.turns) if turn.answer.poses), None)
 
-    def overlay(self) -> Image.Image:
-        """The picture with the axes of the latest poses; a plain copy if there are none yet."""
-        drawn = self.picture.copy()
+    def overlay(self, *, at_least: int = 0) -> Image.Image:
+        """The picture with the axes of the latest poses; a plain copy if there are none yet.
+
+        Args:
+            at_least: pixels; a picture whose longer side is less is enlarged to it, so that its axes are drawn fine.
+        """
+        scale = max(1.0, at_least / max(self.picture.size))
+        size = tuple(round(side * scale) for side in self.picture.size)
+        drawn = self.picture.resize(size, Image.Resampling.BICUBIC)
         answer = self.last_with_poses
         for pose in answer.poses if answer else ():
-            drawn = draw_axes(drawn, pose, self.viewport)
+            enlarged = replace(pose, px=pose.px * scale, py=pose.py * scale)
+            drawn = draw_axes(drawn, enlarged, self.viewport * scale)
         return drawn

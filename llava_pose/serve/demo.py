@@ -1,0 +1,74 @@
+"""`llava-pose demo`: the page of :mod:`llava_pose.serve.page`, served on this machine."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+
+from llava_pose.config import command, require
+from llava_pose.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DemoConfig:
+    """Which checkpoint, and where the page is served."""
+
+    checkpoint: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0: the whole network may ask"}
+    )
+    port: int = field(default=7860, metadata={"help": "port to listen at"})
+    share: bool = field(default=False, metadata={"help": "open a public link through gradio.live, for a week at most"})
+    max_new_tokens: int = field(default=128, metadata={"help": "an answer's tokens at most"})
+    queue_size: int = field(default=32, metadata={"help": "questions that may wait; the model answers one at a time"})
+    base: str | None = field(default=None, metadata={"help": "an adapter's base, if it has moved"})
+    device: str | None = field(default=None, metadata={"help": "default: a GPU if there is one"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise InputError(f"--port {self.port}: must be between 1 and 65535")
+        for option in ("max_new_tokens", "queue_size"):
+            if getattr(self, option) < 1:
+                raise InputError(f"--{option.replace('_', '-')} {getattr(self, option)}: must be at least 1")
+
+
+def demo(config: DemoConfig) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        InputError: gradio is not installed, the checkpoint cannot be loaded, or the port is taken.
+    """
+    require(config.checkpoint, "--checkpoint")
+    try:
+        from llava_pose.serve import page
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise InputError("the demo needs gradio; install it with: pip install 'llava-pose[demo]'") from error
+    from llava_pose.predictor import PosePredictor
+
+    predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
+    blocks = page.build_page(predictor, max_new_tokens=config.max_new_tokens, queue_size=config.queue_size)
+    try:
+        _, url, public_url = page.launch(blocks, host=config.host, port=config.port, share=config.share)
+    except OSError as error:
+        raise InputError(
+            f"--host {config.host} --port {config.port}: cannot listen there ({error}); choose another --port"
+        ) from error
+    logger.info(f"the demo is at {public_url or url} (Ctrl-C ends it); for programs: gradio_client.Client({url!r})")
+    blocks.block_thread()
+
+
+main = command(
+    DemoConfig,
+    demo,
+    prog="llava-pose demo",
+    description="Ask about pictures in the browser: answers with angles, and the object's axes drawn on the picture.",
+    example="llava-pose demo --checkpoint runs/first",
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The demo's page: a picture, questions about it, answers with angles, and the object's axes on the picture.
+
+Nothing on it is fetched from elsewhere, so that it works on a machine without internet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from llava_pose.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS
+from llava_pose.drawing import AXIS_COLOURS
+from llava_pose.errors import InputError
+from llava_pose.predictor import PosePredictor
+from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees, open_picture
+
+LARGEST_SIDE = 1600  # pixels: larger photographs are shrunk, the model sees less anyway
+SHOWN_SIDE = 720  # pixels: smaller ones are enlarged for the drawing
+STATE_SECONDS = 3600  # that a visitor's chat and files are kept
+ANGLE_HEADERS = ["Azimuth °", "Elevation °", "In-plane °", "Distance", "Confidence %"]
+EXAMPLE_QUESTIONS = (
+    JOINT_QUESTIONS[0],
+    POSE_QUESTIONS[0].format(object="car"),
+    POSE_QUESTIONS[3].format(object="chair"),
+    CAPTION_QUESTIONS[0],
+)
+NO_PICTURE = "Give me a picture first: drop one into the box on the left, or click it to choose a file. Then ask again."
+NO_QUESTION = "What would you like to know about the picture? Type a question, or click one of the examples."
+INTRODUCTION = """# LLaVA-pose
+Show a picture and ask how an object in it is turned. The angles are read from the model's pose head, and the object's
+axes are drawn on the picture."""
+ANGLES_EXPLAINED = """
+- **Azimuth**: from which side the camera sees the object. 0° is its front; 90° is the side that is on the right for
+  somebody who looks at the front.
+- **Elevation**: how high the camera stands. 0° is level, 90° looks straight down.
+- **In-plane**: how far the picture is tilted, counter-clockwise.
+- **Distance**: in lengths of the object, for a camera of ordinary field of view (53°).
+- **Confidence**: the model's own estimate that it is less than 30° wrong.
+"""
+_STYLE = """
+.legend { text-align: center; font-size: 0.9em; margin: -0.5em 0; }
+footer { opacity: 0.6; }
+"""
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """What is remembered of a visitor: the picture's file, and the chat about it."""
+
+    file: str
+    chat: ChatSession
+
+
+def build_page(predictor: PosePredictor, *, max_new_tokens: int = 128, queue_size: int = 32) -> gr.Blocks:
+    """The page over one predictor, which answers one question at a time.
+
+    Endpoints for gradio_client: ``/ask`` (picture, question) -> (conversation, picture with axes, table of angles), where a
+    client's further questions about the same picture are follow-ups; ``/new_chat`` forgets them.
+
+    Args:
+        max_new_tokens: of an answer.
+        queue_size: questions that may wait.
+    """
+
+    def ask(picture: Mapping[str, Any] | None, question: str | None, visit: _Visit | None) -> tuple[Any, ...]:
+        file, question = (picture or {}).get("path"), (question or "").strip()
+        try:
+            if not file:
+                raise InputError(NO_PICTURE)
+            if not question:
+                raise InputError(NO_QUESTION)
+            if visit is not None and visit.file != file:
+                visit = None
+            if visit is None:
+                visit = _Visit(file, _open_chat(predictor, file, picture.get("orig_name"), max_new_tokens))
+            visit.chat.ask(question)
+        except InputError as error:
+            notice = {"role": "assistant", "content": str(error)}
+            said = [{"role": "user", "content": question}] if question else []
+            return [*_transcript(visit), *said, notice], _axes(visit), _angles(visit), visit, question
+        return _transcript(visit), _axes(visit), _angles(visit), visit, ""
+
+    def new_chat() -> tuple[Any, ...]:
+        return [], None, _angles(None), None
+
+    with gr.Blocks(title="LLaVA-pose", analytics_enabled=False, delete_cache=(STATE_SECONDS, STATE_SECONDS)) as blocks:
+        visit = gr.State(None, time_to_live=STATE_SECONDS)
+        gr.Markdown(INTRODUCTION)
+        with gr.Row(equal_height=False):
+            with gr.Column():
+                picture = gr.Image(label="Picture", height=340, elem_id="picture", alt_text="the picture to ask about")
+                question = gr.Textbox(
+                    label="Question", placeholder=f"For example: {JOINT_QUESTIONS[0]}", max_lines=3, elem_id="question"
+                )
+                with gr.Row():
+                    restart = gr.Button("New chat", elem_id="new-chat")
+                    send = gr.Button("Ask", variant="primary", elem_id="ask")
+                gr.Examples(
+                    [[text] for text in EXAMPLE_QUESTIONS], [question], label="Questions to try", cache_examples=False
+                )
+            with gr.Column():
+                axes = gr.Image(
+                    label="The object's axes",
+                    height=340,
+                    interactive=False,
+                    elem_id="axes",
+                    alt_text="the picture with the axes of the object",
+                    buttons=["download", "fullscreen"],
+                )
+                gr.HTML(_legend())
+                conversation = gr.Chatbot(
+                    label="Answers",
+                    show_label=False,  # it would lie over the messages
+                    height=260,
+                    elem_id="answers",
+                    buttons=[],
+                    render_markdown=False,
+                    feedback_options=None,
+                    placeholder="Answers appear here.",
+                )
+                angles = gr.Dataframe(
+                    headers=ANGLE_HEADERS,
+                    label="Poses of the latest answer that has any, in the order of its text",
+                    interactive=False,
+                    elem_id="angles",
+                    buttons=["copy"],
+                )
+                with gr.Accordion("What the angles mean", open=False):
+                    gr.Markdown(ANGLES_EXPLAINED)
+        shown = [conversation, axes, angles, visit]
+        gr.on(
+            [send.click, question.submit],
+            ask,
+            [picture, question, visit],
+            [*shown, question],
+            preprocess=False,  # the file as it was uploaded: Gradio's own reading of one that is no picture is a traceback
+            api_name="ask",
+            api_description="Ask about a picture; further questions about the same picture are follow-ups.",
+        )
+        restart.click(new_chat, None, shown, api_name="new_chat", api_description="Forget the chat.", queue=False)
+        gr.on(
+            [picture.change, conversation.clear],
+            new_chat,
+            None,
+            shown,
+            api_visibility="private",
+            queue=False,
+            show_progress="hidden",
+        )
+    return blocks.queue(default_concurrency_limit=1, max_size=queue_size)
+
+
+def launch(blocks: gr.Blocks, *, host: str, port: int, share: bool) -> tuple[Any, str, str | None]:
+    """Start the server and return (application, its address, its public address or None).
+
+    Raises:
+        OSError: it cannot listen there.
+    """
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
+    return blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        max_file_size="50mb",
+        footer_links=["api"],
+        theme=gr.themes.Soft(**fonts),
+        css=_STYLE,
+    )
+
+
+def _open_chat(predictor: PosePredictor, file: str, name: str | None, max_new_tokens: int) -> ChatSession:
+    picture = open_picture(file, name)
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return ChatSession(predictor, picture, max_new_tokens=max_new_tokens)
+
+
+def _transcript(visit: _Visit | None) -> list[dict[str, str]]:
+    turns = visit.chat.turns if visit else []
+    return [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in (("user", turn.question), ("assistant", _read_out(turn)))
+    ]
+
+
+def _read_out(turn: Turn) -> str:
+    text = turn.answer.readable or "(no answer)"
+    return text if turn.answer.complete else f"{text} … (cut off: the answer grew too long)"
+
+
+def _axes(visit: _Visit | None) -> Image.Image | None:
+    return visit.chat.overlay(at_least=SHOWN_SIDE) if visit else None
+
+
+def _angles(visit: _Visit | None) -> Mapping[str, Any]:
+    answer = visit.chat.last_with_poses if visit else None
+    rows = [
+        [*angles_in_degrees(pose), round(pose.distance, 2), round(100 * confidence)]
+        for pose, confidence in (zip(answer.poses, answer.confidences, strict=True) if answer else ())
+    ]
+    return {"headers": ANGLE_HEADERS, "data": rows}
+
+
+def _legend() -> str:
+    names = {"front": "front", "up": "up", "left": "the object's left"}
+    parts = [
+        f'<span style="color: rgb{AXIS_COLOURS[name]}; font-weight: 600">&#9632;</span> {words}'
+        for name, words in names.items()
+    ]
+    return f'<div class="legend">{" &nbsp; ".join(parts)}</div>'
