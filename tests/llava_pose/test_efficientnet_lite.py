@@ -85,7 +85,9 @@ def test_lite0_has_the_published_size():
 
 
 def test_hidden_states_halve_the_image_where_a_stage_strides(small_model):
-    output = EfficientNetLiteModel(EfficientNetLiteConfig()).eval()(torch.zeros(1, 3, 96, 64), output_hidden_states=True)
+    output = EfficientNetLiteModel(EfficientNetLiteConfig()).eval()(
+        torch.zeros(1, 3, 96, 64), output_hidden_states=True
+    )
     shapes = [tuple(state.shape[1:]) for state in output.hidden_states]
     channels = [32, *(stage[-1] for stage in LITE0_STAGES), 1280]
     strides = [2, 2, 4, 8, 16, 16, 32, 32, 32]
