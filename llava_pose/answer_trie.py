@@ -28,12 +28,14 @@ class AnswerTrie:
             sequences: token ids; one may not be the beginning of another.
 
         Raises:
-            ValueError: two are the same or one begins another.
+            ValueError: two are the same, one begins another, or they share no beginning to predict their first token from.
         """
         lists = [list(map(int, sequence)) for sequence in sequences]
         shared = _common_prefix_length(lists)
         if len(lists) == 1:
             shared -= 1  # so that there is a node to be the leaf
+        if shared < 1:
+            raise ValueError("the answers must share a beginning, their question at least")
         self._parents: list[int] = list(range(-1, shared - 1))
         tokens = lists[0][:shared]
         children: dict[tuple[int, int], int] = {}
