@@ -61,18 +61,28 @@ def predict(config: PredictConfig) -> Path:
         raise InputError(f"--task {config.task}: not known; choose one of {', '.join(TASKS)}")
     if config.batch_size < 1:
         raise InputError(f"--batch-size {config.batch_size}: must be at least 1")
+    if config.limit is not None and config.limit < 1:
+        raise InputError(f"--limit {config.limit}: must be at least 1")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
-    records = read_records(config.data, config.split)[: config.limit]
+    records = read_records(config.data, config.split)
+    if not records:
+        raise InputError(
+            f"--data {config.data} --split {config.split}: there is no object in it; choose another --split"
+        )
     candidates = candidate_names(config) if config.task == "joint" else {}
+    if config.task == "pose":
+        _require_known(records, config)
     system = config.system or Path(config.checkpoint).resolve().name
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    left = unanswered(out, records, system)
+    answered = answered_ids(out, records, system, config.task)
+    left = [record for record in records[: config.limit] if record.id not in answered]
     if left:
         predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
         for batch in tqdm(list(_batches(left, config.batch_size)), desc=f"predict {config.split}", unit="batch"):
             append_jsonl(out, (p.to_dict() for p in predict_batch(predictor, batch, config, candidates, system)))
-    logger.info(f"{len(records)} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
+    count = len(left) + len(answered)
+    logger.info(f"{count} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
     return out
 
 
@@ -110,37 +120,54 @@ def _prediction(record: ObjectRecord, answer: PoseAnswer, system: str, *, found:
 
 
 def candidate_names(config: PredictConfig) -> dict[str, str]:
-    """Category -> its name with article, of the candidates of the joint task, in alphabetical order."""
+    """Canonical category -> its name with article, of the candidates of the joint task, in alphabetical order."""
     names = config.categories
     if not names:
         splits = [path.parent.name for path in Path(config.data).glob("*/metadata.jsonl")]
         names = {record.category for split in splits for record in read_records(config.data, split)}
-    return {name: _category(name, config).indefinite for name in sorted(names)}
+    candidates = {category.name: category.indefinite for category in (_category(name, config) for name in names)}
+    return dict(sorted(candidates.items()))
 
 
 def _category(name: str, config: PredictConfig) -> categories.Category:
     return categories.get(name, allow_custom=config.allow_custom_categories, source="--categories or the records")
 
 
-def unanswered(out: Path, records: Sequence[ObjectRecord], system: str) -> list[ObjectRecord]:
-    """The records that a predictions file does not answer yet.
+def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> None:
+    for name in {record.category for record in records}:
+        _category(name, config)
+
+
+def answered_ids(out: Path, records: Sequence[ObjectRecord], system: str, task: str) -> set[str]:
+    """The ids that a predictions file answers already.
 
     Raises:
-        InputError: the file holds predictions of another system or for objects that are not among the records.
+        InputError: the file holds predictions of another system or task, or for objects that are not among the records.
     """
-    drop_torn_line(out)
     if not out.exists() or out.stat().st_size == 0:
-        return list(records)
-    done = read_predictions(out)
+        return set()
+    if _is_one_torn_line(out):
+        drop_torn_line(out)
+        return set()
+    # nothing of the file is cut off before it is known to be this run's
+    done = read_predictions(out, whole_lines_only=True)
     others = {p.system for p in done} - {system}
     if others:
         raise InputError(f"{out}: holds predictions of {sorted(others)[0]!r}, not of {system!r}; choose another --out")
+    if any((p.pred_category is None) != (task == "pose") for p in done):
+        raise InputError(f"{out}: holds predictions of another task than {task!r}; choose another --out")
     answered = {p.id for p in done}
     strays = answered - {record.id for record in records}
     if strays:
         raise InputError(f"{out}: answers {sorted(strays)[0]!r}, which is not in this split; choose another --out")
+    drop_torn_line(out)
     logger.info(f"{out}: {len(answered)} of {len(records)} are answered already")
-    return [record for record in records if record.id not in answered]
+    return answered
+
+
+def _is_one_torn_line(out: Path) -> bool:
+    content = out.read_bytes()
+    return b"\n" not in content and content.startswith(b'{"id": ')
 
 
 def _batches(records: Sequence[ObjectRecord], size: int) -> Iterator[Sequence[ObjectRecord]]:

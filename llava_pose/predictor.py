@@ -185,9 +185,15 @@ class PosePredictor:
 
         Args:
             candidates: category -> what the answer calls it, with its article ("a car").
+
+        Raises:
+            InputError: there is no candidate, or two are called the same.
         """
         if not candidates:
             raise InputError("there is no category to choose from")
+        if len(set(candidates.values())) < len(candidates):
+            twice = sorted(candidates.values(), key=list(candidates.values()).count)[-1]
+            raise InputError(f"two categories to choose from are both called {twice!r}; leave one of them out")
         frames, patches = self._see(images, viewports)
         trie = AnswerTrie([self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, name) for name in candidates.values()])
         scores, states = self._score_trie(trie, patches)

@@ -207,8 +207,11 @@ class Prediction:
         )
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_jsonl(path: str | os.PathLike[str], *, whole_lines_only: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pairs of ("file:line", object) from a JSON Lines file; blank lines are passed over.
+
+    Args:
+        whole_lines_only: pass over a last line without a line end, which a killed writer leaves behind.
 
     Raises:
         InputError: the file cannot be read or a line is not a JSON object; the message names file and line.
@@ -216,7 +219,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, An
     try:
         with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows puts in front
             for number, line in enumerate(file, start=1):
-                if not line.strip():
+                if not line.strip() or (whole_lines_only and not line.endswith("\n")):
                     continue
                 where = f"{path}:{number}"
                 try:
@@ -279,13 +282,17 @@ def write_records(prepared: str | os.PathLike[str], split: str, records: Iterabl
     return path
 
 
-def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+def read_predictions(path: str | os.PathLike[str], *, whole_lines_only: bool = False) -> list[Prediction]:
     """The predictions of one file; other people's systems may have written it.
+
+    Args:
+        whole_lines_only: as :func:`read_jsonl`.
 
     Raises:
         InputError: the file cannot be read or holds nothing, a line is malformed, or a system answers an id twice.
     """
-    predictions = [Prediction.from_dict(value, where=where) for where, value in read_jsonl(path)]
+    lines = read_jsonl(path, whole_lines_only=whole_lines_only)
+    predictions = [Prediction.from_dict(value, where=where) for where, value in lines]
     if not predictions:
         raise InputError(f"{path}: there is no prediction in it")
     _require_unique(((p.system, p.id) for p in predictions), path)
