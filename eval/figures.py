@@ -12,9 +12,7 @@ from tqdm import tqdm
 
 from eval.systems import Comparison, Sample, canonical_category
 from llava_pose import categories
-from llava_pose.categories import SymmetryGroup
 from llava_pose.errors import InputError
-from llava_pose.geometry import rotation_matrix
 from llava_pose.metrics import (
     DEFAULT_THRESHOLDS,
     bootstrap_interval,
@@ -40,7 +38,7 @@ def score_comparison(
     reference: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All figures of systems over the same samples, ready for JSON .
+    """All figures of systems over the same samples, ready for JSON.
 
     Args:
         comparison: from :func:`eval.systems.align`.
@@ -114,7 +112,7 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
     for category, index in _index_by(samples, lambda sample: sample.category).items():
         known = categories.find(category)
         if known is not None:
-            symmetric[index] = symmetry_aware_error(pred[index], true[index], known.symmetry_group)
+            symmetric[index] = symmetric_pose_error(pred[index], true[index], *known.symmetry_group)
             in_taxonomy[index] = True
 
     named = [None if answer is None else answer.pred_category for answer in answers]
@@ -135,29 +133,6 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
         no_pose=absent & ~no_answer,
         not_finite=~absent & ~np.isfinite(pred).all(axis=1),
     )
-
-
-def symmetry_aware_error(pred: np.ndarray, true: np.ndarray, group: SymmetryGroup) -> np.ndarray:
-    """The least error over a category's symmetry group, exact for continuous symmetry too.
-
-    About an axis of continuous symmetry any turn is free, so that only the swing of the axis remains as error.
-
-    Args:
-        pred, true: (n, 3) azimuth, elevation, theta in radians.
-        group: of the category, from the taxonomy.
-
-    Returns:
-        (n,) radians; rows of ``pred`` that are not finite give pi.
-    """
-    if group.axis is None:
-        return symmetric_pose_error(pred, true, group.rotations)
-    finite = np.isfinite(pred).all(axis=1)
-    safe = np.where(finite[:, None], pred, 0.0)
-    axis_pred = rotation_matrix(*safe.T) @ group.axis
-    axes_true = np.stack([rotation_matrix(*true.T) @ (element @ group.axis) for element in group.rotations])
-    sine = np.linalg.norm(np.cross(axis_pred, axes_true), axis=-1)
-    swing = np.arctan2(sine, (axis_pred * axes_true).sum(-1)).min(axis=0)
-    return np.where(finite, swing, math.pi)
 
 
 def _index_by(samples: Sequence[Sample], key: Callable[[Sample], str]) -> dict[str, np.ndarray]:

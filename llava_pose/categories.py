@@ -192,7 +192,7 @@ def display_name(name: str) -> str:
 def symmetry_rotations(name: str) -> SymmetryGroup:
     """The symmetry group of a category; raises InputError as :func:`get` does.
 
-    ``metrics.symmetric_pose_error(pred, true, symmetry_rotations(name).sampled())`` scores with it.
+    ``metrics.symmetric_pose_error(pred, true, *symmetry_rotations(name))`` scores with it.
     """
     return get(name).symmetry_group
 

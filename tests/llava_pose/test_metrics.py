@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -141,8 +142,34 @@ def test_symmetric_error_is_never_more_and_does_not_depend_on_which_symmetric_la
     assert errors.mean() < pose_error(pred, true).mean() - 0.2
 
 
-def test_symmetric_error_of_no_answer_is_pi():
-    assert symmetric_pose_error([[math.nan, 0, 0]], [[0.0, 0, 0]], QUARTER_TURNS).tolist() == [PI]
+@pytest.mark.parametrize("axis", [None, [0.0, 0.0, 1.0]])
+def test_symmetric_error_of_no_answer_is_pi(axis):
+    assert symmetric_pose_error([[math.nan, 0, 0]], [[0.0, 0, 0]], QUARTER_TURNS, axis).tolist() == [PI]
+    with pytest.raises(ValueError, match="true angle"):
+        symmetric_pose_error([[0.0, 0, 0]], [[math.nan, 0, 0]], QUARTER_TURNS, axis)
+
+
+def test_a_free_axis_leaves_its_swing_alone():
+    up, true = np.array([0.0, 0, 1]), np.array([0.3, 0.4, 0.1])
+    swing, turn = rotation_matrix(0.0, PI / 2 + 0.35, 0.0), rotation_matrix(2.0, PI / 2, 0.0)
+    pred = np.stack(angles_from_rotation(rotation_matrix(*true) @ swing @ turn), -1)
+    assert symmetric_pose_error(pred, true, np.eye(3)[None], up) == pytest.approx(0.35, abs=EXACT)
+    upside_down = np.diag([1.0, -1, -1])
+    pred = np.stack(angles_from_rotation(rotation_matrix(*true) @ upside_down @ swing @ turn), -1)
+    assert symmetric_pose_error(pred, true, np.eye(3)[None], up) == pytest.approx(PI - 0.35, abs=EXACT)
+    both_ways_up = np.stack([np.eye(3), upside_down])
+    assert symmetric_pose_error(pred, true, both_ways_up, up) == pytest.approx(0.35, abs=EXACT)
+
+
+def test_a_free_axis_is_the_limit_of_many_turns():
+    rng = np.random.default_rng(0)
+    pred, true = rng.uniform(-PI, PI, (2, 4, 50, 3))
+    turns = Rotation.from_rotvec(np.radians(np.arange(0, 360, 0.5))[:, None] * [0.0, 0, 1]).as_matrix()
+    exact = symmetric_pose_error(pred, true, np.eye(3)[None], [0.0, 0, 1])
+    sampled = symmetric_pose_error(pred, true, turns)
+    assert exact.shape == (4, 50)
+    assert (exact <= sampled + 1e-9).all()
+    assert np.degrees(sampled - exact).max() < 0.26
 
 
 # Accuracy and averages
@@ -221,6 +248,44 @@ def test_interval_of_hits_is_what_resampling_gives():
     assert (fast.low, fast.high) == pytest.approx((scaled.low / 2, scaled.high / 2), abs=0.003)
     half_width = 1.96 * math.sqrt(0.7 * 0.3 / 500)
     assert (fast.low, fast.high) == pytest.approx((0.7 - half_width, 0.7 + half_width), abs=0.005)
+
+
+def every_resample(n: int) -> np.ndarray:
+    return np.array(list(itertools.product(range(n), repeat=n)))
+
+
+def many_resamples(n: int) -> np.ndarray:
+    return np.random.default_rng(8).integers(0, n, (40_000, n))
+
+
+@pytest.mark.parametrize(
+    ("n", "resamples"), [(4, every_resample), (5, every_resample), (60, many_resamples), (61, many_resamples)]
+)
+def test_interval_of_a_median_is_what_resampling_gives(n, resamples):
+    values = np.round(np.random.default_rng(6).exponential(1.0, n), 1)  # with ties
+    medians = np.sort(np.median(values[resamples(n)], axis=1))
+    for level in np.linspace(0.05, 0.95, 19):
+        interval = bootstrap_interval(values, "median", resamples=40_000, level=level)
+        assert interval.value == np.median(values)
+        for bound, share in ((interval.low, (1 - level) / 2), (interval.high, (1 + level) / 2)):
+            # as medians come in steps, a bound is the quantile of a range of shares
+            least, most = (np.searchsorted(medians, bound, side) / len(medians) for side in ("left", "right"))
+            assert least - 0.01 <= share <= most + 0.01
+
+
+def test_interval_of_a_median_takes_no_longer_for_many_values():
+    values = np.random.default_rng(7).exponential(1.0, 1_000_000)  # plain resampling would draw two thousand million
+    interval = bootstrap_interval(values, "median")
+    half_width = 1.96 * 0.5 / math.sqrt(len(values)) / 0.5  # of a sample median; the density at the median is 1/2
+    assert (interval.low, interval.high) == pytest.approx(
+        (interval.value - half_width, interval.value + half_width), abs=2e-4
+    )
+
+
+def test_interval_of_equal_values_has_no_width():
+    for statistic in ("mean", "median"):
+        interval = bootstrap_interval(np.ones(7), statistic)
+        assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
 
 
 def test_interval_depends_on_the_seed_alone():
