@@ -21,6 +21,7 @@ from llava_pose.model.pose_head import (
     PoseTokenEmbedding,
     PoseTokenOutput,
     PoseTokenRow,
+    ZeroStartLinear,
 )
 
 IGNORE_INDEX = -100
@@ -148,9 +149,10 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, PoseEncoder):
-            nn.init.zeros_(module.linear_2.weight)
-            nn.init.zeros_(module.linear_2.bias)
+        # by the layers that own weights: transformers passes over a module that has none itself, such as the encoder
+        if isinstance(module, ZeroStartLinear):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
         if isinstance(module, PoseTokenRow):
             nn.init.zeros_(module.change)
 

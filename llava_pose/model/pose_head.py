@@ -90,6 +90,10 @@ class PoseHead(nn.Module):
         return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
 
 
+class ZeroStartLinear(nn.Linear):
+    """A linear layer that a fresh model starts at zero (``LlavaPoseForConditionalGeneration._init_weights``)."""
+
+
 class PoseEncoder(nn.Module):
     """A pose given as input, added to the embedding of its `<pose6D>`: rotation matrix and location through an MLP.
 
@@ -100,7 +104,7 @@ class PoseEncoder(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(9 + _LOCATION_SIZE, config.pose_head_hidden_size)
         self.act = nn.GELU()
-        self.linear_2 = nn.Linear(config.pose_head_hidden_size, config.text_config.hidden_size)
+        self.linear_2 = ZeroStartLinear(config.pose_head_hidden_size, config.text_config.hidden_size)
 
     def forward(self, poses: Tensor) -> Tensor:
         """(n, 6) azimuth, elevation, theta (radians) and normalised location -> (n, hidden size)."""
@@ -139,7 +143,7 @@ class PoseTokenOutput(PoseTokenRow):
 
 def pose_targets_of(pose: Pose, *, width: float, height: float, viewport: float) -> list[float]:
     """The six numbers the model learns of a pose: three angles in radians and the normalised location (NaN if unknown)."""
-    if pose.distance is None or pose.px is None or pose.py is None or not pose.distance > 0:
+    if pose.distance is None or pose.px is None or pose.py is None or not 0 < pose.distance < math.inf:
         return [*pose.angles, math.nan, math.nan, math.nan]
     side = max(width, height)
     return [
