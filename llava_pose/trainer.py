@@ -45,7 +45,13 @@ class PoseTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """As Trainer's, and the number of poses in the step goes into each batch, as that of the tokens does."""
+        """As Trainer's, and the number of poses in the step goes into each batch, as that of the tokens does.
+
+        A run that goes on from the checkpoint of its last step gets no batch: Trainer would take one step more.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             poses = torch.tensor(float(sum(batch["pose_targets"].shape[0] for batch in batches)), device=device)

@@ -96,6 +96,9 @@ class TrainConfig(TrainingArguments):
                 "save_total_limit: must be at least 2; the one before is deleted before the new one is whole"
             )
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.ddp_find_unused_parameters is None:
+            # every other module runs on every batch, but behind the feature layers a tower has some that nothing uses
+            self.ddp_find_unused_parameters = self.tune_vision
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         super().__post_init__()
         if self.quantize != "none" and is_deepspeed_zero3_enabled():

@@ -55,7 +55,9 @@ class AssembleConfig:
     image_size: int | None = field(
         default=None, metadata={"help": "side of the tower's input, pixels; default: its own"}
     )
-    rotation: str = field(default=LlavaPoseConfig.rotation, metadata={"help": f"rotation representation: {', '.join(ROTATION_NAMES)}"})
+    rotation: str = field(
+        default=LlavaPoseConfig.rotation, metadata={"help": f"rotation representation: {', '.join(ROTATION_NAMES)}"}
+    )
     pose_head_hidden_size: int = field(default=512, metadata={"help": "width of the pose head's hidden layer"})
     chat_template: str | None = field(
         default=None, metadata={"help": f"{', '.join(CHAT_TEMPLATES)}; default: by the tokenizer's tokens"}

@@ -126,13 +126,12 @@ def views_of(folder: Path, records: Sequence[ObjectRecord]) -> list[View]:
 
 
 def mirrored_views(folder: Path, records: Sequence[ObjectRecord]) -> list[View]:
-    """Mirror images with their poses, of the objects whose category has them."""
+    """Mirror images with their poses, of the objects that ``llava-pose instruct`` calls flippable."""
     views = []
     for record in records:
-        offset = categories.get(record.category, allow_custom=True).flip_azimuth_offset
-        if offset is not None:
-            azimuth, elevation, theta = record.pose.angles
-            views.append(View(folder / record.file_name, (offset - azimuth, elevation, -theta), mirrored=True))
+        if categories.get(record.category, allow_custom=True).mirror_axis == "x":
+            azimuth, elevation, theta = record.pose.angles  # docs/POSE.md, horizontal flip
+            views.append(View(folder / record.file_name, (-azimuth, elevation, -theta), mirrored=True))
     return views
 
 

@@ -1,0 +1,282 @@
+"""Two small bases, made as users make them, and a few generated pictures with their samples.
+
+``base``: ConvNeXt with two feature layers, tied embeddings, Vicuna's template.
+``other_base``: CLIP with merged patches, its own output layer, ChatML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ConvNextConfig,
+    ConvNextModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    ViTImageProcessor,
+)
+
+from data_prep.instructions import InstructConfig, instruct
+from llava_pose.geometry import TWO_PI
+from llava_pose.model.assemble import AssembleConfig, assemble
+from llava_pose.model.tiny import tiny_tokenizer
+from llava_pose.records import ObjectRecord, Pose, write_records
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIDE = 48
+# a car has a mirror plane, a guitar has none
+CATEGORIES = ("car", "guitar", "chair", "airplane")
+# what a run of a test is, unless the test says otherwise
+RECIPE: dict[str, Any] = {
+    "language": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "max_steps": 3,
+    "per_device_train_batch_size": 2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+
+
+def save_language_model(folder: Path, tokenizer: PreTrainedTokenizerBase, *, tied: bool) -> Path:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=-(-(len(tokenizer) + 2) // 64) * 64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,  # a small model at the usual 0.02 answers nearly the same to everything
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    vision = ConvNextModel(ConvNextConfig(hidden_sizes=[4, 6, 8, 12], depths=[1, 1, 1, 1], image_size=64))
+    vision.save_pretrained(folder / "vision")
+    ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder / "vision")
+    language = save_language_model(folder / "language", tiny_tokenizer(folder / "tokenizer"), tied=True)
+    return assemble(
+        AssembleConfig(
+            out=str(folder / "assembled"),
+            vision=str(folder / "vision"),
+            language=str(language),
+            vision_layers="-2,-1",
+            pose_head_hidden_size=24,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("other_base")
+    torch.manual_seed(0)
+    vision = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+    )
+    vision.save_pretrained(folder / "vision")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder / "vision"
+    )
+    tokenizer = tiny_tokenizer(folder / "tokenizer")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
+    language = save_language_model(folder / "language", tokenizer, tied=False)
+    return assemble(
+        AssembleConfig(
+            out=str(folder / "assembled"),
+            vision=str(folder / "vision"),
+            language=str(language),
+            vision_layers="-2",
+            vision_merge=2,
+            pose_head_hidden_size=24,
+            rotation="svd9d",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A prepared folder with a train split, and the samples that ``instruct`` makes of it."""
+
+    prepared: Path
+    train_json: Path
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        return json.loads(self.train_json.read_text(encoding="utf-8"))
+
+    def write(self, path: Path, samples: Sequence[Mapping[str, Any]]) -> Path:
+        """These samples as a train.json of their own."""
+        path.write_text(json.dumps(list(samples)), encoding="utf-8")
+        return path
+
+
+@pytest.fixture(scope="session")
+def training_data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    prepared = tmp_path_factory.mktemp("prepared")
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(8):
+        category = CATEGORIES[index % len(CATEGORIES)]
+        record = ObjectRecord(
+            file_name=f"{category}/{index:02d}_00.png",
+            id=f"{category}/{index:02d}/0",
+            category=category,
+            pose=Pose(
+                *(rng.uniform(0, TWO_PI), rng.uniform(-0.5, 1.0), rng.uniform(-0.3, 0.3)),
+                *(rng.uniform(4, 8), rng.uniform(16, 32), rng.uniform(16, 32)),
+            ),
+            viewport=300.0,
+            width=SIDE,
+            height=SIDE,
+            bbox=(8.0, 8.0, 40.0, 40.0),
+        )
+        path = prepared / "train" / record.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
+        records.append(record)
+    write_records(prepared, "train", records)
+    train_json = prepared / "train.json"
+    instruct(InstructConfig(data=str(prepared), out=str(train_json), questions_per_object=2, seed=0))
+    return TrainingData(prepared, train_json)
+
+
+@pytest.fixture
+def recipe(base: Path, training_data: TrainingData, tmp_path: Path) -> dict[str, Any]:
+    """The options of a run in ``tmp_path / "run"``, for ``TrainConfig(**recipe)`` or a YAML file."""
+    return {
+        "model": str(base),
+        "data": str(training_data.prepared),
+        "train_json": str(training_data.train_json),
+        "output_dir": str(tmp_path / "run"),
+        "cache_dir": str(tmp_path / "features"),
+        **RECIPE,
+    }
+
+
+def free_port() -> str:
+    """Tests run beside each other: each launcher gets a port of its own."""
+    with socket.socket() as candidate:
+        candidate.bind(("127.0.0.1", 0))
+        return str(candidate.getsockname()[1])
+
+
+class Launcher:
+    """Starts train.py as users do."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def environment(self) -> dict[str, str]:
+        # DeepSpeed compiles a kernel at its first start with the ninja beside this Python
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+
+    def recipe_file(self, values: Mapping[str, Any]) -> Path:
+        path = self._folder / f"recipe{len(list(self._folder.glob('recipe*.yaml')))}.yaml"
+        path.write_text(json.dumps(dict(values)), encoding="utf-8")  # JSON is YAML
+        return path
+
+    def train(self, values: Mapping[str, Any], *, kill_at: str | None = None) -> subprocess.CompletedProcess[str]:
+        """``python train.py``; with ``kill_at``, killed with -9 when it opens a file whose path ends so."""
+        command = [sys.executable, self._script(kill_at), "--config", str(self.recipe_file(values))]
+        return self._run(command, kill_at)
+
+    def deepspeed(
+        self, values: Mapping[str, Any], zero: str, *, kill_at: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The real launcher with two processes."""
+        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
+        options = ["--config", str(self.recipe_file(values)), "--deepspeed", f"zero_configs/{zero}.json"]
+        command = [sys.executable, *launcher, "--master_port", free_port(), self._script(kill_at), *options]
+        return self._run(command, kill_at)
+
+    def torchrun(self, values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+        """DDP with two processes."""
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+        return self._run([sys.executable, *launcher, "train.py", "--config", str(self.recipe_file(values))])
+
+    def _script(self, kill_at: str | None) -> str:
+        if kill_at is None:
+            return "train.py"
+        script = self._folder / "train_until_killed.py"
+        script.write_text(_TRAIN_UNTIL_KILLED, encoding="utf-8")
+        return str(script)
+
+    def _run(self, command: list[str], kill_at: str | None = None) -> subprocess.CompletedProcess[str]:
+        with subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**self.environment(), "KILL_AT": kill_at or ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=600)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # a launcher and its workers
+                output, _ = process.communicate()
+                pytest.fail(f"did not end within ten minutes:\n{output[-4000:]}")
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+# An audit hook sees every file that Python opens or renames, so the process dies at a chosen place in a chosen write, with
+# nothing of train.py changed.
+_TRAIN_UNTIL_KILLED = """
+import os, runpy, signal, sys
+place = os.environ["KILL_AT"]
+def die(event, arguments):
+    if event in ("open", "os.rename") and any(str(a).endswith(place) for a in arguments[:2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.path.insert(0, os.getcwd())
+sys.addaudithook(die)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Launcher:
+    return Launcher(tmp_path)

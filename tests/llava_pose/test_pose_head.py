@@ -1,0 +1,136 @@
+"""The pose head and its numbers: what a person reads comes back from what the head says, in pixels of any picture."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from llava_pose.geometry import geodesic_angle_of_poses, rotation_matrix
+from llava_pose.model.configuration import LlavaPoseConfig
+from llava_pose.model.pose_head import (
+    PoseEncoder,
+    PoseHead,
+    PoseHeadOutput,
+    PoseTokenEmbedding,
+    PoseTokenOutput,
+    denormalize_location,
+    normalize_location,
+    pose_targets_of,
+)
+from llava_pose.model.rotation import ROTATION_NAMES
+from llava_pose.records import Pose
+
+POSE = Pose(1.2, 0.3, -0.4, distance=5.0, px=70.0, py=20.0)
+PICTURE = {"width": 160.0, "height": 90.0, "viewport": 700.0}
+
+
+def config(**changes) -> LlavaPoseConfig:
+    text = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    return LlavaPoseConfig(text_config=text, vision_config=vision, pose_head_hidden_size=12, **changes)
+
+
+def batched(values: dict[str, float], count: int = 1) -> dict[str, torch.Tensor]:
+    return {name: torch.full((count,), value, dtype=torch.float64) for name, value in values.items()}
+
+
+def test_configuration_refuses_an_unknown_rotation_and_a_merge_of_nothing():
+    with pytest.raises(ValueError, match=r"quaternion.*svd9d"):
+        config(rotation="quaternion")
+    with pytest.raises(ValueError, match="vision_merge"):
+        config(vision_merge=0)
+
+
+def test_location_is_independent_of_the_size_of_the_picture():
+    """What the model learns does not change when a picture is resized, with px, py and viewport."""
+    doubled = Pose(*POSE.angles, distance=5.0, px=140.0, py=40.0)
+    assert pose_targets_of(POSE, **PICTURE) == pytest.approx(
+        pose_targets_of(doubled, **{name: 2 * value for name, value in PICTURE.items()})
+    )
+    assert pose_targets_of(POSE, **PICTURE)[3] == pytest.approx(math.log(700 / (5 * 160)))
+
+
+def test_location_round_trip():
+    values = batched(PICTURE)
+    location = normalize_location(
+        *(torch.tensor([v], dtype=torch.float64) for v in (POSE.distance, POSE.px, POSE.py)), **values
+    )
+    assert location[0].tolist() == pytest.approx(pose_targets_of(POSE, **PICTURE)[3:])
+    assert denormalize_location(location, **values)[0].tolist() == pytest.approx([POSE.distance, POSE.px, POSE.py])
+
+
+@pytest.mark.parametrize(
+    "missing", [{"distance": None}, {"px": None}, {"py": None}, {"distance": 0.0}, {"distance": -1.0}]
+)
+def test_unknown_location_is_nan_and_the_angles_stay(missing: dict):
+    pose = Pose(**{**POSE.to_dict(), **missing})
+    targets = pose_targets_of(pose, **PICTURE)
+    assert targets[:3] == list(POSE.angles)
+    assert all(math.isnan(value) for value in targets[3:])
+
+
+def test_to_poses_gives_back_the_pose_that_was_learned():
+    targets = torch.tensor([pose_targets_of(POSE, **PICTURE)])
+    output = PoseHeadOutput(
+        torch.zeros(1, 9), rotation_matrix(*targets[:, :3].unbind(-1)), targets[:, 3:], torch.zeros(1)
+    )
+    (pose,) = output.to_poses(**batched(PICTURE))
+    assert geodesic_angle_of_poses(pose.angles, POSE.angles) < 1e-6
+    assert (pose.distance, pose.px, pose.py) == pytest.approx((5.0, 70.0, 20.0), rel=1e-5)
+    assert output.confidence.item() == 0.5
+
+
+def test_a_runaway_distance_stays_finite():
+    output = PoseHeadOutput(
+        torch.zeros(2, 9), torch.eye(3).expand(2, 3, 3), torch.tensor([[-1e6, 0, 0], [1e6, 0, 0]]), torch.zeros(2)
+    )
+    distances = [pose.distance for pose in output.to_poses(**batched(PICTURE, 2))]
+    assert all(math.isfinite(distance) and distance > 0 for distance in distances)
+
+
+@pytest.mark.parametrize("name", ROTATION_NAMES)
+def test_head_answers_in_float32_whatever_it_computes_in(name: str):
+    torch.manual_seed(0)
+    head = PoseHead(config(rotation=name))
+    states = torch.randn(5, 16)
+    output = head(states)
+    assert output.raw_rotation.shape == (5, head.representation.size)
+    assert output.rotation.shape == (5, 3, 3)
+    assert output.location.shape == (5, 3)
+    assert output.confidence.shape == (5,)
+    # mixed precision leaves the head alone: bfloat16 has eight bits, a third of a degree
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = head(states)
+    assert torch.equal(mixed.raw_rotation, output.raw_rotation)
+    low = head.bfloat16()(states.bfloat16())
+    assert low.rotation.dtype == low.location.dtype == low.confidence_logit.dtype == torch.float32
+    torch.testing.assert_close(low.rotation @ low.rotation.mT, torch.eye(3).expand(5, 3, 3), atol=1e-5, rtol=0)
+
+
+def test_fresh_encoder_says_nothing_and_takes_an_unknown_location():
+    torch.manual_seed(0)
+    encoder = PoseEncoder(config())
+    poses = torch.tensor([pose_targets_of(POSE, **PICTURE), [1.0, 0.2, 0.1, math.nan, math.nan, math.nan]])
+    assert torch.isfinite(encoder(poses)).all()
+    # the same rotation by its other name, and by a full turn, is the same input
+    a, e, t = POSE.angles
+    names = [(a, e, t), (a + math.pi, math.pi - e, t + math.pi), (a + 2 * math.pi, e, t - 2 * math.pi)]
+    encoded = encoder(torch.tensor([[*angles, 0.0, 0.0, 0.0] for angles in names]))
+    torch.testing.assert_close(encoded, encoded[:1].expand(3, -1), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_the_pose_token_start_at_zero_and_change_that_token_alone():
+    rows = PoseTokenEmbedding(config()), PoseTokenOutput(config())
+    assert all(not row.change.any() for row in rows)
+    embedding, output = rows
+    torch.nn.init.normal_(embedding.change)
+    at_token = torch.tensor([[False, True, False]])
+    added = embedding(at_token)
+    assert torch.equal(added[0, 1], embedding.change[0])
+    assert not added[0, [0, 2]].any()
+    torch.nn.init.normal_(output.change)
+    states = torch.randn(2, 3, 16)
+    torch.testing.assert_close(output(states), (states * output.change[0]).sum(-1))

@@ -1,0 +1,147 @@
+"""A run that is killed with -9, wherever it stands, and started again by the same command ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_pose.model.assemble import AssembleConfig, assemble
+from llava_pose.trainer import COMPLETE_MARK, last_complete_checkpoint
+from llava_pose.training import DONE_MARK, TrainConfig, train
+
+KILLED = -signal.SIGKILL
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(AssembleConfig(out=str(tmp_path_factory.mktemp("tiny")), preset="tiny"))
+
+
+@pytest.fixture
+def long_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Nine steps over an epoch of seven, checkpoints between the lines of the log, a learning rate that changes."""
+    return {
+        **recipe,
+        "per_device_train_batch_size": 4,
+        "max_steps": STEPS,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "logging_steps": 3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 2,
+        "lora_dropout": 0.3,
+    }
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_run(folder: Path, undisturbed: Path) -> None:
+    assert log_of(folder) == log_of(undisturbed)
+    weights, expected = weights_of(folder), weights_of(undisturbed)
+    assert weights.keys() == expected.keys()
+    assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
+    assert json.loads((folder / DONE_MARK).read_text()) == json.loads((undisturbed / DONE_MARK).read_text())
+
+
+def test_lora_run_killed_again_and_again_ends_as_an_undisturbed_one(launcher, long_recipe, tiny: Path, tmp_path: Path):
+    values = {**long_recipe, "model": str(tiny)}
+    run = Path(values["output_dir"])
+    undisturbed = train(TrainConfig(**{**values, "output_dir": str(tmp_path / "undisturbed")}))
+
+    # in the middle of writing the first checkpoint: the run starts over
+    assert launcher.train(values, kill_at="checkpoint-2/trainer_state.json").returncode == KILLED
+    assert (run / "checkpoint-2").is_dir()
+    assert not (run / "checkpoint-2" / COMPLETE_MARK).exists()
+
+    # all of the third checkpoint written, but for the mark that says so: the run goes on from the second
+    result = launcher.train(values, kill_at=f"checkpoint-6/{COMPLETE_MARK}")
+    assert result.returncode == KILLED
+    assert "checkpoint-2: was not written to its end; removed" in result.stdout
+    assert (run / "checkpoint-6" / "optimizer.pt").exists()
+
+    # in the middle of writing the result, after the last step
+    result = launcher.train(values, kill_at="run/processor_config.json")
+    assert result.returncode == KILLED
+    assert "going on from" in result.stdout
+    assert "checkpoint-4" in result.stdout
+    assert not (run / DONE_MARK).exists()
+
+    result = launcher.train(values)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert_same_run(run, undisturbed)
+
+    # once more: there is nothing to do, and that is said
+    before = (run / "adapter_model.safetensors").stat().st_mtime_ns
+    assert train(TrainConfig(**values)) == run
+    assert (run / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_full_run_killed_from_outside_ends_as_an_undisturbed_one(launcher, long_recipe, tmp_path: Path):
+    values = {**long_recipe, "language": "full", "tune_vision": True, "max_steps": 40, "logging_steps": 1}
+    run = Path(values["output_dir"])
+    undisturbed = train(TrainConfig(**{**values, "output_dir": str(tmp_path / "undisturbed")}))
+
+    command = [sys.executable, "train.py", "--config", str(launcher.recipe_file(values))]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], env=launcher.environment()) as process:
+        while not (run / "log.jsonl").exists() or len((run / "log.jsonl").read_text().splitlines()) < 9:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == KILLED
+    assert not (run / DONE_MARK).exists()
+    assert last_complete_checkpoint(run) is not None
+
+    result = launcher.train(values)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert "going on from" in result.stdout
+    assert_same_run(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_zero3_run_killed_while_it_writes_a_checkpoint(launcher, long_recipe, tmp_path: Path):
+    values = {**long_recipe, "per_device_train_batch_size": 2}
+    undisturbed = {**values, "output_dir": str(tmp_path / "undisturbed")}
+    assert launcher.deepspeed(undisturbed, "zero3").returncode == 0
+    result = launcher.deepspeed(values, "zero3", kill_at="checkpoint-6/trainer_state.json")
+    assert result.returncode != 0
+    result = launcher.deepspeed(values, "zero3")
+    assert result.returncode == 0, result.stdout[-6000:]
+    assert "checkpoint-4" in result.stdout
+    assert_same_run(Path(values["output_dir"]), tmp_path / "undisturbed")
+
+
+def test_torn_checkpoints_are_passed_over(tmp_path: Path):
+    assert last_complete_checkpoint(tmp_path) is None
+    for step, whole in ((9, True), (10, True), (100, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / COMPLETE_MARK).write_text("{}")
+    (tmp_path / "checkpoint-mine").mkdir()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-100").exists()
+    assert (tmp_path / "checkpoint-mine").exists()
+
+
+def test_without_resume_a_run_starts_over(long_recipe):
+    values = {**long_recipe, "max_steps": 4}
+    first = log_of(train(TrainConfig(**values)))
+    again = log_of(train(TrainConfig(**{**values, "resume": False})))
+    assert again == first
