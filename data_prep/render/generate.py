@@ -29,7 +29,7 @@ from . import sampling
 from .backgrounds import list_photos, photo_background, procedural_background
 from .mesh import Mesh, off_text
 from .parametric import BUILDERS
-from .raycast import RayCaster
+from .raycast import RayCaster, require_embree
 from .scene import Camera, Rendering
 from .scene import render as render_scene
 from .sources import SPLITS, Instance, MeshSource, ParametricSource
@@ -138,10 +138,11 @@ def render(config: RenderConfig) -> RenderResult:
     """Render the data set that ``config`` describes, or the rest of it.
 
     Raises:
-        InputError: a value cannot work, a background photograph cannot be read, or the folder holds a data set of other
-            settings.
+        InputError: a value cannot work, the render extra is not installed, a background photograph cannot be read, or
+            the folder holds a data set of other settings.
     """
     config.validate()
+    require_embree()
     photos = tuple(list_photos(Path(config.backgrounds))) if config.backgrounds else ()
     out = Path(config.out)
     source = ParametricSource(tuple(config.categories), config.train_instances, config.val_instances, config.seed)

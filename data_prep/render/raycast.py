@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +11,20 @@ from llava_pose.errors import InputError
 
 from .mesh import Mesh, corner_normals, face_normals
 
-try:
-    from embreex.mesh_construction import TriangleMesh
-    from embreex.rtcore_scene import EmbreeScene
-except ImportError as error:
-    raise InputError(
-        "Rendering needs the package embreex: install it with pip install 'llava-pose[render]'."
-    ) from error
+
+def require_embree() -> tuple[ModuleType, ModuleType]:
+    """embreex's modules of scenes and of meshes.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from embreex import mesh_construction, rtcore_scene
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "embreex":
+            raise
+        raise InputError("rendering needs embreex; install it with: pip install 'llava-pose[render]'") from error
+    return rtcore_scene, mesh_construction
 
 
 class Hits(NamedTuple):
@@ -44,8 +52,9 @@ class RayCaster:
             np.float32
         )
         self.corner_normals = corner_normals(mesh.vertices, mesh.faces)
-        self._scene = EmbreeScene(robust=True)  # no ray slips through an edge between two faces
-        TriangleMesh(self._scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
+        scenes, meshes = require_embree()
+        self._scene = scenes.EmbreeScene(robust=True)  # no ray slips through an edge between two faces
+        meshes.TriangleMesh(self._scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
 
     def first_hits(self, origin: np.ndarray, directions: np.ndarray) -> Hits:
         """First face along each ray from ``origin`` (3,) along ``directions`` (..., 3), both in the object frame."""
