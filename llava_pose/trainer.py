@@ -77,7 +77,7 @@ class PoseTrainer(Trainer):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} in a batch of {', '.join(names)}; "
-                "lower the learning rate, or look at these samples with llava-pose inspect"
+                "lower the learning rate, or look at these samples in train.json"
             )
         if not self._terms:
             self._terms_since = self.state.global_step
