@@ -119,20 +119,24 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
     """Check one training sample.
 
     Raises:
-        InputError: a field is missing, `<image>` does not stand exactly once where there is an image, or the poses are
-            not as many as the tokens.
+        InputError: a field is missing, the image is no path, `<image>` does not stand exactly once, in a question, where
+            there is an image, or the poses are not as many as the tokens.
     """
     for name in ("id", "conversations", "poses"):
         if not isinstance(sample, Mapping) or name not in sample:
             raise InputError(f"{where}: the sample has no '{name}'; make it with llava-pose instruct")
     if not isinstance(sample["poses"], list):
         raise InputError(f"{where}: 'poses' must be a list of poses, not {sample['poses']!r}")
+    if not isinstance(sample.get("image"), str | None):
+        raise InputError(f"{where}: 'image' must be the path of a picture, not {sample['image']!r}")
     messages = to_messages(sample["conversations"], where=where)
     images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if images != (1 if sample.get("image") else 0):
         raise InputError(
             f"{where}: {images} {IMAGE_TOKEN} in the text of sample {sample['id']!r}; expected exactly one"
         )
+    if any(IMAGE_TOKEN in message["content"] for message in messages if message["role"] == "assistant"):
+        raise InputError(f"{where}: {IMAGE_TOKEN} in an answer of sample {sample['id']!r}; it belongs in a question")
     tokens = count_pose_tokens(sample["conversations"])
     if tokens != len(sample["poses"]):
         raise InputError(

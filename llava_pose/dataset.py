@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch.utils.data import Dataset
 
 from llava_pose.conversation import POSE_TOKEN, mirror_sides, to_messages, validate_sample
 from llava_pose.errors import InputError
-from llava_pose.feature_cache import FeatureCache, load_rgb
+from llava_pose.feature_cache import FeatureCache
 from llava_pose.geometry import flip_pose
 from llava_pose.model.pose_head import pose_targets_of
 from llava_pose.model.processing import IGNORE_INDEX, ChatTooLongError, LlavaPoseProcessor
+from llava_pose.pictures import load_rgb
 from llava_pose.records import Pose
 
 logger = logging.getLogger(__name__)
@@ -65,13 +67,15 @@ class TrainingSamples(Dataset):
     ):
         """
         Raises:
-            InputError: a sample is longer than max_length and ``drop_long`` is not set, or none is left.
+            InputError: a picture is not there, a pose or the size it is measured by is unusable, a sample is longer than
+                max_length and ``drop_long`` is not set, or none is left.
         """
         self.samples = samples
         self.data = Path(data)
         self.processor = processor
         self.cache = cache
         self.max_length = max_length
+        self._check_samples()
         self.items = [(index, False) for index in range(len(samples))]
         if flip:
             self.items += [(index, True) for index in range(len(samples)) if samples[index].get("flippable", False)]
@@ -80,8 +84,21 @@ class TrainingSamples(Dataset):
         if not self.items:
             raise InputError("no training sample is left; check train.json and max_length")
 
-    def _is_short_enough(self, item: tuple[int, bool], drop_long: bool) -> bool:
+    def _check_samples(self) -> None:
         """Found out before training starts, not hours into it."""
+        seen: set[str] = set()
+        for sample in self.samples:
+            self._pose_numbers(sample, mirrored=False)
+            image = sample.get("image")
+            if image and image not in seen:
+                seen.add(image)
+                if not (self.data / image).is_file():
+                    raise InputError(
+                        f"{self.data / image}: the picture of sample {sample['id']!r} is not there; "
+                        "run llava-pose prepare again"
+                    )
+
+    def _is_short_enough(self, item: tuple[int, bool], drop_long: bool) -> bool:
         try:
             self._encode_text(*item)
         except ChatTooLongError as error:
@@ -125,18 +142,35 @@ class TrainingSamples(Dataset):
     def _pose_numbers(self, sample: dict[str, Any], mirrored: bool) -> list[list[float]]:
         numbers = []
         for value in sample["poses"]:
-            pose = Pose.from_dict(value, where=f"sample {sample['id']!r}")
-            width = float(sample.get("width") or 1)
-            if mirrored:
-                a, e, t, px = flip_pose(*pose.angles, np.nan if pose.px is None else pose.px, width)
-                pose = Pose(float(a), float(e), float(t), pose.distance, float(px), pose.py)
+            where = f"sample {sample['id']!r}"
+            pose = Pose.from_dict(value, where=where)
             if not np.isfinite(pose.angles).all():
-                raise InputError(
-                    f"sample {sample['id']!r}: an angle of its pose is not finite; run llava-pose instruct again"
-                )
-            size = {"width": width, "height": float(sample.get("height") or 1)}
-            numbers.append(pose_targets_of(pose, **size, viewport=float(sample.get("viewport") or 1)))
+                raise InputError(f"{where}: an angle of its pose is not finite; run llava-pose instruct again")
+            if None in (pose.distance, pose.px, pose.py):
+                pose, size = replace(pose, distance=None), _NO_SIZE
+            else:
+                size = {name: _size(sample, name, where) for name in _NO_SIZE}
+            if mirrored:
+                px = np.nan if pose.px is None else pose.px
+                a, e, t, px = flip_pose(*pose.angles, px, size["width"])
+                pose = Pose(float(a), float(e), float(t), pose.distance, float(px), pose.py)
+            numbers.append(pose_targets_of(pose, **size))
         return numbers
+
+
+_NO_SIZE = {"width": 1.0, "height": 1.0, "viewport": 1.0}  # of no effect where the location is unknown
+
+
+def _size(sample: dict[str, Any], name: str, where: str) -> float:
+    """What a location is measured by, pixels: without it the numbers would be wrong and nobody would know."""
+    value = sample.get(name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise InputError(
+            f"{where}: '{name}' must be a number of pixels, not {value!r}, for a pose with distance, px and py; "
+            "run llava-pose instruct again"
+        )
+    return float(value)
 
 
 def _rows(numbers: list[list[float]]) -> np.ndarray:

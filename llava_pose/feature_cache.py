@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,23 +20,13 @@ from tqdm import tqdm
 
 from llava_pose.config import write_json
 from llava_pose.errors import InputError
+from llava_pose.pictures import load_rgb
 
 logger = logging.getLogger(__name__)
 _BLOCK = 16
 _BLOCKS_TO_FLUSH = 8
-
-
-def load_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """A prepared picture, decoded whole.
-
-    Raises:
-        InputError: it is missing, damaged or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot read the picture ({error}); run llava-pose prepare again") from error
+# of a tower's config: where it came from, and the dtype that its weights tell
+_NO_MATTER = ("_name_or_path", "transformers_version", "dtype")
 
 
 class FeatureCache:
@@ -51,23 +43,34 @@ class FeatureCache:
             images: names of pictures.
             shape: (rows, columns, channels) of one picture's patches.
             flips: whether mirror images are held too.
+
+        Raises:
+            InputError: the folder cannot be written.
         """
         self.folder = folder
         self.flips = flips
         self._row = {name: row for row, name in enumerate(images)}
         self._shape = (len(images), 2 if flips else 1, *shape)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._features = self._map("features.mmap", np.float16, self._shape)
-        self._done = self._map("done.mmap", np.uint8, (len(images),))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "lock", "w") as lock:
+                # several processes may do this at once: none of them may empty what another has begun to fill
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._resize("features.mmap", math.prod(self._shape) * np.dtype(np.float16).itemsize):
+                    self._resize("done.mmap", 0)  # what was cut off is not done, whatever the marks say
+                self._resize("done.mmap", len(images))
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); give another cache_dir") from error
+        self._features = np.memmap(folder / "features.mmap", dtype=np.float16, mode="r+", shape=self._shape)
+        self._done = np.memmap(folder / "done.mmap", dtype=np.uint8, mode="r+", shape=(len(images),))
 
-    def _map(self, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-        path = self.folder / name
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        # several processes may do this at once: none of them may empty what another has begun to fill
-        with open(path, "ab") as file:
-            if os.fstat(file.fileno()).st_size != size:
+    def _resize(self, name: str, size: int) -> bool:
+        """Make a file that many bytes long, new ones zero; whether it was not."""
+        with open(self.folder / name, "ab") as file:
+            differs = os.fstat(file.fileno()).st_size != size
+            if differs:
                 file.truncate(size)
-        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+        return differs
 
     @property
     def nbytes(self) -> int:
@@ -133,7 +136,7 @@ def fingerprint(tower: nn.Module, settings: Any, data: Path, images: Sequence[st
     """A name for (tower, settings, pictures)."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in tower.state_dict().items():
-        digest.update(name.encode())
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     for name in images:
         stat = (data / name).stat()
@@ -165,7 +168,10 @@ def build_feature_cache(
     for name in images:
         if not (data / name).is_file():
             raise InputError(f"{data / name}: the picture is not there; run llava-pose prepare again")
+    tower = model.config.vision_config.to_dict()
     settings = {
+        # weights do not say everything: CLIPs of the same shapes differ in their activation
+        "tower": {name: value for name, value in tower.items() if name not in _NO_MATTER},
         "layers": model.config.vision_feature_layer,
         "strategy": model.config.vision_feature_select_strategy,
         "image_processor": image_processor.to_dict(),
@@ -192,7 +198,7 @@ def patch_extractor(
 
     @torch.inference_mode()
     def extract(pictures: list[Image.Image]) -> np.ndarray:
-        was_training = model.training
+        was_training = model.model.vision_tower.training
         model.model.vision_tower.eval()
         pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
         dtype = next(model.model.vision_tower.parameters()).dtype

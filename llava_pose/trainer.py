@@ -22,6 +22,7 @@ from llava_pose.tuning import is_new_module
 
 logger = logging.getLogger(__name__)
 COMPLETE_MARK = "complete.json"
+_EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -59,6 +60,11 @@ class PoseTrainer(Trainer):
             for batch in batches:
                 batch["num_poses_in_batch"] = poses.clamp_min(1.0)
         return batches, tokens
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As Trainer's, but poses stay exact: DeepSpeed's bfloat16 would round an azimuth by up to a degree."""
+        exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
+        return super()._prepare_inputs(inputs) | exact
 
     def compute_loss(
         self,

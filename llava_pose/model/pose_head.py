@@ -143,7 +143,8 @@ class PoseTokenOutput(PoseTokenRow):
 
 def pose_targets_of(pose: Pose, *, width: float, height: float, viewport: float) -> list[float]:
     """The six numbers the model learns of a pose: three angles in radians and the normalised location (NaN if unknown)."""
-    if pose.distance is None or pose.px is None or pose.py is None or not 0 < pose.distance < math.inf:
+    location = (pose.distance, pose.px, pose.py)
+    if any(value is None or not math.isfinite(value) for value in location) or pose.distance <= 0:
         return [*pose.angles, math.nan, math.nan, math.nan]
     side = max(width, height)
     return [

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import LlavaProcessor
 from transformers.image_utils import get_image_size, to_numpy_array
 
@@ -122,17 +123,24 @@ class LlavaPoseProcessor(LlavaProcessor):
         Labels come from character offsets of the rendered template, never from splitting text at words.
 
         Raises:
-            InputError: no token is supervised, the chat is longer than max_length (image tokens are never cut off), or the
-                chat template is not a plain concatenation of turns. ``where`` names the sample.
+            InputError: there is no turn or no question first, no token is supervised, the chat is longer than max_length
+                (image tokens are never cut off), or the chat template refuses the chat or is not a plain concatenation of
+                turns. ``where`` names the sample.
         """
-        text = self.render(messages)
+        if not messages:
+            raise InputError(f"{where}: the chat has no turn")
+        try:
+            text = self.render(messages)
+        except TemplateError as error:
+            raise InputError(f"{where}: the chat template refuses the chat ({error})") from error
         spans = self.answer_spans(messages, text, where=where)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         supervised = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
-            supervised |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+            # a token may hold the last character of the prompt too, such as the space that a prompt ends with
+            supervised |= (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0])
         if spans and not supervised.any():
             raise InputError(f"{where}: no token of the answer is supervised; is the answer empty?")
         labels = np.where(supervised, ids, IGNORE_INDEX)
@@ -154,14 +162,19 @@ class LlavaPoseProcessor(LlavaProcessor):
         """Character spans (start, end) of the assistant's answers, their end tokens included, in the rendered chat.
 
         Raises:
-            InputError: the chat template is not a plain concatenation of turns.
+            InputError: the chat begins with an answer, or the chat template is not a plain concatenation of turns.
         """
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self.render(messages[:index], add_generation_prompt=True)
-            until = self.render(messages[: index + 1]).rstrip()
+            if index == 0:
+                raise InputError(f"{where}: the chat begins with an answer; give the question that it answers")
+            try:
+                before = self.render(messages[:index], add_generation_prompt=True)
+                until = self.render(messages[: index + 1]).rstrip()
+            except TemplateError as error:
+                raise InputError(f"{where}: the chat template refuses a part of the chat ({error})") from error
             if not (text.startswith(before) and text.startswith(until)):
                 raise InputError(f"{where}: the chat template rewrites earlier turns; labels cannot be placed with it")
             spans.append((len(before), len(until)))
