@@ -27,12 +27,14 @@ from llava_pose.config import command, require, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
-from llava_pose.model.loading import require_complete
+from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
 from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor, input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 
 logger = logging.getLogger(__name__)
+# mismatched sizes are "ignored" so that they are listed, and refused by name
+_LISTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 _NEW_MODULES = ("pose_head.", "pose_encoder.", "pose_token_embedding.", "pose_token_output.")
 
 
@@ -85,6 +87,9 @@ def assemble(config: AssembleConfig) -> Path:
     ]
     if sum(ways) != 1:
         raise InputError("give either --vision and --language, or --llava, or --preset tiny")
+    _refuse_without_effect(config)
+    if Path(config.out).is_file():
+        raise InputError(f"--out {config.out}: is a file; give the folder of the new base")
     set_seed(config.seed)
     if config.llava is not None:
         model, processor = from_llava(config)
@@ -102,6 +107,18 @@ def assemble(config: AssembleConfig) -> Path:
     logger.info(f"{out}: a LLaVA-pose base of {parameters / 1e6:.1f} M parameters, {tokens} image tokens a picture")
     logger.info(f"next: python train.py --model {out} --data PREPARED --train-json train.json --output-dir runs/first")
     return out
+
+
+def _refuse_without_effect(config: AssembleConfig) -> None:
+    """Options that belong to another way of assembling must not be passed over in silence."""
+    fixed = {
+        "--llava": ("vision_layers", "vision_merge", "image_size", "language_layers"),
+        "--preset": ("language_layers",),
+    }
+    way = "--llava" if config.llava is not None else "--preset" if config.preset is not None else None
+    for option in fixed.get(way, ()):
+        if getattr(config, option) != getattr(AssembleConfig, option):
+            raise InputError(f"--{option.replace('_', '-')}: has no effect with {way}; leave it out")
 
 
 def from_parts(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration, LlavaPoseProcessor]:
@@ -161,10 +178,9 @@ def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneratio
     model_config = LlavaPoseConfig(
         **values, rotation=config.rotation, pose_head_hidden_size=config.pose_head_hidden_size
     )
-    model, info = LlavaPoseForConditionalGeneration.from_pretrained(
-        config.llava, config=model_config, dtype="auto", output_loading_info=True
+    model = _load_part(
+        LlavaPoseForConditionalGeneration, config.llava, "--llava", may_miss=_NEW_MODULES, config=model_config
     )
-    require_complete(info, config.llava, may_miss=_NEW_MODULES)
     ids = _add_tokens(tokenizer, model)
     if ids[IMAGE_TOKEN] != model.config.image_token_id:
         raise InputError(
@@ -175,14 +191,24 @@ def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneratio
     return model, _make_processor(config, model.model, image_processor, tokenizer)
 
 
-def _load_part(auto_class: Any, path: str, option: str, *, weights: bool = True) -> Any:
+def _load_part(
+    auto_class: Any,
+    path: str,
+    option: str,
+    *,
+    weights: bool = True,
+    all_of_it: bool = True,
+    may_miss: tuple[str, ...] = (),
+    **kwargs: Any,
+) -> Any:
+    """A part by its Auto class; of a model, every weight, and all that the checkpoint has unless ``all_of_it`` is false."""
     try:
         if not weights:
             return auto_class.from_pretrained(path)
-        model, info = auto_class.from_pretrained(path, dtype="auto", output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{option} {path}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
-    require_complete(info, path)
+        model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **kwargs)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{option} {path}: cannot be loaded ({first_sentence(error)})") from error
+    require_complete(info if all_of_it else {**info, "unexpected_keys": []}, f"{option} {path}", may_miss=may_miss)
     return model
 
 
@@ -192,9 +218,7 @@ def _load_tower(path: str) -> PreTrainedModel:
     if vision_config is None:
         return _load_part(AutoModel, path, "--vision")
     # a two-tower model such as CLIP: its vision half alone; the text half's weights are not of it
-    model, info = AutoModel.from_pretrained(path, config=vision_config, dtype="auto", output_loading_info=True)
-    require_complete({**info, "unexpected_keys": []}, path)
-    return model
+    return _load_part(AutoModel, path, "--vision", all_of_it=False, config=vision_config)
 
 
 def _keep_first_layers(language: PreTrainedModel, count: int) -> None:
@@ -311,3 +335,6 @@ main = command(
     description="Join a vision tower and a causal language model into a LLaVA-pose base, or give a LLaVA its pose head.",
     example="llava-pose assemble --vision facebook/dinov2-base --language HuggingFaceTB/SmolLM2-135M-Instruct --out base",
 )
+
+if __name__ == "__main__":
+    raise SystemExit(main())

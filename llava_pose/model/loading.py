@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from llava_pose.errors import InputError
+from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.processing import LlavaPoseProcessor
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # of from_pretrained, at a file that is not right
 
 
 def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
@@ -29,7 +30,7 @@ def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
     try:
         return LlavaPoseProcessor.from_pretrained(path)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: no LLaVA-pose processor there ({_first_sentence(error)})") from error
+        raise InputError(f"{path}: no LLaVA-pose processor there ({first_sentence(error)})") from error
 
 
 def load_model(
@@ -71,11 +72,20 @@ def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto"
         InputError: it cannot be read, or weights are missing, left over or of another shape.
     """
     try:
-        model, info = LlavaPoseForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **kwargs
+        config = AutoConfig.from_pretrained(path)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{path}: cannot load the model ({first_sentence(error)})") from error
+    if not isinstance(config, LlavaPoseConfig):  # transformers would build a model of its default size, of billions
+        raise InputError(
+            f"{path}: a {config.model_type} model, not a llava_pose one; make a base of it with llava-pose assemble"
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot load the model ({_first_sentence(error)})") from error
+    try:
+        # mismatched sizes are "ignored" so that they are listed, and refused by name below
+        model, info = LlavaPoseForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    except LOADING_ERRORS as error:
+        raise InputError(f"{path}: cannot load the model ({first_sentence(error)})") from error
     require_complete(info, path)
     return model
 
@@ -94,7 +104,9 @@ def require_complete(info: dict[str, Any], path: str | os.PathLike[str], *, may_
     problems = {
         "are missing": missing,
         "are not of this model": sorted(info["unexpected_keys"]),
-        "are of another shape": sorted(str(key) for key in info["mismatched_keys"]),
+        "are of another shape": sorted(
+            f"{key} ({tuple(stored)} instead of {tuple(wanted)})" for key, stored, wanted in info["mismatched_keys"]
+        ),
     }
     for what, keys in problems.items():
         if keys:
@@ -106,25 +118,41 @@ def require_complete(info: dict[str, Any], path: str | os.PathLike[str], *, may_
 def _load_adapter(
     folder: Path, base: str | os.PathLike[str] | None, dtype: torch.dtype | str, kwargs: dict[str, Any]
 ) -> nn.Module:
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, PeftModelForCausalLM, get_peft_model_state_dict
 
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder / ADAPTER_CONFIG}: cannot be read ({error})") from error
-    base = base or config.get("base_model_name_or_path")
+        config = PeftConfig.from_pretrained(folder, inference_mode=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / ADAPTER_CONFIG}: cannot be read ({first_sentence(error)})") from error
+    base = base or config.base_model_name_or_path
     if base is None or (Path(base).is_absolute() and not Path(base).is_dir()):
         raise InputError(f"{folder}: the adapter's base {base} is not there; say where it is with --base")
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise InputError(f"{weights}: no such file; the checkpoint is incomplete")
-    model = PeftModel.from_pretrained(load_full(base, dtype=dtype, **kwargs), folder)
-    with safe_open(weights, framework="pt") as file:
-        stored = set(file.keys())
-    expected = set(get_peft_model_state_dict(model))
-    if stored != expected:
-        odd = sorted(stored ^ expected)
-        raise InputError(f"{weights}: {len(odd)} weights do not fit the adapter's config: {', '.join(odd[:3])}")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{weights}: cannot be read ({first_sentence(error)})") from error
+    full = load_full(base, dtype=dtype, **kwargs)
+    try:
+        model = PeftModelForCausalLM(full, config)
+    except ValueError as error:  # it finds nothing of what it adapts
+        raise InputError(f"{folder}: the adapter does not fit its base {base} ({first_sentence(error)})") from error
+    # before loading: PEFT passes some of these by, and fails on others without a name
+    expected = {
+        key: tuple(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    info = {
+        "missing_keys": expected.keys() - stored.keys(),
+        "unexpected_keys": stored.keys() - expected.keys(),
+        "mismatched_keys": [
+            (key, stored[key], shape) for key, shape in expected.items() if stored.get(key, shape) != shape
+        ],
+    }
+    require_complete(info, f"{weights} on the base {base}")
+    model.load_adapter(folder, "default")
     return model
 
 
@@ -135,5 +163,6 @@ def underlying_model(model: nn.Module) -> LlavaPoseForConditionalGeneration:
     return model
 
 
-def _first_sentence(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
+    """An exception's message on one line, cut to what fits into another."""
     return " ".join(str(error).split())[:200] or type(error).__name__

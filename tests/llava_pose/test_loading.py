@@ -1,0 +1,363 @@
+"""A checkpoint folder gives back the model that was saved, weight for weight, or says which weight stands in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.errors import InputError
+from llava_pose.model import LlavaPoseForConditionalGeneration
+from llava_pose.model.loading import ADAPTER_CONFIG, load_full, load_model, load_processor, underlying_model
+from llava_pose.tuning import ALWAYS_TUNED, add_lora
+
+BASES = ["base", "other_base"]  # tied and untied embeddings, norm and no norm, two kinds of towers and templates
+WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
+CHAT = [
+    {"role": "user", "content": f"{IMAGE_TOKEN}\nThe cup is at {POSE_TOKEN}. Where is the car?"},
+    {"role": "assistant", "content": f"The car is at {POSE_TOKEN}."},
+]
+
+
+def stir(model: nn.Module, *, only_trained: bool = False) -> None:
+    """No weight is left at its first value: zeros and ones would be the same without a checkpoint."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad or not only_trained:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def outputs_of(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
+    """Logits and poses of one picture with a pose in the question."""
+    processor = load_processor(folder)
+    chat = processor.encode_chat(CHAT)
+    ids = torch.from_numpy(chat.input_ids)[None]
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    inner = underlying_model(model)
+    with torch.inference_mode():
+        output = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=processor.image_processor([Image.fromarray(coarse)], return_tensors="pt")["pixel_values"],
+            input_poses=torch.tensor([[0.5, 0.2, -0.1, 0.3, 0.05, -0.1]]),
+            input_pose_mask=(ids == processor.pose_token_id) & torch.from_numpy(chat.labels == -100)[None],
+        )
+        poses = inner.read_poses(output.last_hidden_state[0, -3:])
+    return {
+        "logits": output.logits,
+        "rotation": poses.rotation,
+        "location": poses.location,
+        "confidence": poses.confidence,
+    }
+
+
+def assert_same_outputs(ours: nn.Module, theirs: nn.Module, folder: Path) -> None:
+    first, second = outputs_of(ours, folder), outputs_of(theirs, folder)
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+
+
+@pytest.fixture
+def full_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], tuple[Path, nn.Module]]:
+    """Saves a stirred copy of the base that a fixture names."""
+
+    def make(name: str = "base") -> tuple[Path, nn.Module]:
+        source, folder = request.getfixturevalue(name), tmp_path / "checkpoint"
+        model = load_full(source, dtype=torch.float32).eval()
+        stir(model)
+        model.save_pretrained(folder)
+        load_processor(source).save_pretrained(folder)
+        return folder, model
+
+    return make
+
+
+@pytest.fixture
+def adapter(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., tuple[Path, nn.Module]]:
+    """Saves an adapter with stirred weights, its folder called after something that it is not."""
+
+    def make(name: str = "base", *, tune_vision: bool = False) -> tuple[Path, nn.Module]:
+        source, folder = request.getfixturevalue(name), tmp_path / "full-model"
+        model = add_lora(
+            load_full(source, dtype=torch.float32), r=4, alpha=8, dropout=0.1, tune_vision=tune_vision
+        ).eval()
+        stir(model, only_trained=True)
+        model.save_pretrained(folder)
+        load_processor(source).save_pretrained(folder)
+        return folder, model
+
+    return make
+
+
+def change_weights(file: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+
+
+# There and back
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_full_checkpoint_comes_back_as_it_was(full_checkpoint, request, name):
+    folder, model = full_checkpoint(name)
+    again = load_model(folder)
+    assert not again.training
+    assert_same_outputs(model, again, folder)
+    fresh = load_model(request.getfixturevalue(name))
+    assert not torch.allclose(outputs_of(fresh, folder)["logits"], outputs_of(model, folder)["logits"], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("tune_vision", [False, True], ids=["frozen tower", "tuned tower"])
+def test_an_adapter_comes_back_on_its_base(adapter, request, name, tune_vision):
+    folder, model = adapter(name, tune_vision=tune_vision)
+    again = load_model(folder)  # the base from the adapter's own config
+    assert not again.training
+    assert_same_outputs(model, again, folder)
+    fresh = load_model(request.getfixturevalue(name))
+    assert not torch.allclose(outputs_of(fresh, folder)["rotation"], outputs_of(model, folder)["rotation"], atol=1e-2)
+
+
+def test_one_folder_holds_all_that_trained(adapter):
+    """Projector, head and the rows of the token lie beside the adapter, in one file; the base's own weights do not."""
+    folder, _ = adapter()
+    keys = load_file(folder / ADAPTER_WEIGHTS)
+    assert {name for name in ALWAYS_TUNED if any(f".{name}." in key for key in keys)} == set(ALWAYS_TUNED)
+    assert [key for key in keys if "lora_" not in key and not any(f".{name}." in key for name in ALWAYS_TUNED)] == []
+    assert not (folder / WEIGHTS).exists()
+
+
+def test_a_moved_base_is_given_by_name(adapter, base: Path, tmp_path: Path):
+    folder, model = adapter()
+    moved = shutil.copytree(base, tmp_path / "moved")
+    gone = tmp_path / "was here"
+    change_json(folder / ADAPTER_CONFIG, base_model_name_or_path=str(gone))
+    with pytest.raises(InputError, match=rf"the adapter's base {gone} is not there; say where it is with --base"):
+        load_model(folder)
+    assert_same_outputs(model, load_model(folder, base=moved), folder)
+
+
+def test_the_precision_is_that_asked_for(full_checkpoint):
+    folder, _ = full_checkpoint()
+    assert {p.dtype for p in load_model(folder, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_model(folder).parameters()} == {torch.float32}
+
+
+# Strictness
+
+
+def removed(key: str) -> Callable[[dict[str, torch.Tensor]], Any]:
+    return lambda weights: weights.pop(key)
+
+
+def added(key: str) -> Callable[[dict[str, torch.Tensor]], Any]:
+    return lambda weights: weights.update({key: torch.zeros(3)})
+
+
+def reshaped(key: str) -> Callable[[dict[str, torch.Tensor]], Any]:
+    return lambda weights: weights.update({key: torch.zeros(weights[key].shape[0] + 1, *weights[key].shape[1:])})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "pose_head.linear_2.weight",
+        "pose_token_output.change",
+        "model.multi_modal_projector.linear_1.bias",
+        "model.language_model.layers.1.mlp.up_proj.weight",
+    ],
+)
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(removed, "1 weights are missing"), (reshaped, "1 weights are of another shape")],
+    ids=["missing", "another shape"],
+)
+def test_a_full_checkpoint_is_loaded_whole_or_not_at_all(full_checkpoint, key, change, what):
+    folder, _ = full_checkpoint()
+    change_weights(folder / WEIGHTS, change(key))
+    with pytest.raises(InputError) as caught:
+        load_model(folder)
+    assert str(caught.value).startswith(f"{folder}: {what}")
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_too_many_is_named(full_checkpoint):
+    folder, _ = full_checkpoint()
+    change_weights(folder / WEIGHTS, added("pose_head.linear_3.weight"))
+    with pytest.raises(InputError, match=r"1 weights are not of this model: pose_head\.linear_3\.weight"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("change", [removed, added, reshaped])
+@pytest.mark.parametrize("part", ["pose_head.linear_2.weight", "lora_B.weight", "pose_token_embedding.change"])
+def test_an_adapter_is_loaded_whole_or_not_at_all(adapter, change, part):
+    folder, _ = adapter()
+    key = next(key for key in load_file(folder / ADAPTER_WEIGHTS) if key.endswith(part))
+    key = key if change is not added else key.replace(part, f"other.{part}")
+    change_weights(folder / ADAPTER_WEIGHTS, change(key))
+    with pytest.raises(InputError) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value)
+    assert key.removeprefix("base_model.model.") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_does_not_go_on_another_base(adapter, other_base: Path):
+    folder, _ = adapter("base")
+    with pytest.raises(InputError, match=str(folder)):
+        load_model(folder, base=other_base)
+
+
+# Folders that are no checkpoint
+
+
+@pytest.mark.parametrize("files", [{}, {"readme.txt": "x"}, {WEIGHTS: "x"}])
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path, files: Mapping[str, str]):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"^{tmp_path}: neither config\.json nor adapter_config\.json is in it"):
+        load_model(tmp_path)
+    with pytest.raises(InputError, match=rf"^{tmp_path}: no LLaVA-pose processor there"):
+        load_processor(tmp_path)
+
+
+def test_a_path_that_is_not_there(tmp_path: Path):
+    for load in (load_model, load_full, load_processor):
+        with pytest.raises(InputError, match=rf"^{tmp_path}/none: "):
+            load(tmp_path / "none")
+
+
+def test_a_file_is_no_checkpoint(tmp_path: Path):
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(InputError, match=rf"^{tmp_path}/model\.bin: .*is this a checkpoint folder"):
+        load_model(tmp_path / "model.bin")
+
+
+def test_damaged_files_are_named(full_checkpoint, adapter):
+    folder, _ = full_checkpoint()
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=rf"^{folder}: cannot load the model"):
+        load_model(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=rf"^{folder}: cannot load the model"):
+        load_model(folder)
+    (folder / "config.json").write_text('{"model_type": ')
+    with pytest.raises(InputError, match=rf"^{folder}: cannot load the model"):
+        load_model(folder)
+
+    folder, _ = adapter()
+    weights = (folder / ADAPTER_WEIGHTS).read_bytes()
+    (folder / ADAPTER_WEIGHTS).write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=rf"^{folder / ADAPTER_WEIGHTS}: "):
+        load_model(folder)
+    (folder / ADAPTER_WEIGHTS).unlink()
+    with pytest.raises(InputError, match="no such file; the checkpoint is incomplete"):
+        load_model(folder)
+    (folder / ADAPTER_CONFIG).write_text('{"peft_type": "LORA"')
+    with pytest.raises(InputError, match=rf"^{folder / ADAPTER_CONFIG}: cannot be read"):
+        load_model(folder)
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path):
+    """A whole checkpoint, of a language model."""
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"^{tmp_path}: a llama model, not a llava_pose one"):
+        load_model(tmp_path)
+
+
+# transformers' own ways
+
+
+def test_auto_classes_know_the_model(full_checkpoint):
+    """In a process of its own, which has imported nothing of the model before."""
+    folder, model = full_checkpoint()
+    program = (
+        "import sys, llava_pose.model\n"
+        "from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor\n"
+        "folder = sys.argv[1]\n"
+        "config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)\n"
+        "model = AutoModelForImageTextToText.from_pretrained(folder)\n"
+        "for one in (config, processor, model): print(type(one).__module__, type(one).__name__)\n"
+        "print(config.rotation, processor.pose_token_id, model.pose_head.linear_2.weight.double().sum().item())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = model.pose_head.linear_2.weight.double().sum().item()
+    assert done.stdout.splitlines() == [
+        "llava_pose.model.configuration LlavaPoseConfig",
+        "llava_pose.model.processing LlavaPoseProcessor",
+        "llava_pose.model.modeling LlavaPoseForConditionalGeneration",
+        f"{model.config.rotation} {model.config.pose_token_id} {expected}",
+    ]
+
+
+def test_import_brings_in_torch_only_with_the_model():
+    program = (
+        "import sys, llava_pose, llava_pose.geometry, llava_pose.metrics\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)\n"
+        "from llava_pose import LlavaPoseConfig\n"
+        "from transformers import AutoConfig\n"
+        "print(AutoConfig.for_model('llava_pose').__class__ is LlavaPoseConfig)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", "False", "True"], done.stderr
+
+
+def test_from_pretrained_of_the_class_itself(full_checkpoint):
+    folder, model = full_checkpoint("other_base")
+    again = LlavaPoseForConditionalGeneration.from_pretrained(folder).eval()
+    assert_same_outputs(model, again, folder)
+    ours, theirs = (
+        {key: value for key, value in one.config.to_dict().items() if key not in ("_name_or_path", "dtype")}
+        for one in (again, model)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_processor_comes_back_as_it_was(request, tmp_path: Path, name):
+    first = load_processor(request.getfixturevalue(name))
+    first.save_pretrained(tmp_path)
+    again = load_processor(tmp_path)
+    for chat in (CHAT, CHAT[:1], [*CHAT, {"role": "user", "content": "Ü, 車?"}]):
+        one, other = first.encode_chat(chat), again.encode_chat(chat)
+        np.testing.assert_array_equal(one.input_ids, other.input_ids)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert first.render(chat, add_generation_prompt=True) == again.render(chat, add_generation_prompt=True)
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    pixels = [p.image_processor([picture], return_tensors="pt")["pixel_values"] for p in (first, again)]
+    assert torch.equal(*pixels)
+    for what in ("pose_token_id", "image_token_id", "patch_size", "vision_merge", "image_size", "chat_template"):
+        assert getattr(first, what) == getattr(again, what), what
+    assert again.tokenizer.padding_side == "left"  # the side to generate with
