@@ -98,6 +98,13 @@ class LlavaPoseModel(LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def train(self, mode: bool = True) -> LlavaPoseModel:
+        """As torch's, but a frozen tower stays in evaluation mode: batch norms and dropout would change what it sees."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
+            self.vision_tower.eval()
+        return self
+
     def extract_patches(self, pixel_values: Tensor) -> Tensor:
         """What the tower sees, before the projector: (batch, 3, height, width) -> (batch, rows, columns, channels).
 
@@ -199,7 +206,9 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
                 patches = embeddings.new_zeros(1, merge, merge, self.config.patch_channels)
             return embeddings + 0.0 * self.model.multi_modal_projector(patches).sum().to(embeddings.dtype)
         if patches is None:
-            return embeddings
+            if run_every_module:
+                raise ValueError(f"{int(at_image.sum())} image tokens in the text, but no image")
+            return embeddings  # a token that generate drew is no picture
         tokens = self.model.multi_modal_projector(patches)
         if int(at_image.sum()) != tokens.shape[0] * tokens.shape[1]:
             raise ValueError(
@@ -211,12 +220,13 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
     def _with_poses(
         self, embeddings: Tensor, at_pose: Tensor | None, poses: Tensor | None, run_every_module: bool
     ) -> Tensor:
-        if poses is None or not poses.shape[0]:
+        found, given = 0 if at_pose is None else int(at_pose.sum()), 0 if poses is None else poses.shape[0]
+        if found != given:
+            raise ValueError(f"{found} input pose tokens, but {given} poses")
+        if not given:
             if not run_every_module:
                 return embeddings
             return embeddings + 0.0 * self.pose_encoder(embeddings.new_zeros(1, 6)).sum().to(embeddings.dtype)
-        if int(at_pose.sum()) != poses.shape[0]:
-            raise ValueError(f"{int(at_pose.sum())} input pose tokens, but {poses.shape[0]} poses")
         encoded = self.pose_encoder(poses).to(embeddings.dtype)
         return embeddings + torch.zeros_like(embeddings).masked_scatter(at_pose[..., None], encoded)
 
@@ -225,6 +235,19 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         logits = self.lm_head(states)
         logits[..., self.config.pose_token_id] += self.pose_token_output(states).to(logits.dtype)
         return logits
+
+    def prepare_inputs_for_generation(
+        self, *args, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs
+    ) -> dict:
+        """As LLaVA's; pictures and poses of the prompt belong to the step that reads it, and to none of a cached one."""
+        # generate takes inputs_embeds only where this signature names it
+        inputs = super().prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("image_patches", "input_poses", "input_pose_mask"):
+                inputs.pop(name, None)
+        return inputs
 
     def read_poses(self, states: Tensor) -> PoseHeadOutput:
         """Poses from the (n, hidden size) last hidden states that predict `<pose6D>`."""
@@ -272,6 +295,8 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
                 input_pose_mask=input_pose_mask,
                 run_every_module=labels is not None,
             )
+        if labels is not None:
+            kwargs.setdefault("use_cache", False)  # keys and values of a training step are for no later step
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
