@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.imagenet3d import AnnotationError
+from llava_pose.errors import InputError
+from llava_pose.pictures import DECODING_ERRORS, PADDING_COLOUR, to_rgb
 
-PADDING_COLOR = (124, 116, 104)  # ImageNet's mean: outside of the image, and behind transparent pixels
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}  # 4:4:4: the crops are small, and their colour edges count
 
 # the published 3D protocol: the window is 512 px at distance 4
@@ -26,7 +24,6 @@ PROTOCOL_WINDOW = 512.0
 PROTOCOL_DISTANCE = 4.0
 
 _EXIF_ORIENTATION = 0x0112
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError, IndexError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ class RawImage:
             raise AnnotationError("image too large", f"has more than {limit} pixels; make it smaller") from error
         except UnidentifiedImageError as error:
             raise AnnotationError("image unreadable", "is not an image that can be read; replace it") from error
-        except _DAMAGE as error:
+        except DECODING_ERRORS as error:
             raise _unreadable(error) from error
         stored = self._image.size
         turned = stored[::-1] if orientation in (5, 6, 7, 8) else stored
@@ -124,7 +121,7 @@ class RawImage:
         self.width, self.height = turned if self.exif_transposed else stored
 
     def crops(self, crops: list[Crop]) -> list[Image.Image]:
-        """The crops as RGB images; what lies outside of the raw image has :data:`PADDING_COLOR`.
+        """The crops as RGB images; what lies outside of the raw image has :data:`PADDING_COLOUR`.
 
         Raises:
             AnnotationError: the pixels cannot be decoded.
@@ -134,9 +131,9 @@ class RawImage:
             self._image.load()
             image = ImageOps.exif_transpose(self._image) if self.exif_transposed else self._image
             image = to_rgb(image)
-        except AnnotationError:
-            raise
-        except _DAMAGE as error:
+        except InputError as error:
+            raise AnnotationError("image unreadable", f"cannot be used: {error}") from error
+        except DECODING_ERRORS as error:
             raise _unreadable(error) from error
         return [self._cut(image, crop, reduction) for crop in crops]
 
@@ -156,7 +153,7 @@ class RawImage:
 
     def _cut(self, image: Image.Image, crop: Crop, reduction: int) -> Image.Image:
         x1, y1, x2, y2 = crop.visible(self.width, self.height)
-        prepared = Image.new("RGB", (crop.size, crop.size), PADDING_COLOR)
+        prepared = Image.new("RGB", (crop.size, crop.size), PADDING_COLOUR)
         if x1 >= x2 or y1 >= y2:
             return prepared
         box = (
@@ -168,28 +165,6 @@ class RawImage:
         # Pillow's resize antialiases when it reduces, and takes a box with fractions of pixels
         prepared.paste(image.resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC, box=box), (x1, y1))
         return prepared
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB: 16-bit pixels scaled, transparent ones laid over :data:`PADDING_COLOR`.
-
-    Raises:
-        AnnotationError: a pixel format with no agreed range (32-bit integers and floats) or no conversion.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.float32)
-        return Image.fromarray((deep / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise AnnotationError(
-            "image unreadable", "has 32-bit pixels, whose range is not known; save it with 8 or 16 bits"
-        )
-    if image.has_transparency_data:
-        front = image.convert("RGBA")
-        back = Image.new("RGBA", front.size, (*PADDING_COLOR, 255))
-        return Image.alpha_composite(back, front).convert("RGB")
-    return image.convert("RGB")
 
 
 def encode_jpeg(image: Image.Image) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from llava_pose.geometry import project_points, rotation_matrix
+from llava_pose.pictures import to_rgb
 from llava_pose.records import Pose
 
 AXES = {"left": (1.0, 0.0, 0.0), "up": (0.0, 0.0, 1.0), "front": (0.0, -1.0, 0.0)}
@@ -112,7 +113,7 @@ def draw_axes(
     Raises:
         ValueError: an angle of the pose is not finite.
     """
-    base = image.convert("RGB")
+    base = to_rgb(image).copy()
     axes = project_axes(pose, base.size, viewport, focal, length)
     factor = max(1, min(_SUPERSAMPLING, _LARGEST_CANVAS // max(base.size)))
     canvas = Image.new("RGBA", (base.width * factor, base.height * factor), (0, 0, 0, 0))

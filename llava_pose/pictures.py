@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava_pose.errors import InputError
 
@@ -39,9 +39,13 @@ def load_rgb(
     try:
         with Image.open(path) as image:
             return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+    except InputError as error:
+        raise InputError(f"{name or path}: {error}") from error
     except DECODING_ERRORS as error:
         reason = str(error).replace(repr(str(path)), "the file").replace(repr(Path(path)), "the file")
-        if isinstance(error, OSError) and error.strerror:
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is no picture of a known format"
+        elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise InputError(f"{name or path}: cannot read the picture ({reason}); {remedy}") from error
 
@@ -49,11 +53,13 @@ def load_rgb(
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any picture as 8-bit RGB: 16-bit pixels scaled, transparent ones laid over :data:`PADDING_COLOUR`.
 
+    One that is 8-bit RGB already comes back itself, not a copy.
+
     Raises:
         InputError: a pixel format with no agreed range (32-bit integers and floats).
     """
-    if image.mode == "RGB":
-        image.load()
+    image.load()  # what follows may fail in Pillow's ways only where the file is damaged
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16"):
         deep = np.asarray(image).astype(np.float32)

@@ -30,9 +30,8 @@ from llava_pose.errors import InputError
 from llava_pose.model.loading import load_model, load_processor, underlying_model
 from llava_pose.model.pose_head import PoseHeadOutput, pose_targets_of
 from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.pictures import square_picture
 from llava_pose.records import Pose
-
-PADDING_COLOUR = (124, 116, 104)  # the ImageNet mean, as prepare pads with
 
 
 @dataclass(frozen=True)
@@ -89,18 +88,6 @@ class _Frame:
         if pose.px is None or pose.py is None:
             return pose
         return replace(pose, px=pose.px + self.left, py=pose.py + self.top)
-
-
-def square_picture(image: Image.Image) -> tuple[Image.Image, int, int]:
-    """The picture padded to a square, and how far it moved right and down, pixels. A square one comes back as it is."""
-    image = image.convert("RGB")
-    side = max(image.size)
-    if image.size == (side, side):
-        return image, 0, 0
-    left, top = (side - image.width) // 2, (side - image.height) // 2
-    square = Image.new("RGB", (side, side), PADDING_COLOUR)
-    square.paste(image, (left, top))
-    return square, left, top
 
 
 def assumed_viewport(image: Image.Image) -> float:

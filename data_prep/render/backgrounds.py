@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFilter
 
 from llava_pose.errors import InputError
+from llava_pose.pictures import load_rgb
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -32,13 +33,9 @@ def photo_background(path: Path, width: int, height: int, rng: np.random.Generat
     """A random part of a photograph, (height, width, 3) float32 sRGB in [0, 1], mirrored half the time.
 
     Raises:
-        InputError: the file is no readable image.
+        InputError: as :func:`llava_pose.pictures.load_rgb`.
     """
-    try:
-        with Image.open(path) as opened:
-            photo = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"The background photograph {path} cannot be read ({error}): remove or replace it.") from error
+    photo = load_rgb(path, upright=True, remedy="remove it from --backgrounds or replace it")
     scale = max(width / photo.width, height / photo.height)
     crop_width, crop_height = width / scale, height / scale
     zoom = rng.uniform(0.6, 1.0)

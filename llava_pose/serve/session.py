@@ -7,14 +7,14 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.drawing import draw_axes
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize
-from llava_pose.predictor import PADDING_COLOUR, ChatAnswer, PosePredictor, assumed_viewport
+from llava_pose.pictures import load_rgb
+from llava_pose.predictor import ChatAnswer, PosePredictor, assumed_viewport
 from llava_pose.records import Pose
 
 
@@ -27,29 +27,7 @@ def open_picture(path: str | os.PathLike[str], name: str | None = None) -> Image
     Raises:
         InputError: it is missing, damaged, no picture, or of a pixel format that has no agreed range.
     """
-    try:
-        with Image.open(path) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(repr(str(path)), "the file")
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        raise InputError(
-            f"{name or path}: cannot read the picture ({reason}); give a JPEG, PNG or WebP file"
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.float32)
-        return Image.fromarray((deep / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, whose range is not known")
-    if image.has_transparency_data:
-        front = image.convert("RGBA")
-        back = Image.new("RGBA", front.size, (*PADDING_COLOUR, 255))
-        return Image.alpha_composite(back, front).convert("RGB")
-    return image.convert("RGB")
+    return load_rgb(path, upright=True, name=name, remedy="give a JPEG, PNG or WebP file")
 
 
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.crop import PADDING_COLOR
 from data_prep.imagenet3d import write_annotation, write_list
 from data_prep.prepare import PrepareConfig, main, prepare
 from llava_pose.errors import InputError
+from llava_pose.pictures import PADDING_COLOUR
 from llava_pose.records import ObjectRecord, read_jsonl, read_records
 
 COLORS = {
@@ -333,7 +333,7 @@ def test_transparent_pixels_have_the_padding_colour(raw_dataset: Any, outcome: C
     image = quarters().convert("RGBA")
     image.paste((255, 255, 255, 0), (0, 0, 320, 240))
     raw_dataset.add("n1", image=image, suffix=".png", objects=[whole_object(raw_dataset)])
-    assert_quarters(outcome(), [PADDING_COLOR, *list(COLORS.values())[1:]])
+    assert_quarters(outcome(), [PADDING_COLOUR, *list(COLORS.values())[1:]])
 
 
 def exif_jpeg(image: Image.Image, orientation: int) -> bytes:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.crop import PADDING_COLOR, Crop, RawImage, box_crop, pose_crop
+from data_prep.crop import Crop, RawImage, box_crop, pose_crop
 from data_prep.imagenet3d import read_annotation, write_annotation, write_list
 from data_prep.prepare import PrepareConfig, main, prepare
 from llava_pose.errors import InputError
 from llava_pose.geometry import project_points
+from llava_pose.pictures import PADDING_COLOUR
 from llava_pose.records import read_records
 
 POINTS = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
@@ -160,11 +161,11 @@ def test_outside_of_the_image_is_padded_with_one_colour(raw_dataset: Any, tmp_pa
     # the image fills columns 256 to 456 and rows 156 to 356
     inside = np.zeros((512, 512), bool)
     inside[156:356, 256:456] = True
-    assert np.abs(pixels[~inside] - PADDING_COLOR).max() < 40, "JPEG ringing at the edge"
-    assert np.abs(np.median(pixels[~inside], axis=0) - PADDING_COLOR).max() <= 1
+    assert np.abs(pixels[~inside] - PADDING_COLOUR).max() < 40, "JPEG ringing at the edge"
+    assert np.abs(np.median(pixels[~inside], axis=0) - PADDING_COLOUR).max() <= 1
     assert np.median(pixels[inside]) == 255
     assert (pixels[160:350, 257:455] > 230).all()
-    assert (np.abs(pixels[160:350, 250] - PADDING_COLOR) < 40).all()
+    assert (np.abs(pixels[160:350, 250] - PADDING_COLOUR) < 40).all()
 
 
 def test_crops_that_reach_over_every_edge_have_the_right_size() -> None:

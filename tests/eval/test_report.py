@@ -237,7 +237,7 @@ def test_a_bad_picture_is_named(prepared, capsys, damage):
     if damage != "missing":
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"no picture")
     assert run(prepared, "--system", "a") == 2
-    assert f"{path}: cannot read the image" in capsys.readouterr().err
+    assert f"{path}: cannot read the picture" in capsys.readouterr().err
 
 
 def test_choosing_the_worst_the_best_and_some():

@@ -16,7 +16,8 @@ from llava_pose.conversation import JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOKEN, d
 from llava_pose.errors import InputError
 from llava_pose.metrics import pose_error
 from llava_pose.model.loading import load_full, load_processor
-from llava_pose.predictor import PADDING_COLOUR, ChatAnswer, PosePredictor, square_picture
+from llava_pose.pictures import PADDING_COLOUR, square_picture
+from llava_pose.predictor import ChatAnswer, PosePredictor
 from llava_pose.records import Pose
 from llava_pose.tuning import add_lora
 
