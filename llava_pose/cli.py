@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         sys.stderr.write(f"error: there is no command '{words[0]}'; there are {', '.join(COMMANDS)}\n")
         return 2
-    return import_module(COMMANDS[words[0]][0]).main(words[1:])
+    try:
+        return import_module(COMMANDS[words[0]][0]).main(words[1:])
+    except KeyboardInterrupt:  # in the seconds of the import, before the stage's own main can say it
+        sys.stderr.write("stopped; run the same command again to go on\n")
+        return 1
 
 
 def _help() -> str:
@@ -57,4 +61,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

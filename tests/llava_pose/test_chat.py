@@ -1,0 +1,394 @@
+"""llava-pose chat on a real checkpoint: angles that were taught, follow-ups, and every way to ask wrongly."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import logging
+import math
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_pose.drawing import draw_axes
+from llava_pose.errors import InputError
+from llava_pose.geometry import TWO_PI
+from llava_pose.metrics import pose_error
+from llava_pose.predictor import PosePredictor
+from llava_pose.records import Pose
+from llava_pose.serve.chat import main
+from llava_pose.serve.session import ChatSession, angles_in_degrees, open_picture
+
+ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
+TAUGHT_WITHIN = 5.0  # degrees: what the head learnt its lessons to, and whole degrees shown
+CAR_QUESTION, CUP_FOLLOW_UP = "What is the pose of the car?", "And the cup?"
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+def assert_shows(text: str, pose: Pose, *, at: int = 0) -> None:
+    """The angles at that place of the text, in degrees, are those of the pose."""
+    shown = [tuple(map(float, angles)) for angles in ANGLES.findall(text)][at]
+    error = pose_error(np.radians(shown), np.array(pose.angles))
+    assert math.degrees(float(error)) < TAUGHT_WITHIN, f"{shown} in {text!r}"
+
+
+def words(taught, *more: str) -> list[str]:
+    return [str(taught.picture), "--checkpoint", str(taught.folder), "--device", "cpu", *more]
+
+
+def command(taught, *more: str) -> list[str]:
+    return [sys.executable, "-m", "llava_pose.cli", "chat", *words(taught, *more)]
+
+
+@pytest.fixture
+def chat(capsys, caplog, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """The command in this process: options and the lines of stdin -> (exit code, stdout, the error on stderr)."""
+
+    def run(options: Sequence[str], stdin: str = "") -> tuple[int, str, str]:
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main(list(options))
+        out, err = capsys.readouterr()
+        return code, out, "\n".join(line for line in err.splitlines() if line.startswith("error: "))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def predictor(taught) -> PosePredictor:
+    return PosePredictor.from_checkpoint(taught.folder, device="cpu")
+
+
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
+    """Exit code 2, nothing on stdout, and one sentence that holds the parts."""
+    code, out, error = result
+    assert code == 2
+    assert out == ""
+    assert error.count("\n") == 0
+    for part in parts:
+        assert part in error
+
+
+# Questions and answers
+
+
+def test_questions_and_follow_ups_from_a_pipe(taught):
+    result = subprocess.run(
+        command(taught, "--viewport", str(taught.viewport)),
+        input=f"{CAR_QUESTION}\n{CUP_FOLLOW_UP}\n\nThis is behind the empty line.\n",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert re.fullmatch(rf"The car is at {ANGLES.pattern}\.", first)
+    assert re.fullmatch(rf"The cup is at {ANGLES.pattern}\.", second)
+    assert_shows(first, taught.car)
+    assert_shows(second, taught.cup)
+    assert "Traceback" not in result.stderr
+
+
+def test_a_last_line_without_its_end_is_asked(taught, chat):
+    code, out, _ = chat(words(taught), CAR_QUESTION)
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert_shows(out, taught.car)
+
+
+@pytest.mark.parametrize("stdin", ["", "\n", "   \n", f"\n{CAR_QUESTION}\n"])
+def test_the_end_of_the_input_or_an_empty_line_ends(taught, chat, stdin):
+    assert chat(words(taught), stdin) == (0, "", "")
+
+
+def test_questions_as_options_are_one_chat(taught, chat):
+    code, out, _ = chat(words(taught, "--question", CAR_QUESTION, "--question", CUP_FOLLOW_UP), "This is not read.\n")
+    assert code == 0
+    first, second = out.splitlines()
+    assert_shows(first, taught.car)
+    assert_shows(second, taught.cup)
+
+
+def test_each_pose_of_an_answer_stands_in_its_place(taught, chat):
+    code, out, _ = chat(words(taught, "--question", "Describe the picture."))
+    assert code == 0
+    assert re.fullmatch(rf"A car at {ANGLES.pattern} and a cup at {ANGLES.pattern}\.\n", out)
+    assert_shows(out, taught.car, at=0)
+    assert_shows(out, taught.cup, at=1)
+
+
+def test_details_of_each_pose(taught, chat):
+    options = words(taught, "--details", "--viewport", str(taught.viewport), "--question", "Describe the picture.")
+    code, out, _ = chat(options)
+    assert code == 0
+    number = r"(-?\d+\.\d+)"
+    found = re.findall(
+        rf"^  pose (\d): azimuth {number}°, elevation {number}°, in-plane {number}°, confidence (\d+)%, "
+        rf"distance {number}, at \((\d+), (\d+)\) px$",
+        out,
+        re.MULTILINE,
+    )
+    assert [line[0] for line in found] == ["1", "2"]
+    for line, pose in zip(found, (taught.car, taught.cup), strict=True):
+        azimuth, elevation, theta, confidence, distance, px, py = map(float, line[1:])
+        assert pose_error(np.radians([azimuth, elevation, theta]), np.array(pose.angles)) < math.radians(TAUGHT_WITHIN)
+        assert 0 <= confidence <= 100
+        assert distance == pytest.approx(pose.distance, rel=0.1)
+        assert (px, py) == pytest.approx((pose.px, pose.py), abs=12)
+
+
+def test_an_answer_that_is_cut_off_says_so(taught, chat, caplog):
+    code, out, _ = chat(words(taught, "--max-new-tokens", "3", "--question", CAR_QUESTION))
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert "cut off at 3 tokens" in caplog.text
+    assert "cut off" not in out
+
+
+class Terminal:
+    """A command at a terminal of its own, as a person sees it."""
+
+    def __init__(self, arguments: Sequence[str]):
+        self.seen = ""
+        self._read = 0
+        keyboard, terminal = pty.openpty()
+        self._keyboard = keyboard
+
+        def take_terminal() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C goes to the session whose terminal this is
+
+        self.process = subprocess.Popen(
+            arguments,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=ENVIRONMENT,
+            start_new_session=True,
+            preexec_fn=take_terminal,
+        )
+        os.close(terminal)
+
+    def type(self, keys: str) -> None:
+        os.write(self._keyboard, keys.encode())
+
+    def wait_for(self, text: str, seconds: float = 300) -> str:
+        """What is new on the screen, up to and with that text."""
+        while text not in self.seen[self._read :]:
+            ready, _, _ = select.select([self._keyboard], [], [], seconds)
+            try:
+                shown = os.read(self._keyboard, 4096) if ready else b""
+            except OSError:  # the other end is closed
+                shown = b""
+            assert shown, f"waited in vain for {text!r} after:\n{self.seen}"
+            self.seen += shown.decode(errors="replace").replace("\r\n", "\n")
+        end = self.seen.index(text, self._read) + len(text)
+        new, self._read = self.seen[self._read : end], end
+        return new
+
+    def close(self) -> int:
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            os.close(self._keyboard)
+
+
+def test_at_a_terminal_a_bad_question_does_not_end_the_chat(taught):
+    terminal = Terminal(command(taught))
+    opening = terminal.wait_for("\n> ")
+    assert "160×160 pixels" in opening
+    assert "an empty line or Ctrl-D ends" in opening
+    terminal.type("What is at <pose6D>?\n")
+    assert "ask in plain words" in terminal.wait_for("\n> ")
+    terminal.type(f"{CAR_QUESTION}\n")
+    assert_shows(terminal.wait_for("\n> "), taught.car)
+    terminal.type(f"{CUP_FOLLOW_UP}\n")
+    assert_shows(terminal.wait_for("\n> "), taught.cup)
+    terminal.type("\x03")  # Ctrl-C at the prompt
+    assert terminal.close() == 0
+    assert "Traceback" not in terminal.seen
+
+
+# The overlay
+
+
+def test_the_axes_are_drawn_on_a_copy(taught, chat, predictor, tmp_path):
+    before = taught.picture.read_bytes()
+    out = tmp_path / "axes.png"
+    code, _, _ = chat(words(taught, "--question", CAR_QUESTION, "--save-overlay", str(out)))
+    assert code == 0
+    picture, drawn = Image.open(taught.picture).convert("RGB"), Image.open(out)
+    assert drawn.size == picture.size
+    moved = np.abs(np.asarray(drawn, dtype=int) - np.asarray(picture, dtype=int)).max(-1) > 30
+    assert 0.01 < moved.mean() < 0.5
+    session = ChatSession(predictor, picture)
+    session.ask(CAR_QUESTION)
+    assert drawn.tobytes() == session.overlay().tobytes()
+    assert taught.picture.read_bytes() == before
+
+
+def test_an_overlay_that_cannot_be_written_is_refused(taught, chat, tmp_path):
+    for name in ("axes", "axes.xyz", "axes.txt"):
+        refused = chat(words(taught, "--question", CAR_QUESTION, "--save-overlay", str(tmp_path / name)))
+        assert_refused(refused, f"{name}:", ".png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_pose_no_overlay_is_written(taught, chat, caplog, tmp_path):
+    out = tmp_path / "axes.png"
+    options = words(taught, "--question", CAR_QUESTION, "--max-new-tokens", "1", "--save-overlay", str(out))
+    assert chat(options)[0] == 0
+    assert "was not written: no answer held a pose" in caplog.text
+    assert not out.exists()
+
+
+# Bad input
+
+
+def test_a_question_that_cannot_be_asked_is_refused(taught, chat):
+    assert_refused(chat(words(taught, "--question", " ")), "the question is empty")
+    assert_refused(chat(words(taught), "What is at <pose6D>?\n"), "<pose6D>", "ask in plain words")
+    assert_refused(chat(words(taught), "<image> What is this?\n"), "<image>", "ask in plain words")
+    assert_refused(chat(words(taught), "What is it? " * 1000), "start a new chat")
+
+
+def test_bytes_that_are_no_text_do_no_harm(taught, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9 \xff?\n"), encoding="utf-8"))
+    assert main(words(taught)) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def _bad_pictures(folder: Path, good: Path) -> dict[str, Path]:
+    picture = Image.open(good).convert("RGB")
+    paths = {name: folder / f"{name}.jpg" for name in ("missing", "text", "empty", "truncated", "folder", "deep")}
+    paths["text"].write_text("this is no picture")
+    paths["empty"].touch()
+    picture.save(paths["truncated"], quality=95)
+    paths["truncated"].write_bytes(paths["truncated"].read_bytes()[:2000])
+    paths["folder"].mkdir()
+    Image.fromarray(np.arange(64, dtype=np.int32).reshape(8, 8)).save(paths["deep"], "TIFF")
+    return paths
+
+
+@pytest.mark.parametrize("name", ["missing", "text", "empty", "truncated", "folder", "deep"])
+def test_a_bad_picture_is_named(taught, chat, tmp_path, name):
+    path = _bad_pictures(tmp_path, taught.picture)[name]
+    # it is read before the checkpoint, which takes long to load: this one is not even there
+    refused = chat([str(path), "--checkpoint", "nowhere", "--question", CAR_QUESTION])
+    assert_refused(refused, str(path), "save it with 8" if name == "deep" else "give a JPEG, PNG or WebP file")
+    assert refused[2].count(str(path)) == 1
+
+
+def test_a_picture_and_a_checkpoint_are_needed(taught, chat):
+    assert_refused(chat(["--checkpoint", str(taught.folder)]), "no picture is given")
+    assert_refused(chat([str(taught.picture)]), "--checkpoint is needed")
+
+
+def _bad_checkpoints(folder: Path, good: Path) -> dict[str, Path]:
+    paths = {name: folder / name for name in ("missing", "empty", "cut", "other", "file", "no-processor")}
+    paths["empty"].mkdir()
+    paths["file"].write_text("this is no folder")
+    for name in ("cut", "other", "no-processor"):
+        shutil.copytree(good, paths[name])
+    weights = paths["cut"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    (paths["other"] / "config.json").write_text('{"model_type": "llama"}')
+    for file in paths["no-processor"].glob("*processor*.json"):
+        file.unlink()
+    return paths
+
+
+@pytest.mark.parametrize("name", ["missing", "empty", "cut", "other", "file", "no-processor"])
+def test_a_wrong_checkpoint_is_named(taught, chat, tmp_path, name):
+    path = _bad_checkpoints(tmp_path, taught.folder)[name]
+    refused = chat([str(taught.picture), "--checkpoint", str(path), "--question", CAR_QUESTION, "--device", "cpu"])
+    assert_refused(refused, str(path))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--max-new-tokens", "0"), ("--viewport", "0"), ("--viewport", "nan"), ("--viewport", "inf")],
+)
+def test_a_senseless_number_is_refused(taught, chat, option, value):
+    assert_refused(chat(words(taught, option, value)), option, "must be")
+
+
+# The session beneath chat and demo
+
+
+def test_a_follow_up_is_asked_with_all_that_went_before(taught, predictor):
+    picture = open_picture(taught.picture)
+    session = ChatSession(predictor, picture, viewport=taught.viewport)
+    session.ask(CAR_QUESTION)
+    session.ask(CUP_FOLLOW_UP)
+    alone = ChatSession(predictor, picture, viewport=taught.viewport).ask(CUP_FOLLOW_UP)
+    assert session.messages == [
+        {"role": "user", "content": CAR_QUESTION},
+        {"role": "assistant", "content": "The car is at <pose6D>."},
+        {"role": "user", "content": CUP_FOLLOW_UP},
+        {"role": "assistant", "content": "The cup is at <pose6D>."},
+    ]
+    assert alone != session.turns[-1].answer
+
+
+def test_a_question_that_fails_leaves_the_chat_as_it_was(taught, predictor):
+    session = ChatSession(predictor, open_picture(taught.picture), viewport=taught.viewport)
+    session.ask(CAR_QUESTION)
+    before = list(session.turns)
+    for question in ("", " \n", "at <pose6D>?", "<image>", "long " * 5000):
+        with pytest.raises(InputError):
+            session.ask(question)
+    assert session.turns == before
+    answer = session.ask(CUP_FOLLOW_UP)
+    assert answer.text == "The cup is at <pose6D>."
+
+
+def test_the_overlay_shows_the_latest_poses(taught, predictor):
+    picture = open_picture(taught.picture)
+    session = ChatSession(predictor, picture, viewport=taught.viewport)
+    assert session.overlay().tobytes() == picture.tobytes()
+    [car] = session.ask(CAR_QUESTION).poses
+    assert session.overlay().tobytes() == draw_axes(picture, car, taught.viewport).tobytes()
+    [cup] = session.ask(CUP_FOLLOW_UP).poses
+    assert session.overlay().tobytes() == draw_axes(picture, cup, taught.viewport).tobytes()
+    assert session.overlay(at_least=400).size == (400, 400)
+    assert session.overlay(at_least=100).size == picture.size
+
+
+@pytest.mark.parametrize(
+    ("angles", "shown"),
+    [
+        ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)),
+        ((-1e-6, 0.0, 0.0), (0.0, 0.0, 0.0)),  # not 360
+        ((TWO_PI + 0.5, 0.25, -0.25), (28.6, 14.3, -14.3)),
+        ((0.0, math.pi, 0.0), (180.0, 0.0, -180.0)),  # the same rotation
+    ],
+)
+def test_angles_in_degrees_are_canonical(angles, shown):
+    assert angles_in_degrees(Pose(*angles)) == pytest.approx(shown, abs=1e-9)
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    lying = Image.new("RGB", (60, 40), "red")
+    lying.paste("blue", (0, 0, 10, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    lying.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = open_picture(tmp_path / "turned.jpg")
+    assert upright.size == (40, 60)
+    assert upright.getpixel((20, 3))[2] > 200  # blue is at the top now
+    assert upright.getpixel((20, 50))[0] > 200
