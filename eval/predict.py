@@ -1,20 +1,25 @@
-"""`llava-pose predict`: a checkpoint's answer for every object of a split, a line each, resumable."""
+"""`llava-pose predict`: a checkpoint's answer for every object of a split, a line each, resumable.
+
+Beside ``predictions.jsonl`` stands ``predictions_settings.yaml``: what decides an answer (checkpoint and its weights, records,
+split, task, candidates, system). A run with others does not go on with the file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from llava_pose import categories
-from llava_pose.config import command, require, require_folder
+from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import object_words
 from llava_pose.errors import InputError
-from llava_pose.feature_cache import load_rgb
+from llava_pose.pictures import load_rgb
 from llava_pose.predictor import PoseAnswer, PosePredictor
 from llava_pose.records import (
     ObjectRecord,
@@ -35,7 +40,9 @@ class PredictConfig:
 
     checkpoint: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
     data: str = field(default="", metadata={"help": "prepared folder"})
-    out: str = field(default="", metadata={"help": "predictions.jsonl"})
+    out: str = field(
+        default="", metadata={"help": "predictions.jsonl to write; the same command goes on where it was stopped"}
+    )
     split: str = field(default="val", metadata={"help": "split of the prepared folder"})
     task: str = field(default="pose", metadata={"help": "pose: the category is given; joint: category and pose"})
     categories: list[str] | None = field(
@@ -53,7 +60,7 @@ def predict(config: PredictConfig) -> Path:
     """Write one prediction for each object; objects that the file answers already are left as they are.
 
     Raises:
-        InputError: a path, split, task or category is wrong, or the file holds another system's predictions.
+        InputError: a path, split, task or category is wrong, or the file holds predictions of other settings.
     """
     for option in ("checkpoint", "data", "out"):
         require(getattr(config, option), f"--{option}")
@@ -74,7 +81,7 @@ def predict(config: PredictConfig) -> Path:
         _require_known(records, config)
     system = config.system or Path(config.checkpoint).resolve().name
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    claim_output(out, run_settings(config, list(candidates), system))
     answered = answered_ids(out, records, system, config.task)
     left = [record for record in records[: config.limit] if record.id not in answered]
     if left:
@@ -138,6 +145,65 @@ def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> No
         _category(name, config)
 
 
+def settings_file(out: Path) -> Path:
+    """Where the settings stand that a predictions file was made with."""
+    return out.with_name(f"{out.stem}_settings.yaml")
+
+
+def run_settings(config: PredictConfig, candidates: list[str], system: str) -> dict[str, Any]:
+    """What decides an answer; how many objects, in which batches and on which device does not."""
+    checkpoint = Path(config.checkpoint)
+    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*config.json")]
+    return {
+        "checkpoint": str(checkpoint.resolve()) if checkpoint.exists() else config.checkpoint,
+        "base": config.base,
+        "data": str(Path(config.data).resolve()),
+        "split": config.split,
+        "task": config.task,
+        "categories": candidates,
+        "system": system,
+        "weights_digest": _digest(weights),
+        "records_digest": _digest([Path(config.data) / config.split / "metadata.jsonl"]),
+    }
+
+
+def claim_output(out: Path, settings: dict[str, Any]) -> None:
+    """Note the settings beside a new predictions file; refuse one that was made with others.
+
+    Raises:
+        InputError: naming what differs, or the file holds something and no settings stand beside it.
+    """
+    path = settings_file(out)
+    if not out.exists() or out.stat().st_size == 0:
+        save_config(settings, path)
+        return
+    if not path.exists():
+        raise InputError(f"{out}: is not empty, and {path.name} does not stand beside it; choose another --out")
+    earlier = read_yaml(path)
+    changed = next((name for name, value in settings.items() if earlier.get(name) != value), None)
+    if changed is None:
+        return
+    if changed == "weights_digest":
+        what = f"the weights in {settings['checkpoint']} have changed since it was begun"
+    elif changed == "records_digest":
+        what = f"the records in {settings['data']} have changed since it was begun"
+    else:
+        what = f"it was begun with {changed} {earlier.get(changed)!r}, not {settings[changed]!r}"
+    raise InputError(f"{out}: {what}; choose another --out, or delete it to predict anew")
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """Of the files' names and content; "" for none."""
+    digest = hashlib.blake2b(digest_size=16)
+    paths = sorted(paths)
+    for path in paths:
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if paths else ""
+
+
 def answered_ids(out: Path, records: Sequence[ObjectRecord], system: str, task: str) -> set[str]:
     """The ids that a predictions file answers already.
 
@@ -184,4 +250,4 @@ main = command(
 )
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
