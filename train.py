@@ -1,8 +1,6 @@
 """`deepspeed train.py --config …`, `torchrun train.py …` or `python train.py …`: see llava_pose/training.py."""
 
-import sys
-
 from llava_pose.training import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -57,7 +57,11 @@ def parse_config(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="a YAML file of the options below; the command line wins")
+    parser.add_argument("--config", metavar="FILE.yaml", help="a YAML file of these options; the command line wins")
+    for action in parser._actions:  # --two-words is what is shown, --two_words is understood as well
+        action.option_strings = sorted(
+            action.option_strings, key=lambda option: ("_" in option, option.startswith("--"))
+        )
     names = [field.name for field in dataclasses.fields(config_class) if field.init]
     needs_word = positional is not None and _accept_bare_word(parser, positional)
 
@@ -84,7 +88,24 @@ def parse_config(
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    """Defaults where there are any, and each option once, however it may be spelt."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action, argparse._StoreFalseAction):
+            return f"turns --{action.dest.replace('_', '-')} off"
+        if action.default is None or action.default == "" or action.default == []:
+            return action.help
+        if isinstance(action.default, list):
+            words = " ".join(map(str, action.default)).replace("%", "%%")
+            return f"{action.help} (default: {words})"
+        return super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = [option for option in action.option_strings if "_" not in option]
+        arguments = "" if action.nargs == 0 else self._format_args(action, action.dest.upper())
+        return f"{', '.join(names)} {arguments}".rstrip()
 
 
 def _accept_bare_word(parser: argparse.ArgumentParser, field: str) -> bool:

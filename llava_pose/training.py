@@ -47,7 +47,13 @@ class TrainConfig(TrainingArguments):
     new_module_learning_rate: float | None = field(
         default=None, metadata={"help": "for projector, pose head and encoder; default: learning_rate"}
     )
-    flip: bool = field(default=True, metadata={"help": "train on mirror images too, of categories that have symmetry"})
+    flip: bool = field(
+        default=True,
+        metadata={
+            "help": 'train on the mirror image, too, of each sample with "flippable": true in train.json; instruct writes it '
+            "for categories whose plane of symmetry is x = 0 (car, chair, …), not for cups, guitars and custom ones"
+        },
+    )
     cache_features: bool | None = field(
         default=None, metadata={"help": "compute a frozen tower's features once; default: whenever the tower is frozen"}
     )
@@ -275,7 +281,10 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
 main = command(
     TrainConfig,
     train,
-    prog="train.py",
-    description="Fine-tune a LLaVA-pose base on instruction data; also started by deepspeed, torchrun or accelerate.",
-    example="python train.py --config scripts/recipes/quickstart.yaml --output-dir runs/first",
+    prog="llava-pose train",
+    description="Fine-tune a LLaVA-pose base on instruction data. train.py is the same, for python, torchrun and deepspeed.",
+    example="llava-pose train --config scripts/recipes/quickstart.yaml --output-dir runs/first",
 )
+
+if __name__ == "__main__":
+    raise SystemExit(main())

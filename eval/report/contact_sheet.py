@@ -1,6 +1,6 @@
-"""A sheet of pictures with predicted axes: what a system gets right and wrong, to be looked at.
+"""`llava-pose sheet`: pictures with predicted axes, what a system gets right and wrong, to be looked at.
 
-``python -m eval.report.contact_sheet --data prepared --split val --predictions predictions.jsonl --out sheet.png``
+``llava-pose sheet --data prepared --split val --predictions predictions.jsonl --out sheet.png``
 draws the predicted pose of each object as solid axes and the true one as thin dashed ones (llava_pose.drawing).
 """
 
@@ -23,6 +23,7 @@ from llava_pose.config import command, require, require_folder, write_atomic
 from llava_pose.drawing import AXIS_COLOURS, draw_axes, load_font
 from llava_pose.errors import InputError
 from llava_pose.metrics import pose_error
+from llava_pose.pictures import load_rgb, to_rgb
 from llava_pose.records import ObjectRecord, Pose, Prediction, read_records
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def error_of(pose: Pose | None, true: Pose) -> float:
 
 @dataclass
 class ContactSheetConfig:
-    """Options of ``python -m eval.report.contact_sheet``."""
+    """Options of ``llava-pose sheet``."""
 
     data: str | None = field(default=None, metadata={"help": "the prepared folder, as llava-pose prepare writes it"})
     predictions: str | None = field(default=None, metadata={"help": "a predictions.jsonl file of that data"})
@@ -147,14 +148,8 @@ def load_item(prediction: Prediction, record: ObjectRecord, folder: Path) -> She
     Raises:
         InputError: the image is missing or cannot be read.
     """
-    path = folder / record.file_name
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for broken files
-        raise InputError(f"{path}: cannot read the image ({error}); run llava-pose prepare again") from error
     return SheetItem(
-        picture,
+        load_rgb(folder / record.file_name),
         prediction.category,
         prediction.pose,
         record.pose,
@@ -215,7 +210,7 @@ def save_sheet(sheet: Image.Image, path: str | Path) -> None:
 def _picture(item: SheetItem, tile: int) -> Image.Image:
     scale = tile / max(item.image.size)
     size = tuple(max(1, round(side * scale)) for side in item.image.size)
-    picture = item.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    picture = to_rgb(item.image).resize(size, Image.Resampling.LANCZOS)
     viewport = None if item.viewport is None else item.viewport * scale
     if item.true is not None:
         picture = draw_axes(picture, _scaled(item.true, scale), viewport, item.focal, dashed=True)
@@ -281,9 +276,9 @@ def _write(
 main = command(
     ContactSheetConfig,
     contact_sheet,
-    prog="python -m eval.report.contact_sheet",
+    prog="llava-pose sheet",
     description="Draw predicted and true object axes on the pictures, with the error of each.",
-    example="python -m eval.report.contact_sheet --data prepared --predictions predictions.jsonl --out sheet.png",
+    example="llava-pose sheet --data prepared --predictions predictions.jsonl --out sheet.png",
 )
 
 if __name__ == "__main__":

@@ -164,4 +164,4 @@ main = command(
 )
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

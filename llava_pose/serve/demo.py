@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+import socket
 from dataclasses import dataclass, field
 
 from llava_pose.config import command, require
@@ -42,6 +42,7 @@ def demo(config: DemoConfig) -> None:
         InputError: gradio is not installed, the checkpoint cannot be loaded, or the port is taken.
     """
     require(config.checkpoint, "--checkpoint")
+    _require_free(config)
     try:
         from llava_pose.serve import page
     except ModuleNotFoundError as error:
@@ -55,11 +56,27 @@ def demo(config: DemoConfig) -> None:
     try:
         _, url, public_url = page.launch(blocks, host=config.host, port=config.port, share=config.share)
     except OSError as error:
-        raise InputError(
-            f"--host {config.host} --port {config.port}: cannot listen there ({error}); choose another --port"
-        ) from error
+        raise _cannot_listen(config, error) from error
     logger.info(f"the demo is at {public_url or url} (Ctrl-C ends it); for programs: gradio_client.Client({url!r})")
     blocks.block_thread()
+
+
+def _require_free(config: DemoConfig) -> None:
+    """Refuse a port that is taken before a checkpoint is loaded, which takes minutes for a large one."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as candidate:
+            candidate.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as the server: one just ended is no obstacle
+            candidate.bind(address)
+    except OSError as error:
+        raise _cannot_listen(config, error) from error
+
+
+def _cannot_listen(config: DemoConfig, error: OSError) -> InputError:
+    reason = error.strerror or error
+    return InputError(f"--host {config.host} --port {config.port}: cannot listen there ({reason}); choose another")
 
 
 main = command(
@@ -71,4 +88,4 @@ main = command(
 )
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -246,6 +246,18 @@ def test_help_shows_defaults_and_an_example(capsys):
         assert expected in text
 
 
+def test_help_shows_each_option_once_and_no_default_where_there_is_none(capsys):
+    with pytest.raises(SystemExit):
+        make_main(lambda config: None)(["--help"])
+    text = capsys.readouterr().out
+    assert "learning_rate" not in text
+    assert "--learning-rate LEARNING_RATE\n" in text
+    assert "where the data is\n" in text
+    assert "one for each kind (default: 1.0 2.0)" in text
+    assert "turns --flip off" in text
+    assert "None" not in text
+
+
 def test_exit_codes_of_a_process():
     program = "import sys; from llava_pose.config import run_main; from llava_pose.errors import InputError\n"
     program += "def run(): raise {}\nsys.exit(run_main(run))"
