@@ -1,4 +1,4 @@
-"""ImageNet3D's raw layout on disk, read safely and written the way the published tools read it (docs/POSE.md).
+"""ImageNet3D's raw layout on disk, read safely and written the way the published tools read it (docs/DATA.md).
 
 ::
 
