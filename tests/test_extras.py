@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT = "import sys; sys.modules[sys.argv[1]] = None; from llava_pose.cli import main; sys.exit(main(sys.argv[2:]))"
+
+
+def free_port() -> str:
+    with socket.socket() as candidate:
+        candidate.bind(("127.0.0.1", 0))
+        return str(candidate.getsockname()[1])
 
 
 def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -23,11 +30,11 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     ("module", "extra", "words"),
     [
         ("embreex", "render", ["render", "--out", "{folder}/set", "--workers", "1"]),
-        ("gradio", "demo", ["demo", "--checkpoint", "{folder}/none"]),
+        ("gradio", "demo", ["demo", "--checkpoint", "{folder}/none", "--port", "{port}"]),
     ],
 )
 def test_a_missing_extra_is_one_sentence_and_exit_2(tmp_path: Path, module: str, extra: str, words: list[str]) -> None:
-    ended = run_without(module, *(word.format(folder=tmp_path) for word in words))
+    ended = run_without(module, *(word.format(folder=tmp_path, port=free_port()) for word in words))
     assert ended.returncode == 2, ended.stderr
     (sentence,) = ended.stderr.splitlines()
     assert sentence.startswith("error: ")
