@@ -14,25 +14,37 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
-_MOST_ITEMS_A_TASK = 16
+
+
+def default_workers() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_processes(
-    function: Callable[[Item, Shared], Result], items: Sequence[Item], shared: Shared, *, workers: int
+    function: Callable[[Item, Shared], Result],
+    items: Sequence[Item],
+    shared: Shared,
+    *,
+    workers: int,
+    most_items_a_task: int = 16,
 ) -> Iterator[Result]:
     """``function(item, shared)`` of every item, in their order; with one worker, in this process.
 
     Args:
         function: a module's function; items, ``shared`` and results are pickled between processes.
+        workers: processes; 0 for :func:`default_workers`.
+        most_items_a_task: that a worker gets at once; fewer where an item takes long.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: a worker died.
         Whatever the function raises.
     """
+    workers = min(workers or default_workers(), len(items))
     if workers <= 1:
         yield from (function(item, shared) for item in items)
         return
-    chunk = max(1, min(_MOST_ITEMS_A_TASK, len(items) // (4 * workers)))
+    chunk = max(1, min(most_items_a_task, len(items) // (4 * workers)))
     # spawn: forking a process that has started threads (torch, a progress bar) can hang the child
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:

@@ -16,7 +16,6 @@ only what is new or changed.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,7 +147,6 @@ def _prepare_images(
         logger.info("%d of %d images are done already", len(listed) - len(todo), len(listed))
     if not todo:
         return
-    workers = min(workers or os.cpu_count() or 1, len(todo))
     started = time.monotonic()
     with folder.journals() as journals:
         results = map_processes(prepare_image, todo, options, workers=workers)

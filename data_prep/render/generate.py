@@ -1,4 +1,4 @@
-"""``llava-pose render``: images of meshes with their poses, in ImageNet3D's raw layout (docs/POSE.md).
+"""``llava-pose render``: images of meshes with their poses, in ImageNet3D's raw layout (docs/DATA.md).
 
 Every instance is one task, every image has a seed of its own: the same seed gives the same files whatever the number of
 workers. An image is written before its annotation, and both whole or not at all: a run that was stopped goes on where
@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import io
 import logging
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep.imagenet3d import RawLayout, write_annotation, write_list
+from data_prep.pool import map_processes
 from llava_pose.config import command, read_yaml, require, save_config, write_atomic
 from llava_pose.errors import InputError
 
@@ -64,9 +63,7 @@ class RenderConfig:
         metadata={"help": "folder of photographs to put behind the objects; procedural pictures if not given"},
     )
     seed: int = field(default=0, metadata={"help": "of shapes, cameras, lights and backgrounds"})
-    workers: int = field(
-        default=0, metadata={"help": "processes; 0 means one for each core. Does not change the result"}
-    )
+    workers: int = field(default=0, metadata={"help": "processes; 0: one a core. It does not change the result"})
 
     def validate(self) -> None:
         """Raise InputError for values that cannot work."""
@@ -127,7 +124,7 @@ class RenderResult:
 class _Job:
     """What a worker needs to know beside the instance."""
 
-    out: Path
+    layout: RawLayout
     source: MeshSource
     views: sampling.ViewDistribution
     config: RenderConfig
@@ -148,35 +145,28 @@ def render(config: RenderConfig) -> RenderResult:
     source = ParametricSource(tuple(config.categories), config.train_instances, config.val_instances, config.seed)
     _claim_folder(config, out)
     job = _Job(
-        out=out,
+        layout=RawLayout(out),
         source=source,
         views=sampling.ViewDistribution(truncation=config.truncation),
         config=config,
         photos=photos,
     )
     instances = source.instances()
-    for folder in ("images", "annotations", "CAD"):
-        for category in {instance.category for instance in instances}:
-            (out / folder / category).mkdir(parents=True, exist_ok=True)
 
     statuses: Counter[str] = Counter()
     skipped = 0
     with tqdm(total=len(instances) * config.views, unit="image", desc="render", mininterval=0.5) as progress:
-        for done in _run(job, instances, config.workers or available_cores()):
+        results = map_processes(_render_instance, instances, job, workers=config.workers, most_items_a_task=1)
+        for done in results:
             statuses.update(done)
             skipped += config.views - len(done)
             progress.update(config.views)
-    _write_lists(out, instances, config.views)
+    _write_lists(job.layout, instances, config.views)
     logger.info(
         "%d images of %d objects in %s (%d made now). Next: llava-pose prepare --data-root %s --out %s",
         len(instances) * config.views, len(instances), out, statuses.total(), out, out.with_name(out.name + "_prepared"),
     )  # fmt: skip
     return RenderResult(out=out, rendered=statuses.total(), skipped=skipped, statuses=dict(statuses))
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def image_name(instance: Instance, view: int) -> str:
@@ -202,36 +192,19 @@ def _claim_folder(config: RenderConfig, out: Path) -> None:
         save_config(settings, path)
 
 
-def _run(job: _Job, instances: Sequence[Instance], workers: int) -> Iterator[list[str]]:
-    """The object_status of each image made, instance by instance as they are finished."""
-    if workers == 1:
-        for instance in instances:
-            yield _render_instance(job, instance)
-        return
-    # a fresh interpreter a worker: forking a process that has threads (torch, a progress bar) can hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_render_instance, job, instance) for instance in instances]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _render_instance(job: _Job, instance: Instance) -> list[str]:
+def _render_instance(instance: Instance, job: _Job) -> list[str]:
     """Write an instance's CAD file and the images that are missing; return the object_status of each image made."""
-    cad = job.out / "CAD" / instance.category / f"{instance.cad_index:02d}.off"
-    missing = [view for view in range(job.config.views) if not _annotation_path(job.out, instance, view).exists()]
+    cad = job.layout.cad(instance.category, instance.cad_index)
+    annotations = [
+        job.layout.annotation(instance.category, image_name(instance, view)) for view in range(job.config.views)
+    ]
+    missing = [view for view, annotation in enumerate(annotations) if not annotation.exists()]
     if not missing and cad.exists():
         return []
     mesh = job.source.mesh(instance)
     write_atomic(cad, off_text(mesh))
     caster = RayCaster(mesh)
     return [_render_view(job, instance, mesh, caster, view) for view in missing]
-
-
-def _annotation_path(out: Path, instance: Instance, view: int) -> Path:
-    return out / "annotations" / instance.category / f"{image_name(instance, view)}.npz"
 
 
 def _render_view(job: _Job, instance: Instance, mesh: Mesh, caster: RayCaster, view: int) -> str:
@@ -254,11 +227,9 @@ def _render_view(job: _Job, instance: Instance, mesh: Mesh, caster: RayCaster, v
 
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    write_atomic(job.out / "images" / instance.category / f"{image_name(instance, view)}.JPEG", buffer.getvalue())
+    write_atomic(job.layout.image(instance.category, image_name(instance, view)), buffer.getvalue())
     annotation = _annotation(instance, camera, rendering)
-    buffer = io.BytesIO()
-    np.savez(buffer, annotations=np.array([annotation], dtype=object))
-    write_atomic(_annotation_path(job.out, instance, view), buffer.getvalue())
+    write_annotation(job.layout.annotation(instance.category, image_name(instance, view)), [annotation])
     return annotation["object_status"]
 
 
@@ -287,13 +258,13 @@ def _annotation(instance: Instance, camera: Camera, rendering: Rendering) -> dic
     }
 
 
-def _write_lists(out: Path, instances: Sequence[Instance], views: int) -> None:
+def _write_lists(layout: RawLayout, instances: Sequence[Instance], views: int) -> None:
     """lists/<category>_imagenet_<split>.txt, last of all: what is listed is there."""
     for category in dict.fromkeys(instance.category for instance in instances):
         for split in SPLITS:
             chosen = [instance for instance in instances if (instance.category, instance.split) == (category, split)]
             names = [image_name(instance, view) for instance in chosen for view in range(views)]
-            write_atomic(out / "lists" / f"{category}_imagenet_{split}.txt", "".join(f"{name}\n" for name in names))
+            write_list(layout.list_file(category, split), names)
 
 
 main = command(
@@ -303,3 +274,6 @@ main = command(
     description="Render parametric objects with known poses into ImageNet3D's raw layout.",
     example="llava-pose render --out data/rendered --train-instances 20 --val-instances 5 --views 8",
 )
+
+if __name__ == "__main__":
+    raise SystemExit(main())

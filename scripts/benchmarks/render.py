@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.pool import default_workers
 from data_prep.render.backgrounds import procedural_background
-from data_prep.render.generate import RenderConfig, available_cores, render
+from data_prep.render.generate import RenderConfig, render
 from data_prep.render.parametric import BUILDERS, build
 from data_prep.render.primitives import ellipsoid
 from data_prep.render.raycast import RayCaster
@@ -98,7 +99,7 @@ def main() -> None:
 
     for name, milliseconds in parts_of_an_image(options.size, options.samples).items():
         print(f"{name:45s} {milliseconds:7.1f} ms")
-    workers = options.workers or available_cores()
+    workers = options.workers or default_workers()
     rate = images_per_second(options.size, options.samples, workers, options.images)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(

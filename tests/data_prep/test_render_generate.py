@@ -148,7 +148,7 @@ def test_killed_in_the_middle_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
     ]
 
     def start(out: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "data_prep.render", "--out", str(out), "--workers", "1", *words]
+        command = [sys.executable, "-m", "data_prep.render.generate", "--out", str(out), "--workers", "1", *words]
         return subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
@@ -235,7 +235,7 @@ def test_backgrounds_that_are_no_photographs_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no photograph"):
         render(small(tmp_path / "set", backgrounds=str(folder)))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing follows")
-    with pytest.raises(InputError, match=r"broken\.jpg cannot be read"):
+    with pytest.raises(InputError, match=r"broken\.jpg: cannot read the picture .*remove it"):
         render(small(tmp_path / "set", backgrounds=str(folder)))
 
 
