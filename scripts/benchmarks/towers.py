@@ -40,6 +40,7 @@ from llava_pose.metrics import pose_error, summarize_errors
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
 from llava_pose.model.modeling import space_to_depth
 from llava_pose.model.rotation import ROTATION_NAMES, RotationRepresentation, rotation_representation
+from llava_pose.pictures import load_rgb
 from llava_pose.records import ObjectRecord, read_records
 
 logger = logging.getLogger(__name__)
@@ -118,8 +119,7 @@ class View:
 
     def read(self) -> Image.Image:
         """The pixels, RGB."""
-        with Image.open(self.path) as image:
-            image = image.convert("RGB")
+        image = load_rgb(self.path)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else image
 
 
