@@ -35,6 +35,13 @@ from llava_pose.model.rotation import ROTATION_NAMES
 logger = logging.getLogger(__name__)
 # mismatched sizes are "ignored" so that they are listed, and refused by name
 _LISTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+# LLaVA checkpoints have names older than the modules'; transformers knows that of its own LLaVA, by the model type alone
+_LLAVA_NAMES = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^language_model\.model\.": "model.language_model.",
+    r"^vision_tower\.": "model.vision_tower.",
+    r"^multi_modal_projector\.": "model.multi_modal_projector.",
+}
 _NEW_MODULES = ("pose_head.", "pose_encoder.", "pose_token_embedding.", "pose_token_output.")
 
 
@@ -99,7 +106,8 @@ def assemble(config: AssembleConfig) -> Path:
         model, processor = from_parts(config)
 
     out = Path(config.out)
-    model.save_pretrained(out)
+    # by the modules' own names, whatever the names in the checkpoints that the weights came from
+    model.save_pretrained(out, save_original_format=False)
     processor.save_pretrained(out)
     save_config(config, out / "assemble.yaml")
     tokens = processor.count_image_tokens(*processor.image_size)
@@ -179,7 +187,12 @@ def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneratio
         **values, rotation=config.rotation, pose_head_hidden_size=config.pose_head_hidden_size
     )
     model = _load_part(
-        LlavaPoseForConditionalGeneration, config.llava, "--llava", may_miss=_NEW_MODULES, config=model_config
+        LlavaPoseForConditionalGeneration,
+        config.llava,
+        "--llava",
+        may_miss=_NEW_MODULES,
+        config=model_config,
+        key_mapping=_LLAVA_NAMES,
     )
     ids = _add_tokens(tokenizer, model)
     if ids[IMAGE_TOKEN] != model.config.image_token_id:
