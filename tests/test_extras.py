@@ -21,9 +21,7 @@ def free_port() -> str:
 
 def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     """``llava-pose WORDS`` in a process that cannot import ``module``."""
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT, module, *words], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run([sys.executable, "-c", WITHOUT, module, *words], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
