@@ -1,0 +1,117 @@
+"""scripts/launch/: what the launchers refuse, and real runs of theirs with two processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_pose.training import TrainConfig, train
+from tests.llava_pose.conftest import REPOSITORY, Launcher, free_port
+
+LAUNCHERS = sorted((REPOSITORY / "scripts" / "launch").glob("*.sh"))
+
+
+def start(name: str, launcher: Launcher, *words: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(REPOSITORY / "scripts" / "launch" / name), *words],
+        cwd=launcher.recipe_file({}).parent,  # from any folder
+        env={**launcher.environment(), "MASTER_PORT": free_port(), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    try:
+        output, _ = process.communicate(timeout=600)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return process.returncode, output
+
+
+def assert_same_weights(folder: Path, expected: Path) -> None:
+    weights, others = (load_file(path / "adapter_model.safetensors") for path in (folder, expected))
+    assert weights.keys() == others.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(value, others[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.fixture
+def two_step_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {**recipe, "max_steps": 2, "train_sampling_strategy": "sequential"}
+
+
+def alone(values: Mapping[str, Any], folder: Path) -> Path:
+    """One process with the samples that two have in each step."""
+    return train(TrainConfig(**{**values, "output_dir": str(folder), "gradient_accumulation_steps": 2}))
+
+
+def test_there_are_three():
+    assert [path.name for path in LAUNCHERS] == ["multi_gpu.sh", "multi_node.sh", "single_gpu.sh"]
+
+
+@pytest.mark.parametrize("script", LAUNCHERS, ids=lambda path: path.name)
+def test_a_launcher_is_executable_and_says_how_it_is_used(script: Path):
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert "set -euo pipefail" in script.read_text()
+    done = subprocess.run([str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: ")
+    assert f"scripts/launch/{script.name} RECIPE.yaml" in done.stderr
+
+
+def test_a_config_of_zero_that_is_not_there_is_named(launcher):
+    code, output = finish(start("multi_gpu.sh", launcher, "r.yaml", PROCESSES="2", ZERO="zero9"))
+    assert (code, output) == (2, "error: ZERO=zero9: there is no zero_configs/zero9.json\n")
+    node = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    code, output = finish(start("multi_node.sh", launcher, "r.yaml", PROCESSES="1", ZERO="zero9", **node))
+    assert (code, output) == (2, "error: ZERO=zero9: there is no zero_configs/zero9.json\n")
+
+
+def test_several_nodes_must_be_told_apart(launcher):
+    code, output = finish(start("multi_node.sh", launcher, "r.yaml", NODES="2", MASTER_ADDR="127.0.0.1"))
+    assert (code, output.startswith("usage: NODES=2 NODE_RANK=0")) == (2, True)
+
+
+@pytest.mark.slow
+def test_one_device(launcher, two_step_recipe, tmp_path: Path):
+    words = (str(launcher.recipe_file(two_step_recipe)), "--gradient-accumulation-steps", "2")
+    code, output = finish(start("single_gpu.sh", launcher, *words))
+    assert code == 0, output[-4000:]
+    assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("zero", ["zero2", "none"])
+def test_two_processes_of_one_machine(launcher, two_step_recipe, tmp_path: Path, zero):
+    recipe_file = str(launcher.recipe_file(two_step_recipe))
+    code, output = finish(start("multi_gpu.sh", launcher, recipe_file, PROCESSES="2", ZERO=zero))
+    assert code == 0, output[-4000:]
+    assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_nodes_of_one_process(launcher, two_step_recipe, tmp_path: Path):
+    """Both on this machine: what differs from real nodes is the host's name alone."""
+    recipe_file = str(launcher.recipe_file(two_step_recipe))
+    shared = {"NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PROCESSES": "1"}
+    nodes = [start("multi_node.sh", launcher, recipe_file, NODE_RANK=str(rank), **shared) for rank in range(2)]
+    for node in nodes:
+        code, output = finish(node)
+        assert code == 0, output[-4000:]
+    assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))
