@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from llava_pose import categories
@@ -60,7 +61,8 @@ def predict(config: PredictConfig) -> Path:
     """Write one prediction for each object; objects that the file answers already are left as they are.
 
     Raises:
-        InputError: a path, split, task or category is wrong, or the file holds predictions of other settings.
+        InputError: a path, split, task or category is wrong, the file holds predictions of other settings, or pictures
+            cannot be read: then all others have been predicted, and the same command goes on once they are mended.
     """
     for option in ("checkpoint", "data", "out"):
         require(getattr(config, option), f"--{option}")
@@ -84,25 +86,49 @@ def predict(config: PredictConfig) -> Path:
     claim_output(out, run_settings(config, list(candidates), system))
     answered = answered_ids(out, records, system, config.task)
     left = [record for record in records[: config.limit] if record.id not in answered]
+    unreadable: list[InputError] = []
     if left:
         predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
         for batch in tqdm(list(_batches(left, config.batch_size)), desc=f"predict {config.split}", unit="batch"):
-            append_jsonl(out, (p.to_dict() for p in predict_batch(predictor, batch, config, candidates, system)))
+            readable, images = _load_pictures(batch, config, unreadable)
+            if readable:
+                predictions = predict_batch(predictor, readable, images, config, candidates, system)
+                append_jsonl(out, (prediction.to_dict() for prediction in predictions))
     count = len(left) + len(answered)
+    if unreadable:
+        for error in unreadable:
+            logger.warning(f"{error}")
+        raise InputError(
+            f"{out}: {len(unreadable)} of {count} objects have no prediction, for their pictures cannot be read; "
+            f"the first: {unreadable[0]}"
+        )
     logger.info(f"{count} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
     return out
+
+
+def _load_pictures(
+    records: Sequence[ObjectRecord], config: PredictConfig, unreadable: list[InputError]
+) -> tuple[list[ObjectRecord], list[Image.Image]]:
+    """The records whose pictures can be read, and the pictures; what is wrong with the others is added to the list."""
+    readable, images = [], []
+    for record in records:
+        try:
+            images.append(load_rgb(Path(config.data) / config.split / record.file_name))
+            readable.append(record)
+        except InputError as error:
+            unreadable.append(error)
+    return readable, images
 
 
 def predict_batch(
     predictor: PosePredictor,
     records: Sequence[ObjectRecord],
+    images: Sequence[Image.Image],
     config: PredictConfig,
     candidates: dict[str, str],
     system: str,
 ) -> list[Prediction]:
-    """The predictions of one forward pass."""
-    folder = Path(config.data) / config.split
-    images = [load_rgb(folder / record.file_name) for record in records]
+    """The predictions of one forward pass; one image a record."""
     viewports = [record.viewport * record.focal for record in records]
     if candidates:
         answers = predictor.classify(images, candidates, viewports=viewports)

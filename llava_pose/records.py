@@ -217,22 +217,24 @@ def read_jsonl(path: str | os.PathLike[str], *, whole_lines_only: bool = False) 
         InputError: the file cannot be read or a line is not a JSON object; the message names file and line.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:  # with or without the mark that Windows puts in front
+        with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip() or (whole_lines_only and not line.endswith("\n")):
+                # bytes: a writer may have been killed in the middle of a letter
+                if not line.strip() or (whole_lines_only and not line.endswith(b"\n")):
                     continue
                 where = f"{path}:{number}"
                 try:
-                    value = json.loads(line)
+                    value = json.loads(line.decode("utf-8-sig"))  # the mark that Windows puts in front is no text
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{where}: cannot read the line (not UTF-8 text); check the path") from error
                 except ValueError as error:
                     reason = getattr(error, "msg", error)
                     raise InputError(f"{where}: not valid JSON ({reason}); the file may be cut off") from error
                 if not isinstance(value, dict):
                     raise InputError(f"{where}: expected a JSON object, found a {type(value).__name__}")
                 yield where, value
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{path}: cannot read the file ({reason}); check the path") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file ({error.strerror}); check the path") from error
 
 
 def write_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]]) -> None:

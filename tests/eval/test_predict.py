@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from eval.predict import PredictConfig, main, predict, settings_file
+from eval.score import main as score_main
 from llava_pose.config import read_yaml
 from llava_pose.errors import InputError
-from llava_pose.records import ObjectRecord, Pose, read_predictions, write_records
+from llava_pose.metrics import pose_error
+from llava_pose.model.loading import load_full, load_processor
+from llava_pose.predictor import PosePredictor
+from llava_pose.records import ObjectRecord, Pose, Prediction, read_predictions, read_records, write_records
 
 SIDE = 32
 CATEGORIES = ["car", "cup", "chair"]
@@ -168,3 +176,281 @@ def test_the_refusal_is_exit_code_2(stopped: PredictConfig, capsys: pytest.Captu
     words = ["--checkpoint", stopped.checkpoint, "--data", stopped.data, "--out", stopped.out, "--split", "test"]
     assert main([*words, "--task", "joint"]) == 2
     assert "begun with split" in capsys.readouterr().err
+
+
+# --- the lines ---
+
+FIELDS = {"id", "system", "category", "pred_category", "pose", "true", "confidence"}
+POSE_FIELDS = {"azimuth", "elevation", "theta", "distance", "px", "py"}
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder with five objects of all shapes in one split; an id is not ASCII, a camera has a focal length."""
+    folder = tmp_path_factory.mktemp("five")
+    records = []
+    for index, (category, size) in enumerate(
+        [("car", (40, 40)), ("cup", (48, 30)), ("car", (30, 48)), ("chair", (32, 32)), ("diningtable", (64, 50))]
+    ):
+        record = ObjectRecord(
+            file_name=f"{category}/{index}.png",
+            id=f"{category}/été_{index}/0",
+            category=category,
+            pose=Pose(0.5 + index, 0.1 * index, -0.1 * index, 4.0 + index, size[0] / 2, size[1] / 2),
+            viewport=100.0 + 20 * index,
+            focal=2.0 if index == 3 else 1.0,
+            width=size[0],
+            height=size[1],
+            bbox=(4.0, 4.0, 28.0, 28.0),
+            object_status="status_partially" if index == 1 else "status_good",
+            source={"source": "here"} if index == 0 else {},
+        )
+        path = folder / "val" / record.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = np.random.default_rng(10 + index).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size).save(path)
+        records.append(record)
+    write_records(folder, "val", records)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base: Path, five: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, PredictConfig]:
+    """The settings of an undisturbed run of each task, one object a batch."""
+    runs = {}
+    for task in ("pose", "joint"):
+        out = tmp_path_factory.mktemp(f"whole_{task}") / "predictions.jsonl"
+        runs[task] = PredictConfig(
+            checkpoint=str(tiny_base), data=str(five), out=str(out), task=task, device="cpu", batch_size=1
+        )
+        predict(runs[task])
+    return runs
+
+
+def lines_of(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_answers(ours: list[Prediction], theirs: list[Prediction], tolerance: float) -> None:
+    """Rotations by their angle, in radians; distances by their ratio; places in pixels of pictures of some 50."""
+    assert [p.id for p in ours] == [p.id for p in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.category, a.pred_category, a.true) == (b.category, b.pred_category, b.true)
+        assert float(pose_error(np.array(a.pose.angles), np.array(b.pose.angles))) <= tolerance
+        assert a.pose.distance == pytest.approx(b.pose.distance, rel=tolerance)
+        assert (a.pose.px, a.pose.py) == pytest.approx((b.pose.px, b.pose.py), abs=50 * tolerance)
+        assert a.confidence == pytest.approx(b.confidence, abs=tolerance)
+
+
+@pytest.mark.parametrize("task", ["pose", "joint"])
+def test_every_object_has_one_line_with_all_its_fields(whole: dict[str, PredictConfig], five: Path, task: str) -> None:
+    records = read_records(five, "val")
+    lines = lines_of(whole[task].out)
+    assert [line["id"] for line in lines] == [record.id for record in records]
+    for line, record in zip(lines, records, strict=True):
+        assert line.keys() >= FIELDS
+        assert line["pose"].keys() == line["true"].keys() == POSE_FIELDS
+        assert all(isinstance(value, float) and math.isfinite(value) for value in line["pose"].values())
+        assert line["pose"]["distance"] > 0
+        assert line["true"] == record.pose.to_dict()
+        assert line["category"] == record.category
+        assert line["system"] == Path(whole[task].checkpoint).name
+        assert 0 <= line["confidence"] <= 1
+        assert line["object_status"] == record.object_status
+        assert line["source"] == (record.source.get("source") or "")
+        if task == "pose":
+            assert line["pred_category"] is None
+        else:
+            assert line["pred_category"] in {"car", "cup", "chair", "diningtable"}
+
+
+@pytest.mark.parametrize("task", ["pose", "joint"])
+def test_a_line_is_what_the_predictor_answers(whole: dict[str, PredictConfig], five: Path, task: str) -> None:
+    """Asked with the name that people use, and with the camera of the record: viewport times focal length."""
+    predictor = PosePredictor.from_checkpoint(whole[task].checkpoint, device="cpu")
+    names = {"car": "a car", "chair": "a chair", "cup": "a cup", "diningtable": "a dining table"}
+    for prediction, record in zip(read_predictions(whole[task].out), read_records(five, "val"), strict=True):
+        image = Image.open(five / "val" / record.file_name)
+        viewports = [record.viewport * record.focal]
+        if task == "pose":
+            [answer] = predictor.predict([image], [names[record.category].split(" ", 1)[1]], viewports=viewports)
+        else:
+            [answer] = predictor.classify([image], names, viewports=viewports)
+            assert prediction.pred_category == answer.category
+        assert prediction.pose.to_dict() == pytest.approx(answer.pose.to_dict())
+        assert prediction.confidence == pytest.approx(answer.confidence)
+
+
+@pytest.mark.parametrize("task", ["pose", "joint"])
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_the_batch_size_changes_nothing(
+    whole: dict[str, PredictConfig], tmp_path: Path, task: str, batch_size: int
+) -> None:
+    config = replace(whole[task], out=str(tmp_path / "predictions.jsonl"), batch_size=batch_size)
+    predict(config)
+    assert_same_answers(read_predictions(config.out), read_predictions(whole[task].out), 1e-4)
+
+
+def test_a_saved_and_reloaded_checkpoint_predicts_the_same(whole: dict[str, PredictConfig], tmp_path: Path) -> None:
+    again = tmp_path / Path(whole["joint"].checkpoint).name
+    load_full(whole["joint"].checkpoint, dtype=torch.float32).save_pretrained(again)
+    load_processor(whole["joint"].checkpoint).save_pretrained(again)
+    for task, config in whole.items():
+        out = tmp_path / f"{task}.jsonl"
+        predict(replace(config, checkpoint=str(again), out=str(out)))
+        assert out.read_bytes() == Path(config.out).read_bytes()
+
+
+@pytest.mark.parametrize("task", ["pose", "joint"])
+def test_what_was_taught_is_predicted_and_scored(taught: Any, tmp_path: Path, task: str) -> None:
+    record = ObjectRecord(
+        file_name="car/0.png",
+        id="car/0/0",
+        category="car",
+        pose=taught.car,
+        viewport=taught.viewport,
+        width=160,
+        height=160,
+        bbox=(20.0, 40.0, 120.0, 140.0),
+    )
+    other = replace(record, file_name="car/1.png", id="car/1/0")
+    (tmp_path / "val" / "car").mkdir(parents=True)
+    for one in (record, other):
+        shutil.copy(taught.picture, tmp_path / "val" / one.file_name)
+    write_records(tmp_path, "val", [record, other])
+    out, scores = tmp_path / "predictions.jsonl", tmp_path / "scores.json"
+    words = ["--checkpoint", str(taught.folder), "--data", str(tmp_path), "--task", task, "--device", "cpu"]
+    assert main([*words, "--out", str(out), "--categories", "car", "cup", "chair", "--system", "taught"]) == 0
+    for prediction in read_predictions(out):
+        assert prediction.system == "taught"
+        assert prediction.pred_category == (None if task == "pose" else "car")
+        assert float(pose_error(np.array(prediction.pose.angles), np.array(taught.car.angles))) < math.radians(4)
+        assert (prediction.pose.px, prediction.pose.py) == pytest.approx((taught.car.px, taught.car.py), abs=12)
+    assert score_main([str(out), "--out", str(scores)]) == 0
+    overall = json.loads(scores.read_text())["systems"]["taught"]["overall"]
+    assert (overall["n"], overall["acc@10"]["value"]) == (2, 1)
+    if task == "joint":
+        assert overall["class_accuracy"]["value"] == 1
+
+
+# --- runs that were cut off ---
+
+
+def _cuts(content: bytes) -> dict[str, int]:
+    ends = [index + 1 for index, byte in enumerate(content) if byte == ord("\n")]
+    return {
+        "in the first line": ends[0] // 2,
+        "in a middle line": (ends[1] + ends[2]) // 2,
+        "within a letter of two bytes": content.index("é".encode(), ends[1]) + 1,
+        "before a line end": ends[2] - 1,
+        "after a line": ends[2],
+        "at the very end": len(content) - 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "in the first line",
+        "in a middle line",
+        "within a letter of two bytes",
+        "before a line end",
+        "after a line",
+        "at the very end",
+    ],
+)
+def test_a_run_that_was_cut_off_goes_on(whole: dict[str, PredictConfig], tmp_path: Path, place: str) -> None:
+    """Nothing is lost, nothing doubled: the file is that of the undisturbed run, byte for byte."""
+    content = Path(whole["joint"].out).read_bytes()
+    config = replace(whole["joint"], out=str(tmp_path / "predictions.jsonl"))
+    shutil.copy(settings_file(Path(whole["joint"].out)), settings_file(Path(config.out)))
+    Path(config.out).write_bytes(content[: _cuts(content)[place]])
+    predict(config)
+    assert Path(config.out).read_bytes() == content
+
+
+# --- pictures that cannot be read ---
+
+
+@pytest.mark.parametrize("task", ["pose", "joint"])
+def test_a_damaged_picture_is_named_and_the_rest_is_predicted(
+    whole: dict[str, PredictConfig], five: Path, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str], caplog
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "predictions.jsonl"
+    shutil.copytree(five, data)
+    records = read_records(data, "val")
+    cut, gone = (data / "val" / records[index].file_name for index in (1, 3))
+    good = {path: path.read_bytes() for path in (cut, gone)}
+    cut.write_bytes(good[cut][: len(good[cut]) // 2])
+    gone.unlink()
+    words = ["--checkpoint", whole[task].checkpoint, "--data", str(data), "--out", str(out), "--task", task]
+    words += ["--device", "cpu", "--batch-size", "2"]
+    assert main(words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {out}: 2 of 5 objects have no prediction")
+    assert str(cut) in error
+    for path in (cut, gone):
+        assert sum(str(path) in message for message in caplog.messages) == 1
+    undisturbed = read_predictions(whole[task].out)
+    assert_same_answers(read_predictions(out), [undisturbed[index] for index in (0, 2, 4)], 1e-4)
+
+    for path, content in good.items():  # mended, the same command does what is left
+        path.write_bytes(content)
+    assert main(words) == 0
+    in_order = sorted(read_predictions(out), key=lambda p: [record.id for record in records].index(p.id))
+    assert_same_answers(in_order, undisturbed, 1e-4)
+
+
+def test_a_split_without_one_good_picture_is_refused(tiny_base: Path, five: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "predictions.jsonl"
+    shutil.copytree(five, data)
+    for path in data.glob("val/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="5 of 5 objects have no prediction"):
+        predict(PredictConfig(checkpoint=str(tiny_base), data=str(data), out=str(out), device="cpu"))
+
+
+# --- what cannot be predicted ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"checkpoint": ""}, "--checkpoint is needed"),
+        ({"data": ""}, "--data is needed"),
+        ({"out": ""}, "--out is needed"),
+        ({"data": "no-such-folder"}, "--data no-such-folder: there is no such folder"),
+        ({"split": "train"}, r"train.metadata\.jsonl: there is no such file"),
+        ({"task": "dance"}, "--task dance: not known; choose one of pose, joint"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"limit": 0}, "--limit 0: must be at least 1"),
+        ({"task": "joint", "categories": ["car", "unicorn"]}, "unicorn"),
+        ({"checkpoint": "no-such-checkpoint"}, "no-such-checkpoint"),
+    ],
+)
+def test_bad_settings_are_one_sentence(
+    whole: dict[str, PredictConfig], tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    out = tmp_path / "predictions.jsonl"
+    with pytest.raises(InputError, match=sentence):
+        predict(replace(whole["pose"], **{"out": str(out), **changes}))
+    assert not out.exists()
+
+
+def test_a_category_outside_the_taxonomy_is_named_or_allowed(
+    whole: dict[str, PredictConfig], five: Path, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "predictions.jsonl"
+    shutil.copytree(five, data)
+    write_records(data, "val", [replace(record, category="unicorn") for record in read_records(five, "val")])
+    config = replace(whole["pose"], data=str(data), out=str(out))
+    with pytest.raises(InputError, match="unicorn"):
+        predict(config)
+    predict(replace(config, allow_custom_categories=True))
+    assert {p.category for p in read_predictions(out)} == {"unicorn"}
+
+
+def test_a_split_without_objects_is_refused(whole: dict[str, PredictConfig], tmp_path: Path) -> None:
+    write_records(tmp_path, "val", [])
+    with pytest.raises(InputError, match="there is no object in it"):
+        predict(replace(whole["pose"], data=str(tmp_path), out=str(tmp_path / "predictions.jsonl")))
