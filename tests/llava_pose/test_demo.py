@@ -1,0 +1,394 @@
+"""llava-pose demo: the real server on a real checkpoint, asked over HTTP by the real client, and in a real browser."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava_pose.metrics import pose_error
+from llava_pose.records import Pose
+from llava_pose.serve.demo import main
+from tests.llava_pose.browser import Page, find_browser
+
+pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'llava-pose[demo]'")
+gradio_client = pytest.importorskip("gradio_client", reason="the tests of the demo need gradio_client")
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
+TAUGHT_WITHIN = 5.0  # degrees: what the head learnt its lessons to, and whole degrees shown
+CAR_QUESTION, CUP_FOLLOW_UP = "What is the pose of the car?", "And the cup?"
+STARTS_WITHIN = 600  # seconds, on a machine that does much else
+
+# Whatever the server asks another machine for is noted, and refused.
+_SERVE_AND_WATCH = """
+import os, socket, sys
+HERE = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", None)
+def watch(event, arguments):
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto") and arguments[0].family in (socket.AF_INET, socket.AF_INET6):
+        host = arguments[1][0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host not in HERE:
+        with open(os.environ["ASKED_FOR"], "a") as file:
+            file.write(f"{event} {host}\\n")
+        raise OSError(f"this machine has no network: {host}")
+sys.addaudithook(watch)
+from llava_pose.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@dataclass
+class Server:
+    """A running demo.
+
+    Attributes:
+        url: of the page.
+        asked_for: a line for each other machine that it tried to reach.
+    """
+
+    process: subprocess.Popen[str]
+    url: str
+    asked_for: Path
+    log: list[str]
+
+    def client(self) -> Any:
+        return gradio_client.Client(self.url, verbose=False)
+
+
+def free_port() -> int:
+    with socket.socket() as candidate:
+        candidate.bind(("127.0.0.1", 0))
+        return candidate.getsockname()[1]
+
+
+def start(taught, folder: Path) -> Server:
+    """A demo in a process of its own, once it says where it is.
+
+    Raises:
+        AssertionError: it ended instead; the message is what it wrote.
+    """
+    asked_for = folder / "asked_for"
+    asked_for.touch()
+    # gradio's own analytics stay as they come: the page must turn them off itself
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRADIO_")}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ASKED_FOR": str(asked_for)}
+    environment |= {"GRADIO_TEMP_DIR": str(folder / "uploads"), "PYTHONUNBUFFERED": "1"}
+    words = ["demo", "--checkpoint", str(taught.folder), "--device", "cpu", "--port", str(free_port())]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE_AND_WATCH, *words],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # tests that run in the background ignore Ctrl-C, and so would their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    log: list[str] = []
+    found: list[str] = []
+    told = threading.Event()
+
+    def read() -> None:
+        for line in process.stderr:
+            log.append(line)
+            match = re.match(r"the demo is at (http://\S+) ", line)
+            if match:
+                found.append(match[1])
+                told.set()
+        told.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    told.wait(STARTS_WITHIN)
+    if not found:
+        process.kill()
+        process.wait()
+        raise AssertionError(f"the demo did not start:\n{''.join(log)}")
+    return Server(process, found[0], asked_for, log)
+
+
+@pytest.fixture(scope="module")
+def server(taught, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = start(taught, tmp_path_factory.mktemp("demo"))
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+@dataclass
+class Answer:
+    """What ``/ask`` gives back: the conversation as (role, text), the file with the axes, the rows of angles."""
+
+    turns: list[tuple[str, str]]
+    axes: str | None
+    angles: list[list[float]]
+
+
+def ask(client: Any, picture: Path | str | None, question: str) -> Answer:
+    upload = None if picture is None else gradio_client.handle_file(picture)
+    conversation, axes, angles, *_ = client.predict(upload, question, api_name="/ask")
+    turns = []
+    for message in conversation:
+        content = message["content"]
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        turns.append((message["role"], text))
+    return Answer(turns, axes, angles["data"])
+
+
+def assert_is(degrees: Any, pose: Pose) -> None:
+    error = pose_error(np.radians([float(angle) for angle in degrees]), np.array(pose.angles))
+    assert math.degrees(float(error)) < TAUGHT_WITHIN, f"{degrees} is not {pose}"
+
+
+@pytest.fixture
+def client(server: Server) -> Any:
+    """A visitor who has just come."""
+    return server.client()
+
+
+# Answers
+
+
+def test_a_picture_and_a_question_give_angles_and_axes(client, taught):
+    answer = ask(client, taught.picture, CAR_QUESTION)
+    (asked, question), (answered, text) = answer.turns
+    assert (asked, question, answered) == ("user", CAR_QUESTION, "assistant")
+    assert re.fullmatch(rf"The car is at {ANGLES.pattern}\.", text)
+    assert_is(ANGLES.search(text).groups(), taught.car)
+    [row] = answer.angles
+    assert_is(row[:3], taught.car)
+    assert row[3] == pytest.approx(taught.car.distance, rel=0.15)
+    assert 0 <= row[4] <= 100
+
+
+def test_the_axes_are_drawn_on_the_whole_picture(client, taught, tmp_path):
+    large = tmp_path / "large.png"
+    Image.open(taught.picture).convert("RGB").resize((800, 800), Image.Resampling.BICUBIC).save(large)
+    drawn = Image.open(ask(client, large, CAR_QUESTION).axes).convert("RGB")
+    given = Image.open(large)
+    assert drawn.size == given.size
+    moved = np.abs(np.asarray(drawn, dtype=int) - np.asarray(given, dtype=int)).max(-1) > 40
+    assert 0.01 < moved.mean() < 0.4  # arrows, and the picture beneath them
+    rows, columns = np.nonzero(moved)
+    assert np.hypot(columns / 5 - taught.car.px, rows / 5 - taught.car.py).min() < 10  # they start at the object
+
+
+@pytest.mark.parametrize(("size", "shown"), [((160, 90), (720, 405)), ((3200, 1800), (1600, 900))])
+def test_small_pictures_are_enlarged_and_large_ones_shrunk(client, taught, tmp_path, size, shown):
+    other = tmp_path / "other.jpg"
+    Image.open(taught.picture).convert("RGB").resize(size).save(other)
+    assert Image.open(ask(client, other, CAR_QUESTION).axes).size == shown
+
+
+def test_a_follow_up(client, taught):
+    ask(client, taught.picture, CAR_QUESTION)
+    answer = ask(client, taught.picture, CUP_FOLLOW_UP)
+    assert [role for role, _ in answer.turns] == ["user", "assistant"] * 2
+    text = answer.turns[-1][1]
+    assert re.fullmatch(rf"The cup is at {ANGLES.pattern}\.", text)
+    assert_is(ANGLES.search(text).groups(), taught.cup)
+    assert len(answer.angles) == 1
+    assert_is(answer.angles[0][:3], taught.cup)
+
+
+def test_every_pose_of_an_answer_has_its_row(client, taught):
+    answer = ask(client, taught.picture, "Describe the picture.")
+    assert len(answer.angles) == 2
+    for row, pose in zip(answer.angles, (taught.car, taught.cup), strict=True):
+        assert_is(row[:3], pose)
+
+
+def test_another_picture_begins_another_chat(client, taught, tmp_path):
+    other = tmp_path / "other.png"
+    Image.open(taught.picture).convert("RGB").rotate(90).save(other)
+    ask(client, taught.picture, CAR_QUESTION)
+    answer = ask(client, other, CUP_FOLLOW_UP)
+    assert [text for role, text in answer.turns if role == "user"] == [CUP_FOLLOW_UP]
+
+
+def test_a_new_chat_forgets(client, taught):
+    ask(client, taught.picture, CAR_QUESTION)
+    conversation, axes, angles, *_ = client.predict(api_name="/new_chat")
+    assert (conversation, axes, angles["data"]) == ([], None, [])
+    assert len(ask(client, taught.picture, CAR_QUESTION).turns) == 2
+
+
+def test_visitors_at_the_same_time_do_not_see_each_other(server, taught):
+    """Two visitors with one picture, so with one file: each has the questions that it asked, and no other's."""
+    visitors = [server.client(), server.client()]
+    questions = [[CAR_QUESTION, CUP_FOLLOW_UP], ["Describe the picture.", "What is this and what is its pose?"]]
+
+    def visit(client: Any, asked: list[str]) -> Answer:
+        for question in asked:
+            answer = ask(client, taught.picture, question)
+        return answer
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(visit, visitors, questions))
+    for answer, asked in zip(answers, questions, strict=True):
+        assert [text for role, text in answer.turns if role == "user"] == asked
+    assert_is(answers[0].angles[0][:3], taught.cup)
+
+
+# Mistakes: each is a sentence in the conversation, and the server lives on
+
+
+def assert_sentence(answer: Answer, *parts: str) -> None:
+    role, text = answer.turns[-1]
+    assert role == "assistant"
+    for part in parts:
+        assert part in text
+    assert "Traceback" not in text
+    assert str(REPOSITORY) not in text
+    assert "/uploads/" not in text  # the server's own path tells a visitor nothing
+    assert answer.angles == []
+
+
+def test_a_bad_picture_is_a_sentence(client, taught, tmp_path):
+    text, cut = tmp_path / "notes.png", tmp_path / "cut.jpg"
+    text.write_text("this is no picture")
+    Image.open(taught.picture).convert("RGB").save(cut, quality=95)
+    cut.write_bytes(cut.read_bytes()[:1500])
+    for path in (text, cut):
+        answer = ask(client, path, CAR_QUESTION)
+        assert answer.turns[0] == ("user", CAR_QUESTION)
+        assert answer.axes is None
+        assert_sentence(answer, path.name, "give a JPEG, PNG or WebP file")
+    assert_is(ask(client, taught.picture, CAR_QUESTION).angles[0][:3], taught.car)
+
+
+def test_no_picture_and_no_question_are_sentences(client, taught):
+    assert_sentence(ask(client, None, CAR_QUESTION), "Give me a picture first")
+    assert_sentence(ask(client, taught.picture, "  "), "Type a question")
+    assert_sentence(ask(client, taught.picture, "What is at <pose6D>?"), "ask in plain words")
+    assert_sentence(ask(client, taught.picture, "What is it? " * 1000), "start a new chat")
+    assert len(ask(client, taught.picture, CAR_QUESTION).turns) == 2
+
+
+def test_a_failed_question_keeps_the_chat(client, taught):
+    ask(client, taught.picture, CAR_QUESTION)
+    failed = ask(client, taught.picture, "What is at <pose6D>?")
+    assert len(failed.turns) == 4
+    assert_is(failed.angles[0][:3], taught.car)
+    assert len(ask(client, taught.picture, CUP_FOLLOW_UP).turns) == 4
+
+
+@pytest.mark.parametrize("meta", [{"_type": "gradio.FileData"}, None])
+def test_a_file_that_was_not_uploaded_is_not_opened(server, taught, tmp_path, meta):
+    """The server's own pictures are not a visitor's to see; the real client would upload the file, so that it is not asked."""
+    private = tmp_path / "private.png"
+    shutil.copy(taught.picture, private)
+    call = f"{server.url.rstrip('/')}/gradio_api/call/ask"
+    picture = {"path": str(private), "meta": meta}
+    started = httpx.post(call, json={"data": [picture, CAR_QUESTION]}, timeout=STARTS_WITHIN)
+    events = httpx.get(f"{call}/{started.json()['event_id']}", timeout=STARTS_WITHIN).text
+    assert "event: error" in events
+    assert "azimuth" not in events.lower()
+    assert_is(ask(server.client(), taught.picture, CAR_QUESTION).angles[0][:3], taught.car)
+
+
+# The process
+
+
+def test_nothing_is_asked_of_another_machine(server, client, taught):
+    """After a visit; the page and the server's start are in the note, too."""
+    ask(client, taught.picture, CAR_QUESTION)
+    page = httpx.get(server.url).text
+    assert "LLaVA-pose" in page
+    assert server.asked_for.read_text() == ""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid", "203.0.113.1"])
+def test_where_one_cannot_listen_is_one_sentence(capsys, host):
+    """Said before the checkpoint is loaded, which takes long: this one is not even there."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["--checkpoint", "nowhere", "--host", host, "--port", str(port)]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: --host {host} --port {port}: cannot listen there (")
+    assert errors.endswith("; choose another\n")
+    assert errors.count("\n") == 1
+
+
+def test_ctrl_c_ends_it_at_once(taught, tmp_path):
+    running = start(taught, tmp_path)
+    os.killpg(running.process.pid, signal.SIGINT)
+    assert running.process.wait(60) == 0
+    assert "Traceback" not in "".join(running.log)
+
+
+# The browser
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("no browser is installed: apt-get install chromium")
+    (tmp_path / "profile").mkdir()
+    opened = Page(executable, tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@pytest.mark.slow
+def test_a_visit_in_a_browser(server, page, taught, tmp_path):
+    """A picture is given, questions are asked, answers, axes and angles appear, on a screen and on a telephone."""
+    page.go_to(server.url, width=1280, height=900)
+    page.wait_until("document.querySelector('#ask') && document.querySelector('#picture input[type=file]')")
+    assert "LLaVA-pose" in page.text("h1")
+
+    page.choose_file("#picture input[type=file]", taught.picture)
+    page.wait_until("document.querySelector('#picture img')?.naturalWidth == 160")
+    page.type("#question textarea", CAR_QUESTION)
+    page.click("#ask")
+    page.wait_until("document.querySelector('#answers').innerText.includes('azimuth')")
+    page.wait_until("document.querySelector('#axes img')?.naturalWidth == 720")
+    assert_is(ANGLES.search(page.text("#answers")).groups(), taught.car)
+
+    page.wait_until("document.querySelector('#question textarea').value == ''")
+    page.type("#question textarea", CUP_FOLLOW_UP)
+    page.press_enter()
+    page.wait_until("document.querySelector('#answers').innerText.includes('The cup is at')")
+    assert_is(ANGLES.findall(page.text("#answers"))[-1], taught.cup)
+    page.wait_until(
+        f"document.querySelector('#angles').innerText.includes('{math.degrees(taught.cup.azimuth):.0f}'[0])"
+    )
+
+    for width, height in ((1280, 900), (390, 844)):
+        page.resize(width, height)
+        page.wait_until(f"window.innerWidth == {width}")
+        wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wider <= 0, f"at {width} pixels one has to scroll sideways"
+        page.screenshot(tmp_path / f"visit_{width}.png")
+
+    page.click("#new-chat")
+    page.wait_until("!document.querySelector('#answers').innerText.includes('azimuth')")
+    page.wait_until("!document.querySelector('#axes img')")
+
+    assert page.errors == []
+    elsewhere = [url for url in page.requests if not url.startswith((server.url, "data:", "blob:", "about:"))]
+    assert elsewhere == []
+    assert len(page.requests) > 5
+    assert server.asked_for.read_text() == ""
