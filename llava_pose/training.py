@@ -87,6 +87,14 @@ class TrainConfig(TrainingArguments):
             raise InputError(f"--quantize {self.quantize}: not known; choose none or nf4")
         if self.quantize != "none" and self.language != "lora":
             raise InputError("--quantize nf4 trains adapters only: it needs --language lora")
+        if self.lora_r < 1:
+            raise InputError(f"--lora-r {self.lora_r}: must be at least 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and less than 1")
+        if self.remove_unused_columns:
+            raise InputError(
+                "remove_unused_columns: must stay false, or samples reach the collator without their names"
+            )
         if self.cache_features and self.tune_vision:
             raise InputError("--cache-features needs a frozen tower: set tune_vision to false")
         if self.use_liger_kernel:
@@ -126,6 +134,8 @@ class TrainConfig(TrainingArguments):
         ours = set(TrainConfig.__annotations__)
         reference = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        if isinstance(self.report_to, list):  # TrainingArguments made it of the one word that a recipe has
+            values["report_to"] = {0: "none", 1: "".join(self.report_to)}.get(len(self.report_to), "all")
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in values.items()
@@ -221,7 +231,14 @@ def _nf4() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "pose_head", "pose_encoder", "lm_head"],
+        # names from the root: bitsandbytes matches their beginning
+        llm_int8_skip_modules=[
+            "model.vision_tower",
+            "model.multi_modal_projector",
+            "pose_head",
+            "pose_encoder",
+            "lm_head",
+        ],
     )
 
 

@@ -1,0 +1,259 @@
+"""One run of training: what a step is, what a recipe says, what is refused, and that it learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from llava_pose import categories
+from llava_pose.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN, object_words
+from llava_pose.dataset import TrainingSamples
+from llava_pose.errors import InputError
+from llava_pose.metrics import pose_error
+from llava_pose.model.loading import load_model, load_processor
+from llava_pose.predictor import PosePredictor
+from llava_pose.records import Pose
+from llava_pose.trainer import NonFiniteLossError
+from llava_pose.training import DONE_MARK, TrainConfig, build_model, main, train
+
+FULL = {"language": "full", "tune_vision": True}
+
+
+def read_log(folder: str | Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+# A step
+
+
+@pytest.fixture
+def uneven_samples(training_data) -> list[dict[str, Any]]:
+    """Sixteen, two steps of eight: answers of few and of many tokens, with no pose, one or two, with and without a picture."""
+    samples = training_data.samples[:10]
+    for sample in samples[2:4]:
+        sample["conversations"][1]["value"] += " It stands on a table, among many other things, and is seen from above."
+    pose = samples[0]["poses"][0]
+    turns = [
+        {"from": "human", "value": "<image>\nWhere are both?"},
+        {"from": "gpt", "value": f"One is at {POSE_TOKEN} and the other at {POSE_TOKEN}."},
+    ]
+    samples += [{**samples[i], "id": f"two {i}", "conversations": turns, "poses": [pose, pose]} for i in range(3)]
+    turns = [{"from": "human", "value": "What is a chair?"}, {"from": "gpt", "value": "A seat with a back."}]
+    samples += [{"id": f"text {i}", "conversations": turns, "poses": []} for i in range(3)]
+    return [samples[i] for i in np.random.default_rng(0).permutation(16)]
+
+
+@pytest.mark.parametrize("options", [{"language": "lora"}, FULL], ids=["lora", "full"])
+def test_a_batch_of_eight_is_eight_batches_of_one(recipe, training_data, uneven_samples, tmp_path: Path, options):
+    """Plain gradient descent: weights after the step are equal just where gradients are."""
+    values = {
+        **recipe,
+        **options,
+        "train_json": str(training_data.write(tmp_path / "uneven.json", uneven_samples)),
+        "train_sampling_strategy": "sequential",
+        "flip": False,
+        "max_steps": 2,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+    }
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    together, apart = (
+        train(TrainConfig(**{**values, **split, "output_dir": str(tmp_path / name)}))
+        for name, split in (("together", {"per_device_train_batch_size": 8}), ("apart", one))
+    )
+    for line, expected in zip(read_log(apart), read_log(together), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    weights, expected_weights = weights_of(apart), weights_of(together)
+    assert weights.keys() == expected_weights.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[key], rtol=1e-4, atol=1e-5, msg=key)
+
+    # means of each sample's own mean, which is what accumulation gives without counts, are something else
+    processor, model = load_processor(values["model"]), load_model(values["model"])
+    data = TrainingSamples(uneven_samples[:8], training_data.prepared, processor)
+    batches = [PoseCollator(processor)([data[i]]) for i in range(8)]
+    with torch.no_grad():
+        losses = [model(**{k: v for k, v in batch.items() if k != SAMPLE_NAMES}).loss.item() for batch in batches]
+    assert abs(np.mean(losses) - read_log(together)[0]["loss"]) > 0.02
+
+
+def test_the_log_has_the_terms_of_the_loss(recipe, tmp_path: Path):
+    train(TrainConfig(**{**recipe, "max_steps": 2}))
+    for line in read_log(recipe["output_dir"]):
+        parts = line["loss_text"] + line["loss_rotation"] + 0.1 * (line["loss_location"] + line["loss_confidence"])
+        assert line["loss"] == pytest.approx(parts, rel=1e-3)
+        assert line["grad_norm"] > 0
+
+
+# A recipe
+
+
+def test_the_command_line_wins_over_the_recipe(recipe, launcher, tmp_path: Path):
+    file = launcher.recipe_file({**recipe, "max_steps": 7, "new_module_learning_rate": 1e-3})
+    out = tmp_path / "other"
+    words = ["--config", str(file), "--max-steps", "1", "--lora-r", "2", "--no-flip", "--output_dir", str(out)]
+    assert main(words) == 0
+    resolved = yaml.safe_load((out / "train.yaml").read_text())
+    expected = {"max_steps": 1, "lora_r": 2, "flip": False, "output_dir": str(out), "lora_alpha": 8}
+    assert {name: resolved[name] for name in expected} == expected
+    assert resolved["new_module_learning_rate"] == 1e-3
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
+    assert [line["step"] for line in read_log(out)] == [1]
+    assert json.loads((out / DONE_MARK).read_text())["steps"] == 1
+    assert not (tmp_path / "run").exists()
+
+    # what was resolved is a recipe itself: of the same run
+    again = launcher.recipe_file({**resolved, "output_dir": str(tmp_path / "again")})
+    assert main(["--config", str(again)]) == 0
+    assert read_log(tmp_path / "again") == read_log(out)
+
+
+def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
+    file = launcher.recipe_file({**recipe, "lora_rank": 4})
+    assert main(["--config", str(file)]) == 2
+    assert f"error: {file}: there is no field 'lora_rank'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"model": None}, "--model is needed"),
+        ({"data": ""}, "--data is needed"),
+        ({"train_json": None}, "--train_json is needed"),
+        ({"output_dir": None}, "--output_dir is needed"),
+        ({"language": "half"}, "--language half: not known; choose one of full, lora, frozen"),
+        ({"quantize": "int3"}, "--quantize int3: not known; choose none or nf4"),
+        ({"quantize": "nf4", "language": "full"}, "--quantize nf4 trains adapters only"),
+        ({"cache_features": True, "tune_vision": True}, "--cache-features needs a frozen tower"),
+        ({"use_liger_kernel": True}, "use_liger_kernel: .*leave it off"),
+        ({"average_tokens_across_devices": False}, "average_tokens_across_devices: must stay true"),
+        ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
+        ({"lora_r": 0}, "--lora-r 0"),
+        ({"lora_dropout": 1.5}, "--lora-dropout 1.5"),
+        ({"remove_unused_columns": True}, "remove_unused_columns: must stay false"),
+        ({"data": "/none"}, "--data /none: there is no such folder; make it with llava-pose prepare"),
+        ({"train_json": "/none.json"}, "/none.json: cannot be read .*make it with llava-pose instruct"),
+        ({"model": "/none"}, "/none: no LLaVA-pose processor there"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
+    with pytest.raises(InputError, match=match) as caught:
+        train(TrainConfig(**{**recipe, **options}))
+    assert "\n" not in str(caught.value)
+    assert not Path(recipe["output_dir"]).exists()
+
+
+# Learning
+
+
+def exact_samples(training_data) -> list[dict[str, Any]]:
+    """Two cars and two guitars, asked about as the predictor asks: words alone do not tell which of two it is."""
+    by_picture = {sample["image"]: sample for sample in training_data.samples}
+    chosen = [s for s in by_picture.values() if s["image"].split("/")[1] in ("car", "guitar")]
+    for sample in chosen:
+        words = {**object_words(categories.get(sample["image"].split("/")[1])), "pose": POSE_TOKEN}
+        sample["conversations"] = [
+            {"from": "human", "value": f"{IMAGE_TOKEN}\n{POSE_QUESTIONS[0].format(**words)}"},
+            {"from": "gpt", "value": POSE_ANSWER.format(**words)},
+        ]
+    assert len(chosen) == 4
+    return chosen
+
+
+@pytest.fixture
+def few(recipe, training_data, tmp_path: Path) -> dict[str, Any]:
+    """A recipe for those four, all of them in each step."""
+    samples = exact_samples(training_data)
+    return {
+        **recipe,
+        "train_json": str(training_data.write(tmp_path / "few.json", samples)),
+        "flip": False,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+    }
+
+
+def test_a_few_pictures_are_learnt_by_heart(few, training_data):
+    folder = train(TrainConfig(**{**few, "language": "full", "max_steps": 150}))
+    log = read_log(folder)
+    assert log[-1]["loss_text"] < 0.05 * log[0]["loss_text"]
+    assert log[-1]["loss_rotation"] < 0.05 * log[0]["loss_rotation"]
+
+    samples = json.loads(Path(few["train_json"]).read_text())
+    predictor = PosePredictor.from_checkpoint(folder, device="cpu")
+    pictures = [Image.open(training_data.prepared / sample["image"]) for sample in samples]
+    names = [sample["image"].split("/")[1] for sample in samples]
+    answers = predictor.predict(pictures, names, viewports=[sample["viewport"] for sample in samples])
+    for answer, sample in zip(answers, samples, strict=True):
+        truth = Pose.from_dict(sample["poses"][0], where=sample["id"])
+        assert math.degrees(float(pose_error(np.array(answer.pose.angles), np.array(truth.angles)))) < 10
+        assert answer.pose.distance == pytest.approx(truth.distance, rel=0.15)
+        assert (answer.pose.px, answer.pose.py) == pytest.approx((truth.px, truth.py), abs=4)
+
+
+def test_qlora_learns_and_its_adapter_comes_back(few, base: Path):
+    config = TrainConfig(**{**few, "quantize": "nf4", "max_steps": 40})
+    quantized = {
+        name for name, module in build_model(config).named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
+    }
+    assert quantized
+    assert [name for name in quantized if ".language_model.layers." not in name] == []
+
+    folder = train(config)
+    log = read_log(folder)
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    processor = load_processor(folder)
+    data = TrainingSamples(json.loads(Path(few["train_json"]).read_text()), few["data"], processor)
+    batch = PoseCollator(processor)([data[i] for i in range(len(data))])
+    del batch[SAMPLE_NAMES]
+    with torch.no_grad():
+        loss, before = (load_model(path)(**batch).loss.item() for path in (folder, base))
+    # four bits are not the whole base, but near it
+    assert loss < 0.6 * before
+
+
+@pytest.mark.distributed
+def test_qlora_does_not_go_with_zero3(recipe, launcher):
+    result = launcher.deepspeed({**recipe, "quantize": "nf4"}, "zero3")
+    assert result.returncode != 0
+    sentence = "ZeRO-3 cannot shard 4-bit weights; give --deepspeed zero_configs/zero2.json"
+    assert f"error: --quantize nf4: {sentence}" in result.stdout
+    assert "Traceback" not in result.stdout.split("error: --quantize")[0]
+    assert not Path(recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("name", ["base", "other_base"])
+def test_a_loss_that_is_not_finite_stops_the_run(request, recipe, training_data, name):
+    """A learning rate beyond all measure: the second step has no loss any more."""
+    values = {
+        **recipe,
+        "model": str(request.getfixturevalue(name)),
+        "learning_rate": 1e30,
+        "max_grad_norm": 0.0,
+        "optim": "sgd",
+        "train_sampling_strategy": "sequential",
+        "flip": False,
+    }
+    with pytest.raises(NonFiniteLossError) as caught:
+        train(TrainConfig(**values))
+    message = str(caught.value)
+    assert message.startswith(("the loss is nan at step 2", "the loss is inf at step 2"))
+    named = [sample["id"] for sample in training_data.samples if repr(sample["id"]) in message]
+    assert named == [sample["id"] for sample in training_data.samples[2:4]]
+    assert not (Path(recipe["output_dir"]) / DONE_MARK).exists()
