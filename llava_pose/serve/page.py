@@ -93,18 +93,17 @@ def build_page(predictor: PosePredictor, *, max_new_tokens: int = 128, queue_siz
         with gr.Row(equal_height=False):
             with gr.Column():
                 picture = gr.Image(label="Picture", height=340, elem_id="picture", alt_text="the picture to ask about")
-                question = gr.Textbox(
-                    label="Question", placeholder=f"For example: {JOINT_QUESTIONS[0]}", max_lines=3, elem_id="question"
-                )
+                question = gr.Textbox(label="Question", placeholder=JOINT_QUESTIONS[0], max_lines=3, elem_id="question")
                 with gr.Row():
-                    restart = gr.Button("New chat", elem_id="new-chat")
-                    send = gr.Button("Ask", variant="primary", elem_id="ask")
+                    restart = gr.Button("New chat", min_width=100, elem_id="new-chat")
+                    send = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
                 gr.Examples(
                     [[text] for text in EXAMPLE_QUESTIONS], [question], label="Questions to try", cache_examples=False
                 )
             with gr.Column():
                 axes = gr.Image(
                     label="The object's axes",
+                    show_label=False,  # it would lie over the picture; the legend says it
                     height=340,
                     interactive=False,
                     elem_id="axes",
@@ -209,9 +208,9 @@ def _angles(visit: _Visit | None) -> Mapping[str, Any]:
 
 
 def _legend() -> str:
-    names = {"front": "front", "up": "up", "left": "the object's left"}
+    names = {"front": "front", "up": "up", "left": "its left"}
     parts = [
         f'<span style="color: rgb{AXIS_COLOURS[name]}; font-weight: 600">&#9632;</span> {words}'
         for name, words in names.items()
     ]
-    return f'<div class="legend">{" &nbsp; ".join(parts)}</div>'
+    return f'<div class="legend">The object\'s axes: {" &nbsp; ".join(parts)}</div>'
