@@ -73,6 +73,11 @@ def box_crop(bbox: tuple[float, float, float, float], margin: float, size: int) 
     return Crop.around((x1 + x2) / 2, (y1 + y2) / 2, side, size)
 
 
+def whole_crop(width: int, height: int, size: int) -> Crop:
+    """The 6D profile: the whole image, letterboxed: its longer side fills the square, and it stands in the middle."""
+    return Crop.around(width / 2, height / 2, float(max(width, height)), size)
+
+
 class RawImage:
     """A raw image in the frame its annotation means, decoded once for all its crops.
 
