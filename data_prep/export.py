@@ -76,9 +76,7 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     save_config(settings, path)
 
 
-def _export_split(
-    records: list[ObjectRecord], pictures: Path, layout: ProcessedLayout, config: ExportConfig
-) -> None:
+def _export_split(records: list[ObjectRecord], pictures: Path, layout: ProcessedLayout, config: ExportConfig) -> None:
     names = object_names(records)
     listed: dict[str, list[str]] = {}
     progress = tqdm(records, desc=f"export {layout.split}", unit="object", disable=None)
@@ -115,7 +113,9 @@ def _copy_if_other(source: Path, target: Path, record: str) -> None:
     try:
         status = source.stat()
     except OSError as error:
-        raise InputError(f"{source}: the image of record {record!r} is missing; run llava-pose prepare again") from error
+        raise InputError(
+            f"{source}: the image of record {record!r} is missing; run llava-pose prepare again"
+        ) from error
     if target.is_file():
         there = target.stat()
         if (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns):

@@ -99,9 +99,9 @@ class RawLayout:
 
     def image(self, category: str, name: str) -> Path:
         """The image; its suffix is .JPEG in ImageNet3D, and may be another in people's own data."""
-        stem = self.root / "images" / category / name
-        candidates = [stem.with_name(stem.name + suffix) for suffix in IMAGE_SUFFIXES]
-        return next((path for path in candidates if path.is_file()), candidates[0])
+        folder = self.root / "images" / category
+        candidates = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+        return next((path for path in candidates if path.is_file()), folder / f"{name}{IMAGE_SUFFIXES[0]}")
 
     def annotation(self, category: str, name: str) -> Path:
         return self.root / "annotations" / category / f"{name}.npz"
@@ -247,7 +247,9 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, np.generic):
         item = value.item()  # of long double it is itself
-        return float(item) if isinstance(item, np.floating) else str(item) if isinstance(item, np.generic) else plain(item)
+        return (
+            float(item) if isinstance(item, np.floating) else str(item) if isinstance(item, np.generic) else plain(item)
+        )
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:

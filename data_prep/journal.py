@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +29,7 @@ from llava_pose.records import METADATA_FILE, drop_torn_line
 SETTINGS_FILE = "prepare.yaml"
 JOURNAL_FOLDER = ".prepare"
 SHARDS_FOLDER = "shards"
-_FLUSH_SECONDS = 0.2
+_FLUSH_SECONDS = 0.5  # of work that a kill may cost; forcing lines to disk costs time, too
 
 
 class OutputFolder:
@@ -230,7 +229,7 @@ class Journal:
 
     def append(self, results: Iterable[ImageResult]) -> None:
         """Write results and force them to disk."""
-        lines = [(result.key, (json.dumps(asdict(result), allow_nan=False) + "\n").encode()) for result in results]
+        lines = [(result.key, f"{result.to_json()}\n".encode()) for result in results]
         if not lines:
             return
         with open(self._path, "ab") as file:

@@ -72,6 +72,10 @@ class ImageResult:
     filtered: list[str] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
 
+    def to_json(self) -> str:
+        """What ``ImageResult(**json.loads(…))`` reads."""
+        return json.dumps(vars(self), allow_nan=False)
+
     def reject(self, file: str, object_index: int | None, reason: str, sentence: str) -> None:
         reject = {"file": file, "object_index": object_index, "reason": reason, "sentence": sentence}
         self.rejects.append(reject)

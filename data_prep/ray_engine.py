@@ -31,7 +31,9 @@ def require_ray() -> Any:
     try:
         importlib.import_module("ray.data")
     except ImportError as error:
-        raise InputError("--engine ray needs ray; install it with: pip install 'llava-pose[ray]', or leave --engine out") from error
+        raise InputError(
+            "--engine ray needs ray; install it with: pip install 'llava-pose[ray]', or leave --engine out"
+        ) from error
     return importlib.import_module("ray")
 
 
@@ -83,7 +85,7 @@ def _prepare_rows(table: Any, options: Mapping[str, Any]) -> dict[str, list[Any]
         number = row.pop("number")
         result, error = "", ""
         try:
-            result = json.dumps(asdict(prepare_image(ImageJob(**row), image_options)), allow_nan=False)
+            result = prepare_image(ImageJob(**row), image_options).to_json()
         except InputError as failure:
             error = str(failure)
         for name, value in (("number", number), ("result", result), ("error", error)):
