@@ -287,7 +287,7 @@ def _number(values: Mapping[str, Any], name: str, default: float | None = None) 
             raise AnnotationError(f"{name} missing", f"'{name}' is missing; annotate it or take the object out")
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise AnnotationError(f"{name} malformed", f"'{name}' must be a number, not {str(value)[:40]!r}")
+        raise AnnotationError(f"{name} malformed", f"'{name}' must be a number, not {str(value)[:40]!r}; mend it")
     try:
         number = float(value)
     except OverflowError:
@@ -314,7 +314,7 @@ def _pixels(values: Mapping[str, Any], name: str) -> float:
 def _positive(values: Mapping[str, Any], name: str, default: float | None = None) -> float:
     number = _number(values, name, default)
     if number <= 0:
-        raise AnnotationError(f"{name} not positive", f"'{name}' is {number:g} and must be positive")
+        raise AnnotationError(f"{name} not positive", f"'{name}' is {number:g} and must be positive; annotate it again")
     if not 1 / MAX_NUMBER <= number <= MAX_NUMBER:
         raise AnnotationError(f"{name} out of range", f"'{name}' is {number:g}, beyond all measure; annotate it again")
     return number
@@ -323,7 +323,7 @@ def _positive(values: Mapping[str, Any], name: str, default: float | None = None
 def _count(values: Mapping[str, Any], name: str) -> int:
     number = _number(values, name, 0.0)
     if not 0 <= number <= MAX_COUNT or number != int(number):
-        raise AnnotationError(f"{name} malformed", f"'{name}' is {number:g} and must be a whole number")
+        raise AnnotationError(f"{name} malformed", f"'{name}' is {number:g} and must be a whole number; mend it")
     return int(number)
 
 
@@ -350,7 +350,7 @@ def _bbox(values: Mapping[str, Any]) -> tuple[float, float, float, float]:
         raise AnnotationError("bbox missing", "'bbox' is missing; annotate it or take the object out")
     box = _numbers(values["bbox"], 4)
     if box is None:
-        raise AnnotationError("bbox malformed", "'bbox' must be four finite numbers (x1, y1, x2, y2)")
+        raise AnnotationError("bbox malformed", "'bbox' must be four finite numbers (x1, y1, x2, y2); mend it")
     if max(map(abs, box)) > MAX_NUMBER:
         raise AnnotationError("bbox malformed", f"'bbox' {box} is a place in no image; annotate it again")
     if box[0] >= box[2] or box[1] >= box[3]:
