@@ -353,7 +353,7 @@ def _bbox(values: Mapping[str, Any]) -> tuple[float, float, float, float]:
         raise AnnotationError("bbox malformed", "'bbox' must be four finite numbers (x1, y1, x2, y2); mend it")
     if max(map(abs, box)) > MAX_NUMBER:
         raise AnnotationError("bbox malformed", f"'bbox' {box} is a place in no image; annotate it again")
-    if box[0] >= box[2] or box[1] >= box[3]:
+    if min(box[2] - box[0], box[3] - box[1]) < 1 / MAX_NUMBER:
         raise AnnotationError(
             "bbox malformed", f"'bbox' {box} is empty; it must be (x1, y1, x2, y2) with x1 < x2, y1 < y2"
         )
