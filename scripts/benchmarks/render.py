@@ -20,7 +20,8 @@ import numpy as np
 
 from data_prep.pool import default_workers
 from data_prep.render.backgrounds import procedural_background
-from data_prep.render.generate import RenderConfig, render
+from data_prep.render.generate import render
+from data_prep.render.options import RenderConfig
 from data_prep.render.parametric import BUILDERS, build
 from data_prep.render.primitives import ellipsoid
 from data_prep.render.raycast import RayCaster
