@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
-from transformers import ConvNextConfig, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import BitConfig, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerBase
 
 from llava_pose import categories, conversation
 
-TINY_IMAGE_SIZE = 128
+TINY_IMAGE_SIZE = 96
 _VOCABULARY = 2000
 
 
-def tiny_vision_config() -> ConvNextConfig:
-    """A small ConvNeXt: its layer norms, unlike batch norms, let gradient accumulation leave the loss as it is."""
-    return ConvNextConfig(
-        num_channels=3,
-        patch_size=4,
-        hidden_sizes=[48, 96, 192, 288],
-        depths=[2, 2, 4, 2],
-        drop_path_rate=0.0,
-        layer_scale_init_value=0.1,
-        image_size=TINY_IMAGE_SIZE,
+def tiny_vision_config() -> BitConfig:
+    """A small ResNet v2 with group norm (BiT), which learns from nothing faster than a ConvNeXt of its cost.
+
+    Batch norm would learn as fast, but make the loss depend on what else is in the batch.
+    """
+    return BitConfig(
+        embedding_size=32,
+        hidden_sizes=[96, 192, 384, 768],
+        depths=[1, 2, 3, 2],
+        num_groups=8,
     )
 
 
