@@ -1,7 +1,7 @@
 """`python -m eval.baselines.classifier`: train a pose classifier on prepared data, and predict a split with it.
 
-The defaults of rotation, pooling and heads are those of the published "General" networks; ``scripts/recipes/quickstart_tower.yaml``
-is the recipe of the quickstart. The backbone is saved by itself as well, in ``OUTPUT_DIR/backbone``: a tower that
+The defaults of rotation, pooling and heads are those of the published "General" networks. The recipe of the quickstart is
+``scripts/recipes/quickstart_tower.yaml``. The backbone is saved by itself as well, in ``OUTPUT_DIR/backbone``: a tower that
 ``llava-pose assemble --vision`` takes.
 """
 
