@@ -12,6 +12,7 @@ COMMANDS = {
         "make training pictures of parametric objects and mesh files, in ImageNet3D's raw layout",
     ),
     "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
+    "export": ("data_prep.export", "prepared data to the processed layout that ImageNet3D's loaders read"),
     "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
     "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
     "train": (
