@@ -11,6 +11,7 @@ COMMANDS = {
         "data_prep.render.generate",
         "make training pictures from parametric objects, in ImageNet3D's raw layout",
     ),
+    "align": ("data_prep.align", "CAD models and annotations of a raw dataset into one frame"),
     "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
     "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
     "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
