@@ -94,4 +94,4 @@ def _paint_floor(model: RayCaster, camera: Camera, middle: np.ndarray) -> Image.
 def _arrow(x: float, front: float) -> np.ndarray:
     """(7, 2) an arrow on the floor that starts at the model's front and points to -y."""
     outline = [(-0.022, -0.03), (0.022, -0.03), (0.022, -0.14), (0.06, -0.14), (0.0, -0.24), (-0.06, -0.14)]
-    return np.array([*outline, (-0.022, -0.14)]) + (x, front)
+    return np.array([*outline, (-0.022, -0.14)]) + np.array([x, front])
