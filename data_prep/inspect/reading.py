@@ -28,12 +28,12 @@ _ACCEPTED = (
 )
 
 
-def open_dataset(path: str | Path, *, data: str | None = None) -> Dataset:
+def open_dataset(path: str | Path, *, prepared: str | None = None) -> Dataset:
     """Read a stage's output.
 
     Args:
         path: a folder or a file.
-        data: the prepared folder that pictures of a file are relative to; by default where the file lies.
+        prepared: the prepared folder that pictures of a file are relative to; by default where the file lies.
 
     Raises:
         InputError: the path is not there, or is none of what can be inspected.
@@ -43,9 +43,9 @@ def open_dataset(path: str | Path, *, data: str | None = None) -> Dataset:
         raise InputError(f"{path}: there is no such file or folder; {_ACCEPTED}")
     if path.is_dir():
         return _open_folder(path)
-    folder = Path(data) if data is not None else path.parent
+    folder = Path(prepared) if prepared is not None else path.parent
     if not folder.is_dir():
-        raise InputError(f"--data {folder}: there is no such folder; give the prepared folder that the file is of")
+        raise InputError(f"--prepared {folder}: there is no such folder; give the prepared folder that the file is of")
     return _open_file(path, folder)
 
 
