@@ -4,6 +4,8 @@ Reads and writes ImageNet3D's raw layout. What the table (data_prep.alignment) t
 files, and azimuth, elevation and theta of the objects. Everything else is the same file. Files are written whole or not
 at all, and one that is there and no older than its source is not made again, so that the same command goes on where it
 was stopped; lists/ comes last, and alignment.json, the table that was applied, after it.
+
+Labels that were made in another frame than the CAD models beside them are mended with ``--turn annotations``.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ from llava_pose.errors import InputError
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "align.yaml"
-TABLE_FILE = "alignment.json"
+TABLE_FILES = {  # the tables that a dataset was turned by, one a kind of turn
+    "both": "alignment.json",
+    "annotations": "alignment_annotations.json",
+    "cad": "alignment_cad.json",
+}
 FOLDERS = ("images", "CAD", "annotations", "lists")  # lists last: what is listed is there
 ANGLES = ("azimuth", "elevation", "theta")
 
@@ -47,6 +53,10 @@ class AlignConfig:
     )
     inverse: bool = field(
         default=False, metadata={"help": "turn an aligned dataset back, by the table that it was aligned with"}
+    )
+    turn: Literal["both", "annotations", "cad"] = field(
+        default="both",
+        metadata={"help": "annotations: labels that were made in another frame than the CAD models; cad: the reverse"},
     )
     files: Literal["link", "copy"] = field(
         default="link",
@@ -70,6 +80,7 @@ class _Job:
     root: Path
     out: Path
     table: AlignmentTable
+    turn: str
     copy: bool
 
 
@@ -89,7 +100,7 @@ def align(config: AlignConfig) -> Path:
     if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
         raise InputError(f"--out {out}: it lies in the dataset that is read; give another folder")
     _claim(config, root, out, table)
-    job = _Job(root.resolve(), out.resolve(), table, config.files == "copy")
+    job = _Job(root.resolve(), out.resolve(), table, config.turn, config.files == "copy")
     counts: Counter[str] = Counter()
     total = sum(map(len, files.values()))
     with tqdm(total=total, unit="file", desc="align", delay=2, mininterval=0.5) as progress:
@@ -101,8 +112,11 @@ def align(config: AlignConfig) -> Path:
     for name in FOLDERS:
         for stray in (out / name).rglob(".*.tmp"):  # of a run that was killed
             stray.unlink()
+    for kind, name in TABLE_FILES.items():
+        if kind != config.turn and (root / name).is_file():
+            _carry_over(root / name, out / name, copy=job.copy)
     if not config.inverse:
-        write_json(out / TABLE_FILE, table.source)
+        write_json(out / TABLE_FILES[config.turn], table.source)
     _report(counts, table, out)
     return out
 
@@ -112,7 +126,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _table(config: AlignConfig, root: Path) -> AlignmentTable:
-    aligned = root / TABLE_FILE
+    aligned = root / TABLE_FILES[config.turn]
     if config.inverse:
         if not aligned.is_file():
             raise InputError(
@@ -129,7 +143,12 @@ def _table(config: AlignConfig, root: Path) -> AlignmentTable:
 def _claim(config: AlignConfig, root: Path, out: Path, table: AlignmentTable) -> None:
     """Refuse a folder that holds something else, which would be mixed; note the settings in a new one."""
     digest = hashlib.sha256(json.dumps(table.source, sort_keys=True).encode()).hexdigest()
-    settings = {"data_root": str(root.resolve()), "inverse": config.inverse, "table_sha256": digest}
+    settings = {
+        "data_root": str(root.resolve()),
+        "inverse": config.inverse,
+        "turn": config.turn,
+        "table_sha256": digest,
+    }
     path = out / CONFIG_FILE
     if path.exists():
         earlier = read_yaml(path)
@@ -148,12 +167,12 @@ def _align_file(name: Path, job: _Job) -> dict[str, int]:
     if _is_done(source, target):
         return {"files from an earlier run": 1}
     kind, category = name.parts[0], name.parts[1] if len(name.parts) > 2 else ""
-    if kind == "CAD" and category:
+    if kind == "CAD" and category and job.turn != "annotations":
         rotation = job.table.rotation(category, _cad_index(source))
         if rotation is not None:
             write_atomic(target, turned_off(source, rotation))
             return {"CAD models turned": 1}
-    if kind == "annotations" and category and source.suffix == ".npz":
+    if kind == "annotations" and category and source.suffix == ".npz" and job.turn != "cad":
         objects, counts = _turn_objects(source, category, job.table)
         if counts["objects turned"]:
             write_annotation(target, objects)

@@ -13,7 +13,10 @@ COMMANDS = {
     ),
     "align": ("data_prep.align", "CAD models and annotations of a raw dataset into one frame"),
     "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
-    "inspect": ("data_prep.inspect_data", "what any stage's output holds: statistics, samples, differences, CAD sheets"),
+    "inspect": (
+        "data_prep.inspect_data",
+        "what any stage's output holds: statistics, samples, differences, CAD sheets",
+    ),
     "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
     "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
     "train": (

@@ -13,8 +13,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import AnnotationError, RawLayout, is_plain_name, object_status, parse_object, plain
-from data_prep.imagenet3d import filter_reason, read_annotation, read_list
+from data_prep.imagenet3d import (
+    AnnotationError,
+    RawLayout,
+    filter_reason,
+    is_plain_name,
+    object_status,
+    parse_object,
+    plain,
+    read_annotation,
+    read_list,
+)
 from data_prep.inspect.entries import Dataset, Entry, Kind, Problem
 from data_prep.inspect.texts import caption_entry, instruction_entry
 from llava_pose.config import read_yaml
@@ -94,9 +103,7 @@ def _listed(file: Path, problems: list[Problem]) -> list[str]:
         return []
 
 
-def _raw_entries(
-    layout: RawLayout, split: str, category: str, name: str, problems: list[Problem]
-) -> Iterator[Entry]:
+def _raw_entries(layout: RawLayout, split: str, category: str, name: str, problems: list[Problem]) -> Iterator[Entry]:
     file = layout.annotation(category, name)
     try:
         objects = read_annotation(file)
@@ -119,7 +126,9 @@ def _raw_entries(
         except AnnotationError as error:
             problems.append(Problem(error.reason, f"{id}: {error}"))
             # what is wrong with it is in the problems; what is missing is still counted
-            missing = tuple(key for key in ("azimuth", "elevation", "theta", "distance", "bbox") if raw.get(key) is None)
+            missing = tuple(
+                key for key in ("azimuth", "elevation", "theta", "distance", "bbox") if raw.get(key) is None
+            )
             status = object_status(raw) or ""
             yield Entry(id, category, split, status, picture=picture, missing=missing, fields=fields)
             continue
@@ -234,7 +243,9 @@ def _kind_of_line(path: Path) -> Kind:
     if "caption" in value:
         return "captions"
     found = ", ".join(sorted(value)[:8]) or "nothing"
-    raise InputError(f"{path}:1: the line is no record, caption, conversation or prediction (it has {found}); {_ACCEPTED}")
+    raise InputError(
+        f"{path}:1: the line is no record, caption, conversation or prediction (it has {found}); {_ACCEPTED}"
+    )
 
 
 def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -216,7 +216,10 @@ def _same_pictures(entries: Iterable[Entry]) -> dict[str, list[list[str]]]:
         if len(paths) > 1:
             named = sorted(f"{split}: {path}" if split else str(path) for path in paths for split in splits[path])
             (within if len(set.union(*(splits[path] for path in paths))) == 1 else across).append(named)
-    return {"same picture in several splits, by its bytes": across, "same picture twice in a split, by its bytes": within}
+    return {
+        "same picture in several splits, by its bytes": across,
+        "same picture twice in a split, by its bytes": within,
+    }
 
 
 def _digest(path: Path) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.inspect.reading import open_dataset
-from data_prep.inspect.stats_report import report_plots, report_text
 from data_prep.inspect.statistics import statistics
+from data_prep.inspect.stats_report import report_plots, report_text
 from llava_pose.config import command, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ class StatsConfig:
         default=None, metadata={"help": f"folder for {TEXT_FILE}, {JSON_FILE} and {PLOTS_FILE}; text only if not given"}
     )
     prepared: str | None = field(
-        default=None, metadata={"help": "the prepared folder that the pictures of a file are in; the file's own by default"}
+        default=None,
+        metadata={"help": "the prepared folder that the pictures of a file are in; the file's own by default"},
     )
     compare_pictures: bool = field(
         default=True, metadata={"help": "read all pictures, to find the same one under several names"}

@@ -189,7 +189,9 @@ def _plot_angle(axes: Any, name: str, angle: Mapping[str, Any]) -> None:
         lefts = [angle["low"] + step * number for number in range(len(counts))]
         axes.bar(lefts, counts, width=step, align="edge", color=_BLUE)
         axes.set_xlim(angle["low"], angle["low"] + step * len(counts))
-        axes.set_xticks(range(angle["low"], angle["low"] + step * len(counts) + 1, 3 * step if len(counts) < 20 else 90))
+        axes.set_xticks(
+            range(angle["low"], angle["low"] + step * len(counts) + 1, 3 * step if len(counts) < 20 else 90)
+        )
 
 
 def _plot_sizes(axes: Any, found: Mapping[str, Any]) -> None:
@@ -210,10 +212,10 @@ def _plot_sizes(axes: Any, found: Mapping[str, Any]) -> None:
     axes.tick_params(axis="x", labelsize=8)
 
 
-def _plot_categories(
-    axes: Any, shown: Sequence[str], by_category: Mapping[str, Mapping[str, int]], total: int
-) -> None:
-    axes.set_title("categories" if len(shown) == total else f"the {len(shown)} most frequent of {total} categories", fontsize=10)
+def _plot_categories(axes: Any, shown: Sequence[str], by_category: Mapping[str, Mapping[str, int]], total: int) -> None:
+    axes.set_title(
+        "categories" if len(shown) == total else f"the {len(shown)} most frequent of {total} categories", fontsize=10
+    )
     colours = ("#3b6fb6", "#e0923d", "#4f9d69", "#9367b4", "#888888")
     splits = sorted({split for name in shown for split in by_category[name]})
     lefts = [0] * len(shown)

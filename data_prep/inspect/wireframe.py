@@ -21,7 +21,7 @@ _SAME_PLACE = 1e-5  # of the bounding-box diagonal: vertices nearer than that ar
 _BEHIND = 0.012  # of the diagonal: how far behind a surface a line must lie to be hidden by it
 _PIECE = 6.0  # pixels of an edge that are hidden or seen as one
 _MOST_PIECES = 64
-_MOST_INNER = 420  # pieces of inner edges that are drawn
+_MOST_INNER = 260  # stretches of inner edges that are drawn
 
 
 class Wireframe:
@@ -56,17 +56,17 @@ class Wireframe:
             raise ValueError("a wireframe needs a pose with distance, px and py")
         centre = camera_center(pose.azimuth, pose.elevation, pose.distance)
         drawn = self._drawn(centre)  # outline, inner
-        pieces = []
+        found = []
         for edges, most in zip(drawn, (None, _MOST_INNER), strict=True):
-            starts, ends = self._pieces(self._edges[edges], pose, viewport)
-            seen = self._visible((starts + ends) / 2, centre)
-            lines = np.stack([_project(starts[seen], pose, viewport), _project(ends[seen], pose, viewport)], axis=1)
+            edge, starts, ends = self._pieces(self._edges[edges], pose, viewport)
+            first, last = _runs(edge, self._visible((starts + ends) / 2, centre))
+            lines = np.stack([_project(starts[first], pose, viewport), _project(ends[last], pose, viewport)], axis=1)
             lines = lines[np.isfinite(lines).all(axis=(1, 2))]
             if most is not None and len(lines) > most:
                 lengths = np.linalg.norm(lines[:, 1] - lines[:, 0], axis=1)
                 lines = lines[np.sort(np.argsort(-lengths, kind="stable")[:most])]
-            pieces.append(lines)
-        return np.concatenate(pieces)
+            found.append(lines)
+        return np.concatenate(found)
 
     def _drawn(self, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Edges of the outline and inner edges, as indices."""
@@ -80,8 +80,8 @@ class Wireframe:
         sharp = open_edge | (paired & (bend < _SHARP))
         return np.flatnonzero(outline), np.flatnonzero(sharp & ~outline)
 
-    def _pieces(self, edges: np.ndarray, pose: Pose, viewport: float) -> tuple[np.ndarray, np.ndarray]:
-        """Edges cut into pieces of a few pixels: starts and ends, (N, 3) each."""
+    def _pieces(self, edges: np.ndarray, pose: Pose, viewport: float) -> tuple[np.ndarray, ...]:
+        """Edges cut into pieces of a few pixels: the edge's place in ``edges``, starts and ends, (N, 3) each."""
         a, b = self.vertices[edges[:, 0]], self.vertices[edges[:, 1]]
         length = np.linalg.norm(_project(b, pose, viewport) - _project(a, pose, viewport), axis=1)
         count = np.clip(np.ceil(np.nan_to_num(length) / _PIECE), 1, _MOST_PIECES).astype(int)
@@ -90,7 +90,7 @@ class Wireframe:
         along = (b - a)[edge]
         share = 1 / count[edge][:, None]
         starts = a[edge] + along * place[:, None] * share
-        return starts, starts + along * share
+        return edge, starts, starts + along * share
 
     def _visible(self, points: np.ndarray, centre: np.ndarray) -> np.ndarray:
         """Whether nothing of the model lies before each point, seen from the camera."""
@@ -100,6 +100,15 @@ class Wireframe:
         distance = np.linalg.norm(rays, axis=1)
         hits = self._caster.first_hits(centre, rays / distance[:, None])
         return (hits.face < 0) | (hits.depth > distance - self._tolerance)
+
+
+def _runs(edge: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last piece of every stretch of an edge that is seen without a break."""
+    following = seen[1:] & seen[:-1] & (edge[1:] == edge[:-1])
+    no = np.zeros(1, dtype=bool)
+    return np.flatnonzero(seen & ~np.concatenate([no, following])), np.flatnonzero(
+        seen & ~np.concatenate([following, no])
+    )
 
 
 def _project(points: np.ndarray, pose: Pose, viewport: float) -> np.ndarray:

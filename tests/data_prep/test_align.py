@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.align import CONFIG_FILE, TABLE_FILE, main
+from data_prep.align import CONFIG_FILE, TABLE_FILES, main
 from data_prep.alignment import (
     AlignmentTable,
     builtin_table,
@@ -26,6 +26,7 @@ from llava_pose.categories import Category
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize, geodesic_angle_of_poses, project_points, rotation_matrix
 
+TABLE_FILE = TABLE_FILES["both"]
 TABLE = {
     "slipper": {"turns": [["x", -90], ["z", 180]], "rule": "semantic parts", "reason": "as the shoe", "front": "toe"},
     "billbard_table": {"turns": [["z", 90]]},
@@ -353,6 +354,33 @@ class TestAlign:
         caplog.set_level("INFO")
         assert run(raw, tmp_path / "aligned", "--table", table_file) == 0
         assert "1 objects of turned categories left as they are: azimuth missing" in caplog.text
+
+    def test_labels_of_another_frame(self, raw, tmp_path, table_file):
+        """Only the annotations are turned, and may be aligned with their models afterwards."""
+        fix = tmp_path / "fix.json"
+        fix.write_text(json.dumps({"cup": {"turns": [["z", 90]], "reason": "labelled with the handle to the front"}}))
+        mended, aligned, back = tmp_path / "mended", tmp_path / "aligned", tmp_path / "back"
+        assert run(raw, mended, "--table", str(fix), "--turn", "annotations") == 0
+        name = Path("annotations/cup/two_cups.npz")
+        before, after = read_annotation(raw / name)[0], read_annotation(mended / name)[0]
+        # the handle that the label has at -y is the model's at +x
+        handle_before, handle_after = (
+            projections(np.array([[0.0, -0.3, 0.1]]), before),
+            projections(np.array([[0.3, 0, 0.1]]), after),
+        )
+        np.testing.assert_allclose(handle_before, handle_after, atol=1e-9)
+        assert after["azimuth"] == pytest.approx((before["azimuth"] + math.pi / 2) % (2 * math.pi))
+        assert tree(raw / "CAD") == tree(mended / "CAD")
+        assert run(mended, tmp_path / "twice", "--table", str(fix), "--turn", "annotations") == 2
+        assert run(mended, aligned, "--table", table_file) == 0
+        assert (aligned / TABLE_FILES["annotations"]).read_bytes() == (mended / TABLE_FILES["annotations"]).read_bytes()
+        assert run(mended, back, "--inverse", "--turn", "annotations") == 0
+        restored = read_annotation(back / name)[0]
+        assert restored["azimuth"] == pytest.approx(before["azimuth"])
+        cad = tmp_path / "cad"
+        assert run(raw, cad, "--table", table_file, "--turn", "cad") == 0
+        assert tree(raw / "annotations") == tree(cad / "annotations")
+        assert tree(raw / "CAD") != tree(cad / "CAD")
 
     def test_refusals(self, raw, tmp_path, table_file, capsys):
         out = tmp_path / "aligned"
