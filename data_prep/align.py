@@ -38,7 +38,7 @@ TABLE_FILES = {  # the tables that a dataset was turned by, one a kind of turn
     "annotations": "alignment_annotations.json",
     "cad": "alignment_cad.json",
 }
-FOLDERS = ("images", "CAD", "annotations", "lists")  # lists last: what is listed is there
+FOLDERS, LISTS = ("images", "CAD", "annotations"), "lists"
 ANGLES = ("azimuth", "elevation", "theta")
 
 
@@ -94,7 +94,7 @@ def align(config: AlignConfig) -> Path:
     root = require_folder(config.data_root, "--data-root", "give the folder that holds images/ and annotations/")
     out = Path(config.out)
     table = _table(config, root)
-    files = {name: _files(root / name) for name in FOLDERS}
+    files = {name: _files(root / name) for name in (*FOLDERS, LISTS)}
     if not files["annotations"] and not files["CAD"]:
         raise InputError(f"--data-root {root}: there are neither annotations/ nor CAD/ in it; give another folder")
     if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
@@ -102,14 +102,15 @@ def align(config: AlignConfig) -> Path:
     _claim(config, root, out, table)
     job = _Job(root.resolve(), out.resolve(), table, config.turn, config.files == "copy")
     counts: Counter[str] = Counter()
-    total = sum(map(len, files.values()))
-    with tqdm(total=total, unit="file", desc="align", delay=2, mininterval=0.5) as progress:
-        for name in FOLDERS:
-            names = [path.relative_to(root) for path in files[name]]
-            for counted in map_processes(_align_file, names, job, workers=config.workers, most_items_a_task=64):
+    names = [path.relative_to(root) for folder in FOLDERS for path in files[folder]]
+    lists = [path.relative_to(root) for path in files[LISTS]]
+    with tqdm(total=len(names) + len(lists), unit="file", desc="align", delay=2, mininterval=0.5) as progress:
+        # lists last: what is listed is there
+        for items, workers in ((names, config.workers), (lists, 1)):
+            for counted in map_processes(_align_file, items, job, workers=workers, most_items_a_task=64):
                 counts.update(counted)
                 progress.update()
-    for name in FOLDERS:
+    for name in (*FOLDERS, LISTS):
         for stray in (out / name).rglob(".*.tmp"):  # of a run that was killed
             stray.unlink()
     for kind, name in TABLE_FILES.items():
@@ -126,6 +127,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _table(config: AlignConfig, root: Path) -> AlignmentTable:
+    settings = read_yaml(root / CONFIG_FILE) if (root / CONFIG_FILE).exists() else {"inverse": True}
+    if not settings["inverse"] and not (root / TABLE_FILES[settings["turn"]]).is_file():
+        raise InputError(f"--data-root {root}: a run of llava-pose align was stopped in it; run that to its end first")
     aligned = root / TABLE_FILES[config.turn]
     if config.inverse:
         if not aligned.is_file():

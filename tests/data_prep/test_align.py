@@ -401,6 +401,9 @@ class TestAlign:
         assert "leave --table out" in refused(raw, out, "--inverse", "--table", table_file)
         assert run(raw, out, "--table", table_file) == 0
         capsys.readouterr()
+        (out / TABLE_FILE).rename(tmp_path / "put_aside")
+        assert "was stopped in it" in refused(out, tmp_path / "twice")
+        (tmp_path / "put_aside").rename(out / TABLE_FILE)
         assert "aligned already" in refused(out, tmp_path / "twice")
         assert "made with another table_sha256" in refused(raw, out)
         (raw / "CAD/slipper/01.off").write_text("OFF\n9 9 9\n")
