@@ -9,7 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "render": (
         "data_prep.render.generate",
-        "make training pictures from parametric objects, in ImageNet3D's raw layout",
+        "make training pictures of parametric objects and mesh files, in ImageNet3D's raw layout",
     ),
     "align": ("data_prep.align", "CAD models and annotations of a raw dataset into one frame"),
     "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),

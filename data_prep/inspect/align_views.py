@@ -34,6 +34,7 @@ def standing(mesh: OffMesh) -> RayCaster:
             faces=mesh.faces,
             colors=np.tile(np.array(_MATERIAL, dtype=np.float32), (faces, 1)),
             gloss=np.full(faces, 0.15, dtype=np.float32),
+            oriented=False,
         )
     )
 

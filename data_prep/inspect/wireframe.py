@@ -40,7 +40,8 @@ class Wireframe:
         self._edges, self._first, self._second, self._turned = _edges(faces)
         count = len(faces)
         grey = np.full((count, 3), 0.5, dtype=np.float32)
-        self._caster = RayCaster(Mesh(self.vertices, faces, grey, np.zeros(count, dtype=np.float32)))
+        gloss = np.zeros(count, dtype=np.float32)
+        self._caster = RayCaster(Mesh(self.vertices, faces, grey, gloss, oriented=False))
 
     def lines(self, pose: Pose, viewport: float) -> np.ndarray:
         """The visible lines in the picture, (N, 2, 2) pixels: start and end, x and y.
