@@ -11,8 +11,13 @@ COMMANDS = {
         "data_prep.render.generate",
         "make training pictures of parametric objects and mesh files, in ImageNet3D's raw layout",
     ),
+    "align": ("data_prep.align", "CAD models and annotations of a raw dataset into one frame"),
     "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
     "export": ("data_prep.export", "prepared data to the processed layout that ImageNet3D's loaders read"),
+    "inspect": (
+        "data_prep.inspect_data",
+        "what any stage's output holds: statistics, samples, differences, CAD sheets",
+    ),
     "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
     "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
     "train": (
