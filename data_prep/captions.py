@@ -25,7 +25,7 @@ from llava_pose.records import Pose
 SIDES = ("front", "front-left", "left", "rear-left", "rear", "rear-right", "right", "front-right")
 
 # Sectors of 45 degrees in the picture, counter-clockwise from the right.
-_PICTURE_DIRECTIONS = (
+PICTURE_DIRECTIONS = (
     "faces the viewer's right",
     "points up and to the viewer's right",
     "points up in the picture",
@@ -111,7 +111,7 @@ def _facing(pose: Pose) -> str:
     right, up, towards = (float(-x) for x in rotation_matrix(*pose.angles)[:, 1])
     if abs(towards) > math.cos(_FRONTAL):
         return "faces the camera" if towards > 0 else "faces away from the camera"
-    return _PICTURE_DIRECTIONS[round(math.atan2(up, right) / (math.pi / 4)) % len(_PICTURE_DIRECTIONS)]
+    return PICTURE_DIRECTIONS[round(math.atan2(up, right) / (math.pi / 4)) % len(PICTURE_DIRECTIONS)]
 
 
 def _tilt(theta: float) -> str:
@@ -131,14 +131,19 @@ def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
     Args:
         rng: draws the phrasing.
     """
-    words = describe_viewpoint(pose)
     sides_differ = category.symmetry[2] != "continuous"
+    return rng.choice(CAPTIONS if sides_differ else SIDELESS_CAPTIONS).format(**caption_words(pose, category))
+
+
+def caption_words(pose: Pose, category: Category) -> dict[str, str]:
+    """What fills the slots of ``CAPTIONS`` and ``SIDELESS_CAPTIONS``."""
+    words = describe_viewpoint(pose)
     an_object = object_words(category)["an_object"]
-    return rng.choice(CAPTIONS if sides_differ else SIDELESS_CAPTIONS).format(
-        an_object=an_object,
-        An_object=an_object[:1].upper() + an_object[1:],
-        pose=POSE_TOKEN,
-        seen=words.seen if sides_differ else f"seen {words.height}",
-        facing=words.facing,
-        tilt=f", {words.tilt}" if words.tilt else "",
-    )
+    return {
+        "an_object": an_object,
+        "An_object": an_object[:1].upper() + an_object[1:],
+        "pose": POSE_TOKEN,
+        "seen": words.seen if category.symmetry[2] != "continuous" else f"seen {words.height}",
+        "facing": words.facing,
+        "tilt": f", {words.tilt}" if words.tilt else "",
+    }
