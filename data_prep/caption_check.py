@@ -25,34 +25,17 @@ from llava_pose.records import ObjectRecord
 
 MOST_WORDS = 120
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # They mean other things, too: "the car can be seen", "a sign of rust". Named only right after an article.
-_OFTEN_OTHER = frozenset(
-    (
-        "bed",
-        "bow",
-        "can",
-        "cap",
-        "cone",
-        "fan",
-        "iron",
-        "key",
-        "lighter",
-        "mouse",
-        "pan",
-        "plate",
-        "pot",
-        "sign",
-        "sink",
-    )
-    + ("skate", "speaker", "tank", "train", "watch")
+_OFTEN_OTHER = _words(
+    "bed bow can cap cone fan iron key lighter mouse pan plate pot sign sink skate speaker tank train watch"
 )
-_INDEFINITE = frozenset(
-    ("a", "an", "another", "one", "two", "three", "four", "five", "six", "several", "some", "many", "few", "more")
-    + ("other", "no", "any", "every", "each")
-)
-_DEFINITE = frozenset(
-    ("the", "this", "that", "these", "those", "its", "their", "both", "first", "second", "third", "fourth")
-)
+_INDEFINITE = _words("a an another one two three four several some many few more other no any every each")
+_DEFINITE = _words("the this that these those its their both first second third fourth")
 _TOKEN_FOLLOWS = re.compile(rf"\s*(?:at\s+|\(\s*)?{re.escape(POSE_TOKEN)}")
 _NUMBERS = (
     (re.compile(r"°|\bdeg(?:ree)?s?\b|\bradians?\b|\bo['’]clock\b", re.I), "an angle of its own"),

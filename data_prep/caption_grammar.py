@@ -15,7 +15,7 @@ from data_prep import relations
 from data_prep.captions import describe_viewpoint
 from data_prep.facts import ALL_ASPECTS, has_front, has_up
 from data_prep.questions.base import Mismatch, expect, expect_poses, listing, sentence
-from data_prep.scenes import Scene, category_of, noun, shares
+from data_prep.scenes import Scene, category_of, centre, noun
 from llava_pose.conversation import POSE_TOKEN, object_words
 from llava_pose.records import ObjectRecord, Pose
 
@@ -64,7 +64,7 @@ def scene_caption(scene: Scene, rng: random.Random, *, most: int = MOST_OBJECTS)
         chosen = [owner, *rng.sample(others, rng.randint(0, min(len(others), most - 1)))]
     else:
         chosen = rng.sample(objects, min(len(objects), rng.randint(2, most)))
-    chosen.sort(key=lambda record: shares(record)[0] + shares(record)[2])
+    chosen.sort(key=centre)
     if rng.random() < 0.5:
         rng.shuffle(chosen)
     sentences = [rng.choice(list(_intros(chosen)))]
@@ -136,9 +136,8 @@ def _intros(objects: Sequence[ObjectRecord]) -> Iterator[str]:
 
 
 def _place(record: ObjectRecord) -> str:
-    x1, _, x2, _ = shares(record)
-    centre = (x1 + x2) / 2
-    return "in the middle" if 0.38 <= centre <= 0.62 else f"on the {'left' if centre < 0.5 else 'right'}"
+    offset = round(centre(record) - 0.5, 9)
+    return "in the middle" if abs(offset) <= 0.12 else f"on the {'left' if offset < 0 else 'right'}"
 
 
 def _reference(objects: Sequence[ObjectRecord], index: int) -> str:

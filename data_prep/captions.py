@@ -41,6 +41,7 @@ _HIGH = math.radians(40)
 _POLAR = math.radians(75)  # nearer to the pole, no side of the object is seen, and tilt means nothing
 _TILTED = math.radians(10)
 _UPSIDE_DOWN = math.radians(135)
+_DECIMALS = 9  # of what is compared with an edge, so that a pose and its mirror image fall on the same side of it
 _FRONTAL = math.radians(35)  # the front points at the camera, or away from it, within this angle
 
 # The pose stands before the words that tell it: in the other order, it could be read from the caption's own words,
@@ -91,7 +92,7 @@ def describe_viewpoint(pose: Pose) -> Viewpoint:
         raise ValueError(f"a pose without finite angles has no words: {pose}")
     azimuth, elevation, theta = (float(angle) for angle in canonicalize(*pose.angles))
     polar = abs(elevation) > _POLAR
-    side = None if polar else SIDES[round(azimuth / (math.pi / 4)) % len(SIDES)]
+    side = None if polar else SIDES[_sector(azimuth)]
     return Viewpoint(side, _height(elevation), _facing(pose), "" if polar else _tilt(theta))
 
 
@@ -109,9 +110,14 @@ def _height(elevation: float) -> str:
 def _facing(pose: Pose) -> str:
     # the object's front (0, -1, 0) in the camera frame: x to the viewer's right, y up, z towards the viewer
     right, up, towards = (float(-x) for x in rotation_matrix(*pose.angles)[:, 1])
-    if abs(towards) > math.cos(_FRONTAL):
+    if round(abs(towards) - math.cos(_FRONTAL), _DECIMALS) > 0:
         return "faces the camera" if towards > 0 else "faces away from the camera"
-    return PICTURE_DIRECTIONS[round(math.atan2(up, right) / (math.pi / 4)) % len(PICTURE_DIRECTIONS)]
+    return PICTURE_DIRECTIONS[_sector(math.atan2(up, right))]
+
+
+def _sector(angle: float) -> int:
+    """Which eighth of a turn, the first centred on 0. An angle on an edge goes to the even one, as its mirror image does."""
+    return round(round(angle / (math.pi / 4), _DECIMALS)) % 8
 
 
 def _tilt(theta: float) -> str:

@@ -28,6 +28,7 @@ HEADING, HEIGHT, TILT, DISTANCE = "heading", "height", "tilt", "distance"
 ALL_ASPECTS = frozenset((HEADING, HEIGHT, TILT, DISTANCE))
 
 _FRONT, _UP = np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0])
+_DECIMALS = 9  # of what is compared with an edge, so that a pose and its mirror image fall on the same side of it
 POLAR = 70.0  # degrees of elevation: nearer to the pole, sides and tilt mean little
 
 
@@ -46,12 +47,12 @@ def up_of(pose: Pose) -> np.ndarray:
 
 def angle_between(a: np.ndarray, b: np.ndarray) -> float:
     """Degrees between two directions."""
-    return math.degrees(math.atan2(float(np.linalg.norm(np.cross(a, b))), float(a @ b)))
+    return round(math.degrees(math.atan2(float(np.linalg.norm(np.cross(a, b))), float(a @ b))), _DECIMALS)
 
 
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth, elevation and theta in degrees."""
-    azimuth, elevation, theta = (math.degrees(float(angle)) for angle in canonicalize(*pose.angles))
+    azimuth, elevation, theta = (round(math.degrees(float(x)), _DECIMALS) for x in canonicalize(*pose.angles))
     return azimuth, elevation, theta
 
 
@@ -102,6 +103,7 @@ class Predicate:
 
 def between(value: float, no: float, yes: float) -> bool | None:
     """True from ``yes`` on, False from ``no`` on, whichever way round they lie."""
+    value = round(value, _DECIMALS)
     if (value - yes) * (yes - no) >= 0:
         return True
     return False if (value - no) * (yes - no) <= 0 else None

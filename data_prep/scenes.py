@@ -26,6 +26,7 @@ _SEEN_WHOLE = 0.85  # share of a neighbour's box inside the picture, from which 
 _SAME_VIEWPORT = 1e-6  # relative; a sample has one viewport for all its poses
 _APART = 0.15  # of the width: two box centres that are called left and right
 _SMALLEST_BOX = 0.03  # of either side: two decimals tell no less
+_DECIMALS = 9  # of what is compared with an edge, so that a mirrored picture falls on the same side of it
 BOX_TOLERANCE = 0.0051  # two decimals, rounded
 
 _BOX = re.compile(r"\[(\d\.\d\d), (\d\.\d\d), (\d\.\d\d), (\d\.\d\d)\]")
@@ -65,7 +66,7 @@ def parse_box(text: str) -> Box | None:
 def has_clear_box(record: ObjectRecord) -> bool:
     """Whether two decimals point at it."""
     x1, y1, x2, y2 = shares(record)
-    return x2 - x1 >= _SMALLEST_BOX and y2 - y1 >= _SMALLEST_BOX
+    return round(min(x2 - x1, y2 - y1), _DECIMALS) >= _SMALLEST_BOX
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Scene:
         if not same:
             yield name
         if len(same) == 1 and same[0] in self.objects:
-            offset = _centre(record) - _centre(same[0])
+            offset = round(centre(record) - centre(same[0]), _DECIMALS)
             if abs(offset) >= _APART:
                 yield f"{name} on the {'left' if offset < 0 else 'right'}"
         if self.is_clear(record):
@@ -223,9 +224,10 @@ def _share_inside(record: ObjectRecord) -> float:
     return max(width, 0.0) * max(height, 0.0) / area if area > 0 else 0.0
 
 
-def _centre(record: ObjectRecord) -> float:
+def centre(record: ObjectRecord) -> float:
+    """Of its box, a share of the picture's width."""
     x1, _, x2, _ = shares(record)
-    return (x1 + x2) / 2
+    return round((x1 + x2) / 2, _DECIMALS)
 
 
 def _overlap(a: Box, b: Box) -> float:
@@ -233,4 +235,4 @@ def _overlap(a: Box, b: Box) -> float:
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(width, 0.0) * max(height, 0.0)
     either = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
-    return both / either if either > 0 else 0.0
+    return round(both / either, _DECIMALS) if either > 0 else 0.0

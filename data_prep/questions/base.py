@@ -115,7 +115,7 @@ class Balance:
     oftener than the other. Letters of multiple choice take turns.
     """
 
-    slack: int = 2
+    slack: int = 1
     wins: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     letters: Counter[tuple[str, int, str]] = field(default_factory=Counter)
 

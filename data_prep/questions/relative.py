@@ -106,9 +106,12 @@ RELATIONS: Mapping[str, Relation] = {
             "turned",
             HEADING,
             relations.turned_left,
+            # the mirror image of a question must be a question of the kind, too
             phrasings(
                 "Relative to the heading of the {b}, is the {a} turned to the left or to the right?",
                 "To face the way of the {a}, would the {b} have to turn to its own left or to its own right?",
+                "Relative to the heading of the {b}, is the {a} turned to the right or to the left?",
+                "To face the way of the {a}, would the {b} have to turn to its own right or to its own left?",
             ),
             ("To the left.", "To the right."),
             turns=True,
