@@ -43,11 +43,11 @@ _SIDED = (
     "{The} {facing}.",
     "{The} {facing} and is seen {height}.",
     "{The} {facing}, so that its {side} is seen, {height}.",
-    "The camera looks at {the} from its {side}, {height}.",
+    "{The} is photographed from its {side}, {height}.",
     "Seen from its {side}, {the} {facing}.",
 )
 _FACING = ("{The} {facing}.",)
-_HEIGHT = ("{The} is seen {height}.", "The camera looks at {the} {height}.")
+_HEIGHT = ("{The} is seen {height}.", "{The} is photographed {height}.")
 _UPRIGHT = ("{The} stands upright.", "{The} is upright in the picture.")
 _TILTED = ("{The} is {tilt}.", "In the picture {the} is {tilt}.")
 _HIDDEN = ("{The} is only partly visible.", "Part of {the} is hidden or cut off.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from llava_pose.records import Pose
 HEADING, HEIGHT, TILT, DISTANCE = "heading", "height", "tilt", "distance"
 ALL_ASPECTS = frozenset((HEADING, HEIGHT, TILT, DISTANCE))
 
-_FRONT, _UP = np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0])
+_POSES_AT_HAND = 256  # whose axes and angles are kept, since each is asked for many times in a row
 _DECIMALS = 9  # of what is compared with an edge, so that a pose and its mirror image fall on the same side of it
 POLAR = 70.0  # degrees of elevation: nearer to the pole, sides and tilt mean little
 
@@ -35,21 +35,32 @@ POLAR = 70.0  # degrees of elevation: nearer to the pole, sides and tilt mean li
 # Directions and angles
 
 
+@functools.lru_cache(_POSES_AT_HAND)
+def axes_of(pose: Pose) -> np.ndarray:
+    """(3, 3) rotation, world to camera; read only."""
+    rotation = rotation_matrix(*pose.angles)
+    rotation.flags.writeable = False
+    return rotation
+
+
 def front_of(pose: Pose) -> np.ndarray:
     """(3,) where the front points, camera frame."""
-    return rotation_matrix(*pose.angles) @ _FRONT
+    return -axes_of(pose)[:, 1]
 
 
 def up_of(pose: Pose) -> np.ndarray:
     """(3,) where the object's up points, camera frame."""
-    return rotation_matrix(*pose.angles) @ _UP
+    return axes_of(pose)[:, 2]
 
 
-def angle_between(a: np.ndarray, b: np.ndarray) -> float:
+def angle_between(a: Iterable[float], b: Iterable[float]) -> float:
     """Degrees between two directions."""
-    return round(math.degrees(math.atan2(float(np.linalg.norm(np.cross(a, b))), float(a @ b))), _DECIMALS)
+    (ax, ay, az), (bx, by, bz) = a, b
+    across = math.hypot(ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
+    return round(math.degrees(math.atan2(across, ax * bx + ay * by + az * bz)), _DECIMALS)
 
 
+@functools.lru_cache(_POSES_AT_HAND)
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth, elevation and theta in degrees."""
     azimuth, elevation, theta = (round(math.degrees(float(x)), _DECIMALS) for x in canonicalize(*pose.angles))
@@ -110,7 +121,7 @@ def between(value: float, no: float, yes: float) -> bool | None:
 
 
 def _faces(direction: tuple[float, float, float], no: float, yes: float) -> Callable[[Pose], bool | None]:
-    return lambda pose: between(angle_between(front_of(pose), np.array(direction)), no, yes)
+    return lambda pose: between(angle_between(front_of(pose), direction), no, yes)
 
 
 def _sees(side: tuple[float, float, float]) -> Callable[[Pose], bool | None]:
@@ -119,7 +130,7 @@ def _sees(side: tuple[float, float, float]) -> Callable[[Pose], bool | None]:
     def truth(pose: Pose) -> bool | None:
         if abs(angles_in_degrees(pose)[1]) > POLAR:
             return None
-        return between(float(rotation_matrix(*pose.angles)[2] @ np.array(side)), 0.0, 0.35)
+        return between(float(axes_of(pose)[2] @ np.array(side)), 0.0, 0.35)
 
     return truth
 
@@ -199,15 +210,15 @@ PREDICATES: Mapping[str, Predicate] = {
         ),
         Predicate(
             "shows left",
-            "Is the own left side of the {ref} turned to the camera?",
-            "its own left side is turned to the camera",
+            "Does the {ref} turn its own left side to the camera?",
+            "it turns its own left side to the camera",
             truth=_sees((1, 0, 0)),
             **ASKS_SIDE,
         ),
         Predicate(
             "shows right",
-            "Is the own right side of the {ref} turned to the camera?",
-            "its own right side is turned to the camera",
+            "Does the {ref} turn its own right side to the camera?",
+            "it turns its own right side to the camera",
             truth=_sees((-1, 0, 0)),
             **ASKS_SIDE,
         ),

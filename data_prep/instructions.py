@@ -14,6 +14,7 @@ import math
 import os
 import random
 from bisect import bisect
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -201,6 +202,9 @@ class SampleWriter:
         self.kinds: dict[str, Kind] = make_kinds(captions)
         self.drawn: list[str] = []  # the kinds that were drawn for the latest object
         self._balance = Balance()
+        self._angles: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        for record in sorted(records, key=lambda record: record.id):
+            self._angles[category_of(record).name].append(record.pose.angles)
         self._pool = tuple(sorted({object_words(category_of(record))["an_object"] for record in records}))
         if any(self.kinds[kind].balanced for kind in config.kinds):
             # neighbours in the file are alike: balance would have to leave out more of them
@@ -215,7 +219,7 @@ class SampleWriter:
         applicable = [kind for kind in self.config.kinds if self.kinds[kind].applies(scene, record)]
         ranks = {name: (kind.rank, index) for index, (name, kind) in enumerate(self.kinds.items())}
         self.drawn = sorted(draw_kinds(self.config, rng, applicable), key=ranks.__getitem__)
-        asking = Asking(scene, record, rng, self._balance, self.config.phrasings, self._pool)
+        asking = Asking(scene, record, rng, self._balance, self.config.phrasings, self._pool, self._angles)
         turns = [turn for kind in self.drawn if (turn := self.kinds[kind].ask(asking)) is not None]
         return deal(turns, self.config.turns_per_conversation)
 

@@ -16,7 +16,7 @@ from llava_pose.records import Pose
 
 def faces_camera_more(a: Pose, b: Pose) -> bool | None:
     """Whether the first one's front is turned more to the camera; None within 25 degrees."""
-    towards = np.array([0.0, 0.0, 1.0])
+    towards = (0.0, 0.0, 1.0)
     return between(angle_between(front_of(b), towards) - angle_between(front_of(a), towards), -25, 25)
 
 

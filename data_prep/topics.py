@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from data_prep.captions import PICTURE_DIRECTIONS, SIDES, describe_viewpoint
 from data_prep.facts import (
     ASKS_FRONT,
@@ -84,14 +82,14 @@ def _wrong_sides(pose: Pose) -> tuple[str, ...]:
 def _heading(pose: Pose) -> str | None:
     """The words of the pose where they are nearer by far than any others."""
     front = front_of(pose)
-    angles = sorted((angle_between(front, np.array(direction)), words) for words, direction in HEADINGS.items())
+    angles = sorted((angle_between(front, direction), words) for words, direction in HEADINGS.items())
     (nearest, words), (second, _) = angles[:2]
     return words if second - nearest >= 12 and words == describe_viewpoint(pose).facing else None
 
 
 def _wrong_headings(pose: Pose) -> tuple[str, ...]:
     front = front_of(pose)
-    return tuple(words for words, direction in HEADINGS.items() if angle_between(front, np.array(direction)) > 65)
+    return tuple(words for words, direction in HEADINGS.items() if angle_between(front, direction) > 65)
 
 
 def _height(pose: Pose) -> str | None:

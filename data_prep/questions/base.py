@@ -145,6 +145,7 @@ class Asking:
     Attributes:
         phrasings: how many phrasings of a kind are in use, from the first on; 0 is all.
         pool: what the categories of the data set are called, with their articles, in order.
+        angles: canonical name of a category -> (azimuth, elevation, theta) of its objects, radians.
     """
 
     scene: Scene
@@ -153,6 +154,7 @@ class Asking:
     balance: Balance
     phrasings: int = 0
     pool: tuple[str, ...] = ()
+    angles: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
     _decks: dict[tuple[Phrasing, ...], Iterator[Phrasing]] = field(default_factory=dict)
 
     def choose(self, choices: tuple[Phrasing, ...]) -> Phrasing:

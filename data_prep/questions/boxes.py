@@ -37,7 +37,7 @@ class BoxKind:
         "What is the pose of the {object} in the box {box}?",
         "The box {box} holds one {object}. How is it turned?",
         "Estimate the 6D pose of the {object} inside {box}.",
-        "Look at the region {box}. Which way does the {object} there face?",
+        "Look at the region {box}. What is the 6D pose of the {object} there?",
         "In {box} one {object} is seen. Give its viewpoint.",
     )
     answer = "The {object} in the box is at {pose}."

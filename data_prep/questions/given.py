@@ -62,7 +62,7 @@ class VerifyKind:
 
     def ask(self, asking: Asking) -> Turn | None:
         record = asking.record
-        wrong = self._wrong_pose(record, asking.rng)
+        wrong = self._wrong_pose(asking)
         right = wrong is None or asking.rng.random() < 0.5
         outcome, other = ("yes", "no") if right else ("no", "yes")
         if not asking.balance.allows(self.name, outcome, other):
@@ -84,15 +84,18 @@ class VerifyKind:
         )
 
     @staticmethod
-    def _wrong_pose(record: ObjectRecord, rng: random.Random) -> Pose | None:
-        for _ in range(20):
-            pose = replace(
-                record.pose,
-                azimuth=rng.uniform(0, 2 * math.pi),
-                elevation=math.radians(rng.uniform(-30, 60)),
-                theta=math.radians(rng.uniform(-20, 20)),
-            )
-            if rotation_error(pose, record.pose, category_of(record)) >= _WRONG_FROM:
+    def _wrong_pose(asking: Asking) -> Pose | None:
+        """The angles of another object of the category, if there is one turned otherwise: a wrong pose must not be told from
+        a true one by being an unlikely one. Else the true angles, turned about the vertical."""
+        record, rng = asking.record, asking.rng
+        category = category_of(record)
+        true = record.pose
+        others = asking.angles.get(category.name, ())
+        tries = [rng.choice(others) for _ in range(20) if others]
+        tries += [(true.azimuth + rng.uniform(_WRONG_FROM, math.pi), true.elevation, true.theta) for _ in range(3)]
+        for azimuth, elevation, theta in tries:
+            pose = replace(true, azimuth=azimuth, elevation=elevation, theta=theta)
+            if rotation_error(pose, true, category) >= _WRONG_FROM:
                 return pose
         return None
 
