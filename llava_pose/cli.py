@@ -18,7 +18,9 @@ COMMANDS = {
         "data_prep.inspect_data",
         "what any stage's output holds: statistics, samples, differences, CAD sheets",
     ),
+    "caption": ("data_prep.caption", "a caption for each picture, with <pose6D> after each object that it names"),
     "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
+    "validate": ("data_prep.validate", "work every answer of a train.json out again from the records"),
     "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
     "train": (
         "llava_pose.training",
