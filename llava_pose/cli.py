@@ -9,11 +9,18 @@ from importlib import import_module
 COMMANDS = {
     "render": (
         "data_prep.render.generate",
-        "make training pictures from parametric objects, in ImageNet3D's raw layout",
+        "make training pictures of parametric objects and mesh files, in ImageNet3D's raw layout",
     ),
+    "align": ("data_prep.align", "CAD models and annotations of a raw dataset into one frame"),
     "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
     "export": ("data_prep.export", "prepared data to the processed layout that ImageNet3D's loaders read"),
+    "inspect": (
+        "data_prep.inspect_data",
+        "what any stage's output holds: statistics, samples, differences, CAD sheets",
+    ),
+    "caption": ("data_prep.caption", "a caption for each picture, with <pose6D> after each object that it names"),
     "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
+    "validate": ("data_prep.validate", "work every answer of a train.json out again from the records"),
     "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
     "train": (
         "llava_pose.training",

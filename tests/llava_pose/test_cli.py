@@ -22,6 +22,7 @@ STOPPED = "stopped; run the same command again to go on"
 REQUIRED = {  # what argparse asks for first
     "prepare": ["--data-root", "d", "--out", "p"],
     "export": ["--data", "d", "--out", "p"],
+    "align": ["--data-root", "d", "--out", "a"],
     "assemble": ["--out", "b"],
 }
 CHECKS = {"chat": ["--max-new-tokens", "0"], "demo": ["--port", "0"]}
