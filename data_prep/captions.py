@@ -25,7 +25,7 @@ from llava_pose.records import Pose
 SIDES = ("front", "front-left", "left", "rear-left", "rear", "rear-right", "right", "front-right")
 
 # Sectors of 45 degrees in the picture, counter-clockwise from the right.
-_PICTURE_DIRECTIONS = (
+PICTURE_DIRECTIONS = (
     "faces the viewer's right",
     "points up and to the viewer's right",
     "points up in the picture",
@@ -41,6 +41,7 @@ _HIGH = math.radians(40)
 _POLAR = math.radians(75)  # nearer to the pole, no side of the object is seen, and tilt means nothing
 _TILTED = math.radians(10)
 _UPSIDE_DOWN = math.radians(135)
+_DECIMALS = 9  # of what is compared with an edge, so that a pose and its mirror image fall on the same side of it
 _FRONTAL = math.radians(35)  # the front points at the camera, or away from it, within this angle
 
 # The pose stands before the words that tell it: in the other order, it could be read from the caption's own words,
@@ -91,7 +92,7 @@ def describe_viewpoint(pose: Pose) -> Viewpoint:
         raise ValueError(f"a pose without finite angles has no words: {pose}")
     azimuth, elevation, theta = (float(angle) for angle in canonicalize(*pose.angles))
     polar = abs(elevation) > _POLAR
-    side = None if polar else SIDES[round(azimuth / (math.pi / 4)) % len(SIDES)]
+    side = None if polar else SIDES[_sector(azimuth)]
     return Viewpoint(side, _height(elevation), _facing(pose), "" if polar else _tilt(theta))
 
 
@@ -109,9 +110,14 @@ def _height(elevation: float) -> str:
 def _facing(pose: Pose) -> str:
     # the object's front (0, -1, 0) in the camera frame: x to the viewer's right, y up, z towards the viewer
     right, up, towards = (float(-x) for x in rotation_matrix(*pose.angles)[:, 1])
-    if abs(towards) > math.cos(_FRONTAL):
+    if round(abs(towards) - math.cos(_FRONTAL), _DECIMALS) > 0:
         return "faces the camera" if towards > 0 else "faces away from the camera"
-    return _PICTURE_DIRECTIONS[round(math.atan2(up, right) / (math.pi / 4)) % len(_PICTURE_DIRECTIONS)]
+    return PICTURE_DIRECTIONS[_sector(math.atan2(up, right))]
+
+
+def _sector(angle: float) -> int:
+    """Which eighth of a turn, the first centred on 0. An angle on an edge goes to the even one, as its mirror image does."""
+    return round(round(angle / (math.pi / 4), _DECIMALS)) % 8
 
 
 def _tilt(theta: float) -> str:
@@ -131,14 +137,19 @@ def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
     Args:
         rng: draws the phrasing.
     """
-    words = describe_viewpoint(pose)
     sides_differ = category.symmetry[2] != "continuous"
+    return rng.choice(CAPTIONS if sides_differ else SIDELESS_CAPTIONS).format(**caption_words(pose, category))
+
+
+def caption_words(pose: Pose, category: Category) -> dict[str, str]:
+    """What fills the slots of ``CAPTIONS`` and ``SIDELESS_CAPTIONS``."""
+    words = describe_viewpoint(pose)
     an_object = object_words(category)["an_object"]
-    return rng.choice(CAPTIONS if sides_differ else SIDELESS_CAPTIONS).format(
-        an_object=an_object,
-        An_object=an_object[:1].upper() + an_object[1:],
-        pose=POSE_TOKEN,
-        seen=words.seen if sides_differ else f"seen {words.height}",
-        facing=words.facing,
-        tilt=f", {words.tilt}" if words.tilt else "",
-    )
+    return {
+        "an_object": an_object,
+        "An_object": an_object[:1].upper() + an_object[1:],
+        "pose": POSE_TOKEN,
+        "seen": words.seen if category.symmetry[2] != "continuous" else f"seen {words.height}",
+        "facing": words.facing,
+        "tilt": f", {words.tilt}" if words.tilt else "",
+    }

@@ -1,52 +1,49 @@
 """Prepared records -> LLaVA-format conversations with `<image>` and `<pose6D>`: ``llava-pose instruct``.
 
-Three kinds of questions: the pose of an object whose category is given (``pose``), category and pose together
-(``joint``), and a caption with its pose (``caption``). What is asked of an object depends on the seed and on the
-record's id only, so that the order of the records, or a record more or less, changes nothing for the others.
+What is asked of an object depends on the seed and on the record's id only, so that the order of the records, or a record
+more or less, changes nothing for the others. Kinds with balanced answers also depend on what was answered elsewhere; the
+objects then take turns in an order that is drawn by the seed, which is that of the conversations in the file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
 import random
 from bisect import bisect
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.captions import offline_caption
-from llava_pose import categories
-from llava_pose.config import atomic_file, command, require, require_folder
-from llava_pose.conversation import (
-    CAPTION_QUESTIONS,
-    IMAGE_TOKEN,
-    JOINT_ANSWER,
-    JOINT_QUESTIONS,
-    POSE_ANSWER,
-    POSE_QUESTIONS,
-    POSE_TOKEN,
-    object_words,
-)
+from data_prep.caption_lines import CaptionLine, read_captions
+from data_prep.instruct_report import InstructReport, report_path
+from data_prep.questions.base import Asking, Balance, Kind, Told, Turn
+from data_prep.questions.kinds import KIND_NAMES, make_kinds
+from data_prep.rederive import rederive
+from data_prep.scenes import Scene, category_of, make_scenes
+from llava_pose.config import atomic_file, command, require, require_folder, write_json
+from llava_pose.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 
 logger = logging.getLogger(__name__)
 
-# In the order in which a conversation asks them, since no question may come after an answer that tells it: "joint" is
-# asked before the category is named, and captions, whose words tell the viewpoint, come last.
+# The kinds of the default, in the order in which a conversation asks them, since no question may come after an answer that
+# tells it: "joint" is asked before the category is named, and captions, whose words tell the viewpoint, come last.
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "joint": JOINT_QUESTIONS,
     "pose": POSE_QUESTIONS,
     "caption": CAPTION_QUESTIONS,
 }
+ALL_KINDS = "all"
 
 
 @dataclass
@@ -58,10 +55,14 @@ class InstructConfig:
     split: str = field(default="train", metadata={"help": "which split of the prepared folder"})
     kinds: list[str] = field(
         default_factory=lambda: ["pose", "joint", "caption"],
-        metadata={"help": "which questions are asked: pose (category given), joint (category and pose), caption"},
+        metadata={"help": f"which questions are asked: {', '.join(KIND_NAMES)}, or all (docs/DATA.md)"},
     )
     weights: list[float] = field(
-        default_factory=lambda: [1.0, 1.0, 1.0], metadata={"help": "how often each of the kinds is asked, relatively"}
+        default_factory=list,
+        metadata={"help": "how often each of the kinds is asked, relatively; all alike if not given"},
+    )
+    captions: str | None = field(
+        default=None, metadata={"help": "captions.jsonl of llava-pose caption, for the kind caption"}
     )
     questions_per_object: int = field(default=3, metadata={"help": "questions about each object"})
     turns_per_conversation: int = field(
@@ -74,11 +75,14 @@ class InstructConfig:
     seed: int = field(default=0, metadata={"help": "draws kinds and phrasings, for each record by its own id"})
 
     def __post_init__(self) -> None:
+        if self.kinds == [ALL_KINDS]:
+            self.kinds = list(KIND_NAMES)
         for kind in self.kinds:
-            if kind not in QUESTIONS:
-                raise InputError(f"--kinds: there is no kind {kind!r}; choose from {', '.join(QUESTIONS)}")
+            if kind not in KIND_NAMES:
+                raise InputError(f"--kinds: there is no kind {kind!r}; choose from {', '.join(KIND_NAMES)}, or all")
         if not self.kinds or len(set(self.kinds)) != len(self.kinds):
             raise InputError(f"--kinds: name each kind once, not {self.kinds}")
+        self.weights = self.weights or [1.0] * len(self.kinds)
         if len(self.weights) != len(self.kinds):
             raise InputError(f"--weights: give one for each of the {len(self.kinds)} kinds, not {len(self.weights)}")
         if not all(math.isfinite(w) and w >= 0 for w in self.weights) or sum(self.weights) == 0:
@@ -86,30 +90,28 @@ class InstructConfig:
         for name, least in (("questions_per_object", 1), ("turns_per_conversation", 1), ("phrasings", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}: must be at least {least}, not {getattr(self, name)}")
+        if self.captions is not None and "caption" not in self.kinds:
+            raise InputError("--captions: they are for the kind caption, which --kinds does not name")
 
 
 @dataclass(frozen=True)
 class InstructResult:
-    """The file, its conversations, and how many questions of each kind they hold."""
+    """The file, the report beside it, its conversations, and how many questions of each kind they hold."""
 
     path: Path
+    report: Path
     conversations: int
     questions: dict[str, int]
 
 
-class Turn(NamedTuple):
-    """One question and its answer, which holds one `<pose6D>`."""
-
-    kind: str
-    question: str
-    answer: str
-
-
 def instruct(config: InstructConfig) -> InstructResult:
-    """Write the conversations for one split as a JSON array, whole or not at all.
+    """Write the conversations for one split as a JSON array, whole or not at all, and a report of them beside it.
+
+    Every conversation is held against the records again (``data_prep.rederive``) before it is written.
 
     Raises:
         InputError: the prepared folder, a record or its image is missing or unusable, or ``out`` cannot be written.
+        Mismatch: a conversation that was made is not true of its records; a fault of this program.
     """
     require(config.data, "--data")
     require(config.out, "--out")
@@ -120,25 +122,29 @@ def instruct(config: InstructConfig) -> InstructResult:
     records = read_records(prepared, config.split)
     if not records:
         raise InputError(f"{prepared / config.split / METADATA_FILE}: there is no record in it; run llava-pose prepare")
+    captions = None if config.captions is None else captions_of_split(config.captions, config.split)
 
-    questions: Counter[str] = Counter()
-    conversations = 0
+    writer = SampleWriter(config, records, captions)
+    report = InstructReport(config.kinds)
 
     def counted() -> Iterator[dict[str, Any]]:
-        nonlocal conversations
-        for record in tqdm(records, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
+        for record in tqdm(writer.order, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
             _require_usable(record, prepared / config.split)
-            for sample in make_samples(record, config):
-                conversations += 1
-                questions.update(sample["kinds"])
+            hands = writer.hands(record)
+            report.add_object(record, writer.drawn, hands)
+            for sample in writer.samples(record, hands):
+                rederive(sample, record, writer.scenes[record.id], config.split, writer.kinds)
+                report.add_sample(sample)
                 yield sample
 
     write_json_array(out, counted())
-    result = InstructResult(out, conversations, {kind: questions[kind] for kind in config.kinds})
+    summary = report.summary()
+    write_json(report_path(out), summary)
+    result = InstructResult(out, report_path(out), summary["conversations"], summary["questions"])
     logger.info(
         "%d conversations about %d objects (%s) are in %s; next: "
         "python train.py --model BASE --data %s --train_json %s --output_dir OUT",
-        conversations,
+        result.conversations,
         len(records),
         ", ".join(f"{count} {kind}" for kind, count in result.questions.items()),
         out,
@@ -146,6 +152,21 @@ def instruct(config: InstructConfig) -> InstructResult:
         out,
     )
     return result
+
+
+def captions_of_split(path: str, split: str) -> dict[str, CaptionLine]:
+    """Picture, relative to its split -> its line of captions.jsonl.
+
+    Raises:
+        InputError: the file cannot be read, or holds no line of the split.
+    """
+    prefix = f"{split}/"
+    lines = {
+        image.removeprefix(prefix): line for image, line in read_captions(path).items() if image.startswith(prefix)
+    }
+    if not lines:
+        raise InputError(f"{path}: no caption of the split {split!r}; make it with llava-pose caption --split {split}")
+    return lines
 
 
 def _require_usable(record: ObjectRecord, folder: Path) -> None:
@@ -159,62 +180,109 @@ def _require_usable(record: ObjectRecord, folder: Path) -> None:
 
 
 def make_samples(record: ObjectRecord, config: InstructConfig) -> list[dict[str, Any]]:
-    """The training samples for one object: ``questions_per_object`` questions in as few conversations as allowed.
+    """The training samples for one object that is alone in its picture; see :class:`SampleWriter`."""
+    writer = SampleWriter(config, [record], None)
+    return writer.samples(record, writer.hands(record))
+
+
+class SampleWriter:
+    """Makes the samples of a data set, object by object, in the order of ``order``.
 
     Each sample is LLaVA's {"id", "image" (relative to the prepared folder), "conversations"} with "poses" (one for each
     `<pose6D>`, in their order), "category", "record" (the record's id), "width", "height" (pixels), "viewport" (pixels
-    for a tangent of 1: the focal length is in it), "flippable" (whether ``geometry.flip_pose`` gives the pose in the
+    for a tangent of 1: the focal length is in it), "flippable" (whether ``geometry.flip_pose`` gives the poses in the
     mirrored image; the words then need ``conversation.mirror_sides``), "kind" (of the first question) and "kinds" (of all).
     """
-    rng = random.Random(f"{config.seed}:{record.id}")
-    kinds = sorted(draw_kinds(config, rng), key=list(QUESTIONS).index)
-    turns = make_turns(record, kinds, config.phrasings, rng)
-    conversations = math.ceil(len(turns) / config.turns_per_conversation)
-    # dealt out like cards, so that the kinds mix within a conversation and keep their order
-    image = f"{config.split}/{record.file_name}"
-    return [_make_sample(record, image, turns[i::conversations], i) for i in range(conversations)]
+
+    def __init__(
+        self, config: InstructConfig, records: Sequence[ObjectRecord], captions: Mapping[str, CaptionLine] | None
+    ) -> None:
+        self.config = config
+        self.scenes: dict[str, Scene] = make_scenes(records)
+        self.kinds: dict[str, Kind] = make_kinds(captions)
+        self.drawn: list[str] = []  # the kinds that were drawn for the latest object
+        self._balance = Balance()
+        self._angles: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+        for record in sorted(records, key=lambda record: record.id):
+            self._angles[category_of(record).name].append(record.pose.angles)
+        self._pool = tuple(sorted({object_words(category_of(record))["an_object"] for record in records}))
+        if any(self.kinds[kind].balanced for kind in config.kinds):
+            # neighbours in the file are alike: balance would have to leave out more of them
+            self.order = sorted(records, key=lambda record: _hash(config.seed, record.id))
+        else:
+            self.order = list(records)
+
+    def hands(self, record: ObjectRecord) -> list[list[Turn]]:
+        """The questions about one object, dealt over conversations."""
+        scene = self.scenes[record.id]
+        rng = random.Random(f"{self.config.seed}:{record.id}")
+        applicable = [kind for kind in self.config.kinds if self.kinds[kind].applies(scene, record)]
+        ranks = {name: (kind.rank, index) for index, (name, kind) in enumerate(self.kinds.items())}
+        self.drawn = sorted(draw_kinds(self.config, rng, applicable), key=ranks.__getitem__)
+        asking = Asking(scene, record, rng, self._balance, self.config.phrasings, self._pool, self._angles)
+        turns = [turn for kind in self.drawn if (turn := self.kinds[kind].ask(asking)) is not None]
+        return deal(turns, self.config.turns_per_conversation)
+
+    def samples(self, record: ObjectRecord, hands: Sequence[Sequence[Turn]]) -> list[dict[str, Any]]:
+        image = f"{self.config.split}/{record.file_name}"
+        return [_make_sample(record, image, hand, index) for index, hand in enumerate(hands)]
 
 
-def draw_kinds(config: InstructConfig, rng: random.Random) -> list[str]:
+def _hash(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+
+def draw_kinds(config: InstructConfig, rng: random.Random, applicable: Iterable[str] | None = None) -> list[str]:
     """One kind for each question of an object, by systematic sampling: every object's counts are within one of what the
-    weights ask for, and right on average."""
-    edges = list(accumulate(config.weights))
+    weights ask for, and right on average.
+
+    Args:
+        applicable: those of the config's kinds that can be asked of the object; all by default.
+    """
+    can_be_asked = set(config.kinds if applicable is None else applicable)
+    weights = [w if kind in can_be_asked else 0.0 for kind, w in zip(config.kinds, config.weights, strict=True)]
+    edges = list(accumulate(weights))
+    if edges[-1] <= 0:
+        return []
     offset = rng.random()
     points = [(i + offset) / config.questions_per_object * edges[-1] for i in range(config.questions_per_object)]
     return [config.kinds[bisect(edges, point, hi=len(edges) - 1)] for point in points]
 
 
-def make_turns(record: ObjectRecord, kinds: Iterable[str], phrasings: int, rng: random.Random) -> list[Turn]:
-    """A question and answer for each of ``kinds``; a phrasing comes again only after all the others of its kind.
+def deal(turns: Sequence[Turn], most: int) -> list[list[Turn]]:
+    """Turns, in the order in which they may be asked, dealt like cards over as few conversations as allowed: kinds mix
+    within a conversation and keep their order. A turn that asks what an earlier one of its conversation has told goes
+    to a conversation of its own, or to one that has not told it.
 
     Args:
-        phrasings: how many phrasings of a kind are in use, from the first on; 0 is all.
+        most: turns a conversation.
     """
-    category = _category(record)
-    words = object_words(category)
-    decks = {kind: _shuffled_forever(QUESTIONS[kind][: phrasings or None], rng) for kind in QUESTIONS}
-    turns = []
-    for kind in kinds:
-        question = next(decks[kind]).format(**words)
-        if kind == "caption":
-            answer = offline_caption(record.pose, category, rng)
-        else:
-            answer = (POSE_ANSWER if kind == "pose" else JOINT_ANSWER).format(pose=POSE_TOKEN, **words)
-        turns.append(Turn(kind, question, answer))
-    return turns
+    conversations = math.ceil(len(turns) / most)
+    hands: list[list[Turn]] = []
+    spilled: list[Turn] = []
+    for index in range(conversations):
+        hand: list[Turn] = []
+        for turn in turns[index::conversations]:
+            (spilled if _is_told(turn, hand) else hand).append(turn)
+        hands.append(hand)
+    for turn in spilled:
+        room = (hand for hand in hands[conversations:] if len(hand) < most and not _is_told(turn, hand))
+        hand = next(room, None)
+        if hand is None:
+            hand = []
+            hands.append(hand)
+        hand.append(turn)
+    return hands
 
 
-def _category(record: ObjectRecord) -> categories.Category:
-    # which categories of the user's own are welcome was settled when the records were made
-    return categories.get(record.category, allow_custom=True, source=record.id)
+def _is_told(turn: Turn, before: Iterable[Turn]) -> bool:
+    told: set[Told] = set()
+    for earlier in before:
+        told |= earlier.tells
+    return bool(turn.asks & told)
 
 
-def _shuffled_forever(phrasings: tuple[str, ...], rng: random.Random) -> Iterator[str]:
-    while True:
-        yield from rng.sample(phrasings, len(phrasings))
-
-
-def _make_sample(record: ObjectRecord, image: str, turns: list[Turn], index: int) -> dict[str, Any]:
+def _make_sample(record: ObjectRecord, image: str, turns: Sequence[Turn], index: int) -> dict[str, Any]:
     conversation = []
     for turn in turns:
         conversation.append({"from": "human", "value": turn.question})
@@ -224,14 +292,13 @@ def _make_sample(record: ObjectRecord, image: str, turns: list[Turn], index: int
         "id": f"{record.id}/{index}",
         "image": image,
         "conversations": conversation,
-        "poses": [record.pose.to_dict() for _ in turns],
+        "poses": [pose.to_dict() for turn in turns for pose in turn.poses],
         "category": record.category,
         "record": record.id,
         "width": record.width,
         "height": record.height,
         "viewport": record.viewport * record.focal,
-        # the dataset flips about x = 0 alone; a cup, mirrored about y = 0, comes out turned by half a turn
-        "flippable": _category(record).mirror_axis == "x",
+        "flippable": all(turn.mirrors for turn in turns),
         "kind": turns[0].kind,
         "kinds": [turn.kind for turn in turns],
     }

@@ -54,6 +54,8 @@ CAPTION_QUESTIONS = (
 
 _OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
 _SIDE = re.compile(rf"\b({'|'.join(_OTHER_SIDE)})\b")
+# [x1, y1, x2, y2], shares of the picture's width and height with two decimals, as data_prep.scenes writes them
+_BOX = re.compile(r"\[([01])\.(\d\d), ([01]\.\d\d), ([01])\.(\d\d), ([01]\.\d\d)\]")
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -95,11 +97,21 @@ def describe_pose(pose: Pose) -> str:
 
 
 def mirror_sides(text: str) -> str:
-    """The text for the horizontally flipped image: left and right swapped, whole words only ("upright" stays).
+    """The text for the horizontally flipped image: left and right swapped, whole words only ("upright" stays), and boxes
+    mirrored ("[0.10, 0.20, 0.30, 0.40]" is "[0.70, 0.20, 0.90, 0.40]").
 
     True of both the viewer's sides and the object's own, since a flip maps azimuth to -azimuth (docs/POSE.md).
     """
-    return _SIDE.sub(lambda match: _OTHER_SIDE[match.group()], text)
+    return _BOX.sub(_mirror_box, _SIDE.sub(lambda match: _OTHER_SIDE[match.group()], text))
+
+
+def _mirror_box(match: re.Match[str]) -> str:
+    whole_1, cents_1, y1, whole_2, cents_2, y2 = match.groups()
+    x1, x2 = int(whole_1 + cents_1), int(whole_2 + cents_2)
+    if max(x1, x2) > 100:  # beyond the picture: not a box of shares
+        return match.group()
+    x1, x2 = 100 - x2, 100 - x1
+    return f"[{x1 // 100}.{x1 % 100:02}, {y1}, {x2 // 100}.{x2 % 100:02}, {y2}]"
 
 
 def interleave_poses(text: str, poses: Sequence[Pose]) -> str:

@@ -218,7 +218,7 @@ def test_the_array_is_written_whole_or_not_at_all(prepared):
     ):
         run(prepared)
     assert out.read_bytes() == before
-    assert sorted(os.listdir(prepared.parent)) == ["prepared", "train.json"]
+    assert sorted(os.listdir(prepared.parent)) == ["prepared", "train.json", "train_report.json"]
 
 
 def test_one_sample_a_line(prepared):
@@ -280,7 +280,8 @@ def test_the_command(prepared, capsys, caplog):
         ({"kinds": ["pose", "colour"]}, "no kind 'colour'; choose from joint, pose, caption"),
         ({"kinds": ["pose", "pose"]}, "name each kind once"),
         ({"kinds": []}, "name each kind once"),
-        ({"kinds": ["pose"]}, "--weights: give one for each of the 1 kinds, not 3"),
+        ({"kinds": ["pose"], "weights": [1.0, 2.0]}, "--weights: give one for each of the 1 kinds, not 2"),
+        ({"captions": "x.jsonl", "kinds": ["pose"]}, "--captions: they are for the kind caption"),
         ({"weights": [0.0, 0.0, 0.0]}, "nor all 0"),
         ({"weights": [1.0, -1.0, 1.0]}, "must not be negative"),
         ({"weights": [1.0, float("nan"), 1.0]}, "must not be negative"),

@@ -1,0 +1,212 @@
+"""Questions about one object whose answer is its category, its pose or both: joint, listed, described, pose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from data_prep.questions.base import (
+    CATEGORY,
+    LETTERS,
+    Asking,
+    Checked,
+    Turn,
+    expect,
+    expect_answer,
+    expect_poses,
+    listing,
+    phrasings,
+    readings,
+    resolve_all,
+    split_listing,
+    told,
+)
+from data_prep.scenes import Scene, category_of, noun
+from llava_pose import categories
+from llava_pose.conversation import (
+    JOINT_ANSWER,
+    JOINT_QUESTIONS,
+    POSE_ANSWER,
+    POSE_QUESTIONS,
+    POSE_TOKEN,
+    mirror_sides,
+    object_words,
+)
+from llava_pose.records import ObjectRecord, Pose
+
+_LIST_LENGTHS = (3, 4, 5, 6, 8)
+_SIDE_WORDS = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def joint_answer(record: ObjectRecord) -> str:
+    return JOINT_ANSWER.format(pose=POSE_TOKEN, **object_words(category_of(record)))
+
+
+def draw_options(kind: str, asking: Asking, record: ObjectRecord) -> tuple[list[str], str]:
+    """A closed list of categories with the right one among them, each place as often as any other.
+
+    Half of the others come from the data set, since a name that is never right could be passed over unread.
+
+    Returns:
+        The names with their articles, and the letter of the right one's place.
+    """
+    right = object_words(category_of(record))["an_object"]
+    length = asking.rng.choice(_LIST_LENGTHS)
+    near = [name for name in asking.pool if name != right]
+    others = asking.rng.sample(near, min(len(near), (length - 1 + 1) // 2))
+    far = [c.indefinite for c in categories.all_categories() if c.indefinite not in {right, *others}]
+    others += asking.rng.sample(far, length - 1 - len(others))
+    asking.rng.shuffle(others)
+    letter = asking.balance.next_letter(kind, length, asking.rng)
+    place = LETTERS.index(letter)
+    return [*others[:place], right, *others[place:]], letter
+
+
+def expect_options(text: str, record: ObjectRecord) -> None:
+    """A closed list holds the right category, and nothing twice.
+
+    Raises:
+        Mismatch
+    """
+    options = split_listing(text, "or", "an? ")
+    right = object_words(category_of(record))["an_object"]
+    expect(len(set(options)) == len(options), f"an option stands twice: {text}")
+    expect(right in options, f"{right!r} is not among the options: {text}")
+
+
+class JointKind:
+    """What is it, and what is its pose? Of pictures that are about one object."""
+
+    name, balanced, rank = "joint", False, 0
+    questions = phrasings(*JOINT_QUESTIONS)
+
+    def applies(self, scene: Scene, record: ObjectRecord) -> bool:
+        return len(scene.owners) == 1
+
+    def ask(self, asking: Asking) -> Turn:
+        record = asking.record
+        question = asking.choose(self.questions).write()
+        return Turn(
+            self.name, question, joint_answer(record), (record.pose,), (record,), tells=told([record], CATEGORY)
+        )
+
+    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
+        expect(any(readings(self.questions, question)), f"the question {question!r} is none of the kind")
+        expect_answer(answer, [joint_answer(record)])
+        expect_poses(poses, [record])
+        return Checked((record,))
+
+
+class ListedKind:
+    """The same with a closed list of categories in the question."""
+
+    name, balanced, rank = "listed", True, 0
+    questions = phrasings(
+        "Which of these is it, and what is its pose: {options}?",
+        "The object is one of {options}. Name it and give its pose.",
+        "Is this {options}? Say which, with its 6D pose.",
+    )
+
+    def applies(self, scene: Scene, record: ObjectRecord) -> bool:
+        return len(scene.owners) == 1
+
+    def ask(self, asking: Asking) -> Turn:
+        record = asking.record
+        options, letter = draw_options(self.name, asking, record)
+        return Turn(
+            self.name,
+            asking.choose(self.questions).write(options=listing(options, "or")),
+            joint_answer(record),
+            (record.pose,),
+            (record,),
+            tells=told([record], CATEGORY),
+            asks=told([record], CATEGORY),
+            topic=f"place in a list of {len(options)}",
+            letter=letter,
+        )
+
+    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
+        slots = next((slots for _, slots in readings(self.questions, question)), None)
+        expect(slots, f"the question {question!r} is none of the kind")
+        expect_options(slots["options"], record)
+        expect_answer(answer, [joint_answer(record)])
+        expect_poses(poses, [record])
+        return Checked((record,))
+
+
+class DescribedKind:
+    """The object's kind is described, not named, as one would ask for a category that no training picture shows."""
+
+    name, balanced, rank = "described", False, 0
+    questions = phrasings(
+        "Find the object of this description and give its pose. {description}",
+        "{description} What is the pose of this object in the picture?",
+        "Somebody describes an object: “{description}” What is it called, and how is it turned here?",
+    )
+    pose_answer = f"The object described is at {POSE_TOKEN}."
+
+    def applies(self, scene: Scene, record: ObjectRecord) -> bool:
+        alone = len(scene.owners) == 1 or noun(record) in scene.references[record.id]
+        return alone and bool(category_of(record).description)
+
+    def ask(self, asking: Asking) -> Turn:
+        record = asking.record
+        description = category_of(record).description
+        phrasing = asking.choose(self.questions)
+        names = phrasing is self.questions[2]
+        return Turn(
+            self.name,
+            phrasing.write(description=description),
+            joint_answer(record) if names else self.pose_answer,
+            (record.pose,),
+            (record,),
+            tells=told([record], CATEGORY),
+            asks=told([record], CATEGORY),
+            flippable=not _SIDE_WORDS.search(description),
+            topic="known category" if category_of(record).known else "novel category",
+        )
+
+    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
+        description = category_of(record).description
+        phrasing = next(
+            (p for p, slots in readings(self.questions, question) if slots["description"] == description), None
+        )
+        expect(phrasing is not None, f"the question does not describe {record.category!r}")
+        expect_answer(answer, [joint_answer(record) if phrasing is self.questions[2] else self.pose_answer])
+        expect_poses(poses, [record])
+        # a mirrored description would say "left" of the object where the real one says "right"
+        return Checked((record,), flippable=mirror_sides(description) == description)
+
+
+class PoseKind:
+    """The pose of a named object; where several of its kind are seen, the one on the left or in a box."""
+
+    name, balanced, rank = "pose", False, 2
+    questions = phrasings(*POSE_QUESTIONS)
+
+    def applies(self, scene: Scene, record: ObjectRecord) -> bool:
+        return len(scene.owners) == 1 or bool(scene.references[record.id])
+
+    def ask(self, asking: Asking) -> Turn:
+        record = asking.record
+        phrasing = asking.choose(self.questions)
+        name = noun(record) if len(asking.scene.owners) == 1 else asking.reference(record)
+        return Turn(
+            self.name,
+            phrasing.write(object=name),
+            POSE_ANSWER.format(object=name, pose=POSE_TOKEN),
+            (record.pose,),
+            (record,),
+            tells=told([record], CATEGORY),
+        )
+
+    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
+        slots = next((slots for _, slots in readings(self.questions, question)), None)
+        expect(slots, f"the question {question!r} is none of the kind")
+        found = record if len(scene.owners) == 1 and slots["object"] == noun(record) else None
+        if found is None:
+            (found,) = resolve_all(scene, slots, ["object"])
+        expect(found.id == record.id, f"'the {slots['object']}' is {found.id!r}")
+        expect_answer(answer, [POSE_ANSWER.format(object=slots["object"], pose=POSE_TOKEN)])
+        expect_poses(poses, [found])
+        return Checked((found,))

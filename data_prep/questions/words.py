@@ -1,0 +1,233 @@
+"""Questions about one object that words answer: yes or no (``yesno``) and multiple choice (``choice``).
+
+Both are balanced: under each question, over the whole data set, yes is right as often as no, and of two options that
+stand side by side neither is right oftener than the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from data_prep.facts import PREDICATES, Predicate, correction
+from data_prep.questions.base import (
+    CATEGORY,
+    LETTERS,
+    Asking,
+    Checked,
+    Mismatch,
+    Phrasing,
+    Turn,
+    expect,
+    expect_answer,
+    expect_poses,
+    resolve_all,
+    told,
+)
+from data_prep.scenes import Scene, category_of
+from data_prep.topics import TOPICS, Topic
+from llava_pose.categories import Category
+from llava_pose.records import ObjectRecord, Pose
+
+_BRIEFLY_YES_NO = " Answer yes or no."
+_BY_LETTER = "\nAnswer with the letter."
+_OPTION = re.compile(r"\n([A-H])\. ")
+
+
+class Words(NamedTuple):
+    """A question without the object's reference filled in, with its answer."""
+
+    topic: str
+    question: str
+    answer: str
+    aspect: str
+    outcome: str
+    options: tuple[str, ...]
+    letter: str = ""
+
+
+def yes_no_answers(predicate: Predicate, pose: Pose, *, briefly: bool) -> dict[bool, str]:
+    """The true answer by the truth it tells, {} where it is too close to call."""
+    truth = predicate.truth(pose)
+    if truth is None:
+        return {}
+    if briefly:
+        return {truth: "Yes." if truth else "No."}
+    return {truth: f"Yes, {predicate.statement}." if truth else f"No, {correction(predicate, pose)}."}
+
+
+def ask_yes_no(kind: str, asking: Asking, category: Category, pose: Pose) -> Words | None:
+    """A yes/no question about a pose, of those that balance asks for first; None where it allows none."""
+    candidates = []
+    for predicate in PREDICATES.values():
+        truth = predicate.truth(pose) if predicate.can_be_asked(category) else None
+        if truth is not None:
+            outcome, other = ("yes", "no") if truth else ("no", "yes")
+            topic = f"{kind}: {predicate.name}"
+            if asking.balance.allows(topic, outcome, other):
+                candidates.append((asking.balance.lead(topic, outcome, other), predicate, outcome, other))
+    if not candidates:
+        return None
+    least = min(lead for lead, *_ in candidates)
+    _, predicate, outcome, other = asking.rng.choice([c for c in candidates if c[0] == least])
+    asking.balance.count(f"{kind}: {predicate.name}", outcome, [other])
+    briefly = asking.rng.random() < 0.5
+    (answer,) = yes_no_answers(predicate, pose, briefly=briefly).values()
+    question = predicate.question + (_BRIEFLY_YES_NO if briefly else "")
+    return Words(predicate.name, question, answer, predicate.aspect, outcome, ("yes", "no"))
+
+
+def check_yes_no(question: str, answer: str, pose_of: Callable[[str], tuple[Category, Pose]]) -> bool:
+    """Whether the question is of this kind; its answer is then right.
+
+    Args:
+        pose_of: the object that a reference points at.
+
+    Raises:
+        Mismatch: it is of this kind and the answer is wrong, or nothing can be said for sure.
+    """
+    briefly = question.endswith(_BRIEFLY_YES_NO)
+    for predicate in PREDICATES.values():
+        slots = Phrasing(predicate.question).read(question.removesuffix(_BRIEFLY_YES_NO))
+        if slots is not None:
+            category, pose = pose_of(slots["ref"])
+            expect(predicate.can_be_asked(category), f"of {category.indefinite} it cannot be said: {question!r}")
+            answers = yes_no_answers(predicate, pose, briefly=briefly)
+            expect(answers, f"too close to call: {question!r}")
+            expect_answer(answer, answers.values())
+            return True
+    return False
+
+
+def ask_choice(kind: str, asking: Asking, category: Category, pose: Pose) -> Words | None:
+    """A multiple choice about a pose; None where balance leaves no option beside the right one."""
+    candidates = []
+    for topic in TOPICS.values():
+        truth = topic.truth(pose) if topic.can_be_asked(category) else None
+        if truth is not None:
+            wrong = [
+                other for other in topic.wrong(pose) if asking.balance.allows(f"{kind}: {topic.name}", truth, other)
+            ]
+            if wrong:
+                candidates.append((topic, truth, wrong))
+    if not candidates:
+        return None
+    topic, truth, wrong = asking.rng.choice(candidates)
+    count = min(asking.rng.randint(2, 4), 1 + len(wrong))
+    key = f"{kind}: {topic.name}"
+    asking.rng.shuffle(wrong)  # ties by chance
+    wrong = sorted(wrong, key=lambda other: asking.balance.lead(key, truth, other))[: count - 1]
+    asking.rng.shuffle(wrong)
+    asking.balance.count(key, truth, wrong)
+    letter = asking.balance.next_letter(kind, count, asking.rng)
+    place = LETTERS.index(letter)
+    options = (*wrong[:place], truth, *wrong[place:])
+    by_letter = asking.rng.random() < 0.5
+    listed = "".join(f"\n{LETTERS[i]}. {option}" for i, option in enumerate(options))
+    question = topic.question + listed + (_BY_LETTER if by_letter else "")
+    answer = letter if by_letter else f"{letter}. {truth}"
+    return Words(topic.name, question, answer, topic.aspect, truth, options, letter)
+
+
+def check_choice(question: str, answer: str, pose_of: Callable[[str], tuple[Category, Pose]]) -> bool:
+    """As :func:`check_yes_no`, for multiple choice."""
+    by_letter = question.endswith(_BY_LETTER)
+    stem, *parts = _OPTION.split(question.removesuffix(_BY_LETTER))
+    letters, options = parts[::2], parts[1::2]
+    for topic in TOPICS.values():
+        slots = Phrasing(topic.question).read(stem)
+        if slots is not None:
+            category, pose = pose_of(slots["ref"])
+            _expect_one_right(topic, category, pose, letters, options, question)
+            right = letters[options.index(topic.truth(pose))]
+            expect_answer(answer, [right if by_letter else f"{right}. {topic.truth(pose)}"])
+            return True
+    return False
+
+
+def _expect_one_right(
+    topic: Topic, category: Category, pose: Pose, letters: list[str], options: list[str], question: str
+) -> None:
+    expect(topic.can_be_asked(category), f"of {category.indefinite} it cannot be said: {question!r}")
+    expect(
+        "".join(letters) == LETTERS[: len(letters)] and len(letters) >= 2, f"the options are not A, B, …: {question!r}"
+    )
+    truth = topic.truth(pose)
+    expect(truth is not None, f"too close to call: {question!r}")
+    expect(options.count(truth) == 1, f"the right option, {truth!r}, does not stand once among {options}")
+    doubtful = set(options) - {truth} - set(topic.wrong(pose))
+    expect(
+        not doubtful and len(set(options)) == len(options), f"options that are not clearly wrong: {sorted(doubtful)}"
+    )
+
+
+class _AboutOne:
+    """What the two kinds share: they ask about an object that a phrase points at."""
+
+    name: str
+    balanced, rank = True, 4
+
+    def applies(self, scene: Scene, record: ObjectRecord) -> bool:
+        return bool(scene.references[record.id])
+
+    def _turn(self, asking: Asking, words: Words | None) -> Turn | None:
+        if words is None:
+            return None
+        record = asking.record
+        return Turn(
+            self.name,
+            words.question.format(ref=asking.reference(record)),
+            words.answer,
+            (),
+            (record,),
+            tells=told([record], CATEGORY, words.aspect),
+            asks=told([record], words.aspect),
+            topic=words.topic,
+            outcome=words.outcome,
+            options=words.options,
+            letter=words.letter,
+        )
+
+    def _check(
+        self,
+        check: Callable[[str, str, Callable[[str], tuple[Category, Pose]]], bool],
+        scene: Scene,
+        record: ObjectRecord,
+        question: str,
+        answer: str,
+        poses: Sequence[Pose],
+    ) -> Checked:
+        def pose_of(reference: str) -> tuple[Category, Pose]:
+            (found,) = resolve_all(scene, {"ref": reference}, ["ref"])
+            expect(found.id == record.id, f"'the {reference}' is {found.id!r}, not {record.id!r}")
+            return category_of(found), found.pose
+
+        if not check(question, answer, pose_of):
+            raise Mismatch(f"the question {question!r} is none of the kind")
+        expect_poses(poses, [])
+        return Checked((record,))
+
+
+class YesNoKind(_AboutOne):
+    """Does it face the camera? Is it seen from above?"""
+
+    name = "yesno"
+
+    def ask(self, asking: Asking) -> Turn | None:
+        return self._turn(asking, ask_yes_no(self.name, asking, category_of(asking.record), asking.record.pose))
+
+    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
+        return self._check(check_yes_no, scene, record, question, answer, poses)
+
+
+class ChoiceKind(_AboutOne):
+    """From which of its own sides is it seen? A, B, C or D."""
+
+    name = "choice"
+
+    def ask(self, asking: Asking) -> Turn | None:
+        return self._turn(asking, ask_choice(self.name, asking, category_of(asking.record), asking.record.pose))
+
+    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
+        return self._check(check_choice, scene, record, question, answer, poses)
