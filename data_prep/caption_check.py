@@ -23,7 +23,7 @@ from llava_pose.categories import Category
 from llava_pose.conversation import POSE_TOKEN
 from llava_pose.records import ObjectRecord
 
-MOST_WORDS = 120
+MOST_WORDS = 150
 
 
 def _words(text: str) -> frozenset[str]:
