@@ -46,7 +46,9 @@ def serving(script: Script) -> Iterator[Script]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             step = script.next_step()
             with script.lock:
-                script.requests.append((time.monotonic(), dict(self.headers), body))
+                script.requests.append(
+                    (time.monotonic(), {name.lower(): value for name, value in self.headers.items()}, body)
+                )
                 script.running += 1
                 script.most_at_once = max(script.most_at_once, script.running)
             try:

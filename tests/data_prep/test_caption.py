@@ -241,7 +241,7 @@ def test_the_key_comes_from_the_environment_and_is_written_nowhere(prepared, ser
     caplog.set_level("DEBUG", logger="data_prep")
     server.steps = [400, 500]  # their bodies hold the key
     ask(prepared, server)
-    assert {headers["Authorization"] for _, headers, _ in server.requests} == {"Bearer sk-secret"}
+    assert {headers["authorization"] for _, headers, _ in server.requests} == {"Bearer sk-secret"}
     server.steps = [401]
     argv = ["--data", str(prepared), "--out", str(prepared.parent / "b.jsonl"), "--api-base", server.url]
     assert main([*argv, "--model", "tester"]) == 2
