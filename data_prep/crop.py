@@ -73,6 +73,11 @@ def box_crop(bbox: tuple[float, float, float, float], margin: float, size: int) 
     return Crop.around((x1 + x2) / 2, (y1 + y2) / 2, side, size)
 
 
+def whole_crop(width: int, height: int, size: int) -> Crop:
+    """The 6D profile: the whole image, letterboxed: its longer side fills the square, and it stands in the middle."""
+    return Crop.around(width / 2, height / 2, float(max(width, height)), size)
+
+
 class RawImage:
     """A raw image in the frame its annotation means, decoded once for all its crops.
 
@@ -153,9 +158,8 @@ class RawImage:
 
     def _cut(self, image: Image.Image, crop: Crop, reduction: int) -> Image.Image:
         x1, y1, x2, y2 = crop.visible(self.width, self.height)
-        prepared = Image.new("RGB", (crop.size, crop.size), PADDING_COLOUR)
         if x1 >= x2 or y1 >= y2:
-            return prepared
+            return Image.new("RGB", (crop.size, crop.size), PADDING_COLOUR)
         box = (
             max(0.0, crop.left + x1 / crop.scale) / reduction,
             max(0.0, crop.top + y1 / crop.scale) / reduction,
@@ -163,7 +167,11 @@ class RawImage:
             min(float(self.height), crop.top + y2 / crop.scale) / reduction,
         )
         # Pillow's resize antialiases when it reduces, and takes a box with fractions of pixels
-        prepared.paste(image.resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC, box=box), (x1, y1))
+        shown = image.resize((x2 - x1, y2 - y1), Image.Resampling.BICUBIC, box=box)
+        if shown.size == (crop.size, crop.size):
+            return shown
+        prepared = Image.new("RGB", (crop.size, crop.size), PADDING_COLOUR)
+        prepared.paste(shown, (x1, y1))
         return prepared
 
 

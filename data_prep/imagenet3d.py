@@ -35,7 +35,10 @@ DEFAULT_FOCAL = 1.0
 GOOD_STATUSES = ("status_good", "status_partially", "status_barely")
 BAD_STATUS = "status_bad"
 MAX_ANGLE = 4 * math.pi  # radians are written in [0, 2 pi) or (-pi, pi]; what is far outside is in degrees
+MAX_NUMBER = 1e9  # of pixels and of lengths: beyond it, and beyond its inverse, arithmetic loses its meaning
+MAX_COUNT = 2**53
 
+_MOST_BITS = 10_000  # Python refuses to write longer integers in decimal
 _LIST_NAME = re.compile(r"(?P<category>.+)_imagenet_(?P<split>.+)\.txt")
 _PARSED_FIELDS = (
     *("azimuth", "elevation", "theta", "distance", "focal", "viewport", "px", "py", "principal", "cad_index"),
@@ -96,9 +99,9 @@ class RawLayout:
 
     def image(self, category: str, name: str) -> Path:
         """The image; its suffix is .JPEG in ImageNet3D, and may be another in people's own data."""
-        stem = self.root / "images" / category / name
-        candidates = [stem.with_name(stem.name + suffix) for suffix in IMAGE_SUFFIXES]
-        return next((path for path in candidates if path.is_file()), candidates[0])
+        folder = self.root / "images" / category
+        candidates = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+        return next((path for path in candidates if path.is_file()), folder / f"{name}{IMAGE_SUFFIXES[0]}")
 
     def annotation(self, category: str, name: str) -> Path:
         return self.root / "annotations" / category / f"{name}.npz"
@@ -206,8 +209,8 @@ def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
     `class`, `cad_index`, `dense`, `source`, `instance`, `height` or `width` is left empty. Everything else is needed.
 
     Raises:
-        AnnotationError: a needed field is missing, not a number or not finite, the distance or viewport is not
-            positive, or the bbox is malformed.
+        AnnotationError: a needed field is missing, not a number, not finite or beyond all measure, the distance or viewport
+            is not positive, or the bbox is malformed.
     """
     values = dict(raw)
     principal = _numbers(values.get("principal"), 2)
@@ -215,7 +218,7 @@ def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
         if values.get(name) is None and principal is not None:
             values[name] = principal[axis]
     angles = [_angle(values, name) for name in ("azimuth", "elevation", "theta")]
-    px, py = _number(values, "px"), _number(values, "py")
+    px, py = _pixels(values, "px"), _pixels(values, "py")
     return AnnotatedObject(
         *angles,
         distance=_positive(values, "distance"),
@@ -232,19 +235,29 @@ def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
         dense=_text(values, "dense"),
         source=_text(values, "source"),
         instance=_text(values, "instance"),
-        extra=_extra(raw, principal, (px, py)),
+        extra=_extra(raw, (px, py)),
         absent=tuple(name for name in _PARSED_FIELDS if raw.get(name) is None),
     )
 
 
 def plain(value: Any) -> Any:
-    """Numpy values as Python's, through containers: int(numpy.uint16) does not overflow in arithmetic."""
+    """Numpy values as Python's, through containers: int(numpy.uint16) does not overflow in arithmetic.
+
+    What JSON or UTF-8 could not hold, lone surrogates and integers of thousands of digits, becomes text that says it.
+    """
     if isinstance(value, np.generic):
-        return value.item()
+        item = value.item()  # of long double it is itself
+        return (
+            float(item) if isinstance(item, np.floating) else str(item) if isinstance(item, np.generic) else plain(item)
+        )
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return hex(value)
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(plain(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -256,10 +269,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _extra(raw: Mapping[str, Any], principal: list[float] | None, center: tuple[float, float]) -> dict[str, Any]:
+def _extra(raw: Mapping[str, Any], center: tuple[float, float]) -> dict[str, Any]:
     extra = {name: plain(value) for name, value in raw.items() if name not in _PARSED_FIELDS}
     # principal repeats px and py; where it does not, it is kept
-    if principal is not None and tuple(principal) != center:
+    principal = plain(raw.get("principal"))
+    if principal is not None and _numbers(principal, 2) != list(center):
         extra["principal"] = principal
     return extra
 
@@ -273,7 +287,7 @@ def _number(values: Mapping[str, Any], name: str, default: float | None = None) 
             raise AnnotationError(f"{name} missing", f"'{name}' is missing; annotate it or take the object out")
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise AnnotationError(f"{name} malformed", f"'{name}' must be a number, not {str(value)[:40]!r}")
+        raise AnnotationError(f"{name} malformed", f"'{name}' must be a number, not {str(value)[:40]!r}; mend it")
     try:
         number = float(value)
     except OverflowError:
@@ -290,17 +304,26 @@ def _angle(values: Mapping[str, Any], name: str) -> float:
     return angle
 
 
+def _pixels(values: Mapping[str, Any], name: str) -> float:
+    number = _number(values, name)
+    if abs(number) > MAX_NUMBER:
+        raise AnnotationError(f"{name} out of range", f"'{name}' is {number:g}, a place in no image; annotate it again")
+    return number
+
+
 def _positive(values: Mapping[str, Any], name: str, default: float | None = None) -> float:
     number = _number(values, name, default)
     if number <= 0:
-        raise AnnotationError(f"{name} not positive", f"'{name}' is {number:g} and must be positive")
+        raise AnnotationError(f"{name} not positive", f"'{name}' is {number:g} and must be positive; annotate it again")
+    if not 1 / MAX_NUMBER <= number <= MAX_NUMBER:
+        raise AnnotationError(f"{name} out of range", f"'{name}' is {number:g}, beyond all measure; annotate it again")
     return number
 
 
 def _count(values: Mapping[str, Any], name: str) -> int:
     number = _number(values, name, 0.0)
-    if number < 0 or number != int(number):
-        raise AnnotationError(f"{name} malformed", f"'{name}' is {number:g} and must be a whole number")
+    if not 0 <= number <= MAX_COUNT or number != int(number):
+        raise AnnotationError(f"{name} malformed", f"'{name}' is {number:g} and must be a whole number; mend it")
     return int(number)
 
 
@@ -313,9 +336,13 @@ def _numbers(value: Any, count: int) -> list[float] | None:
     value = plain(value)
     if not isinstance(value, list) or len(value) != count:
         return None
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in value):
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in value):
         return None
-    return [float(n) for n in value]
+    try:
+        numbers = [float(n) for n in value]
+    except OverflowError:
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
 
 
 def _bbox(values: Mapping[str, Any]) -> tuple[float, float, float, float]:
@@ -323,8 +350,10 @@ def _bbox(values: Mapping[str, Any]) -> tuple[float, float, float, float]:
         raise AnnotationError("bbox missing", "'bbox' is missing; annotate it or take the object out")
     box = _numbers(values["bbox"], 4)
     if box is None:
-        raise AnnotationError("bbox malformed", "'bbox' must be four finite numbers (x1, y1, x2, y2)")
-    if box[0] >= box[2] or box[1] >= box[3]:
+        raise AnnotationError("bbox malformed", "'bbox' must be four finite numbers (x1, y1, x2, y2); mend it")
+    if max(map(abs, box)) > MAX_NUMBER:
+        raise AnnotationError("bbox malformed", f"'bbox' {box} is a place in no image; annotate it again")
+    if min(box[2] - box[0], box[3] - box[1]) < 1 / MAX_NUMBER:
         raise AnnotationError(
             "bbox malformed", f"'bbox' {box} is empty; it must be (x1, y1, x2, y2) with x1 < x2, y1 < y2"
         )

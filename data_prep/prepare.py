@@ -1,23 +1,24 @@
-"""`llava-pose prepare`: from ImageNet3D's raw layout to one crop and one record an object, in one pass an image.
+"""`llava-pose prepare`: from ImageNet3D's raw layout to pictures and one record an object, in one pass an image.
 
 What is written under ``--out`` (docs/DATA.md describes every field)::
 
     <split>/metadata.jsonl                      one ObjectRecord a line; datasets' "imagefolder" loads it as well
-    <split>/<category>/<name>_<index>.JPEG      the crops
+    <split>/<category>/<name>_<index>.JPEG      a crop for each object; with ``--crop whole`` <name>.JPEG, one for all of them
     rejects.jsonl                               what could not be used: split, file, object_index, reason, sentence
     summary.json                                written + filtered + rejected = objects read, by reason and category
     prepare.yaml                                the settings
     .prepare/<split>.jsonl                      the journal: a run that was stopped goes on from it
 
 An image that is done stands in the journal with the time and size of its files, so that running the command again does
-only what is new or changed.
+only what is new or changed. With ``--shard i/n`` n machines share the work in one folder, each keeping a journal of its
+own; the same command without ``--shard`` then takes the journals over and writes the rest.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,8 +28,10 @@ from tqdm import tqdm
 from data_prep.imagenet3d import RawLayout, read_list
 from data_prep.journal import OutputFolder
 from data_prep.pool import map_processes
-from data_prep.prepare_image import ImageJob, ImageOptions, prepare_image, stamp
+from data_prep.prepare_image import ImageJob, ImageOptions, ImageResult, prepare_image, stamp
 from data_prep.prepare_summary import write_results
+from data_prep.ray_engine import prepare_on_ray, require_ray
+from data_prep.shards import Shard
 from llava_pose.config import command, require_folder
 from llava_pose.errors import InputError
 
@@ -41,15 +44,23 @@ class PrepareConfig:
     data_root: str = field(metadata={"help": "folder with images/, annotations/ and lists/ in ImageNet3D's raw layout"})
     out: str = field(metadata={"help": "folder to write; the same command goes on where it was stopped"})
     splits: str = field(default="train,val", metadata={"help": "splits to prepare, separated by commas"})
-    crop: Literal["pose", "box"] = field(
+    crop: Literal["pose", "box", "whole"] = field(
         default="pose",
         metadata={
-            "help": "pose: centred on the object's origin, scaled by distance (published protocol); box: the bbox"
+            "help": "pose: centred on the object's origin, scaled by distance (published protocol); box: the bbox; "
+            "whole: the whole image, letterboxed, one picture for all its objects (6D profile)"
         },
     )
     size: int = field(default=256, metadata={"help": "side of the prepared images, pixels"})
     margin: float = field(default=0.05, metadata={"help": "crop box: room left at each side, as a part of the bbox"})
-    workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
+    workers: int = field(default=0, metadata={"help": "processes, or tasks at once on Ray; 0: one a core"})
+    shard: str = field(
+        default="", metadata={"help": "i/n: this machine's part; without it the parts of all machines are joined"}
+    )
+    engine: Literal["processes", "ray"] = field(
+        default="processes",
+        metadata={"help": "processes of this machine, or a Ray cluster (RAY_ADDRESS) that sees the same folders"},
+    )
     allow_custom_categories: bool = field(
         default=False, metadata={"help": "take categories that the taxonomy does not know"}
     )
@@ -64,6 +75,11 @@ class PrepareConfig:
             raise InputError(f"--workers {self.workers}: give a number of processes, or 0 for one a core")
         if not self.split_names:
             raise InputError("--splits: name at least one split, such as train,val")
+        if Shard.parse(self.shard) is not None and self.overwrite:
+            raise InputError(
+                "--overwrite with --shard: would drop what other shards have done; give another --out, "
+                "or drop the old output first with a run without --shard"
+            )
 
     @property
     def split_names(self) -> list[str]:
@@ -86,8 +102,10 @@ def prepare(config: PrepareConfig) -> Path:
     """Prepare the splits and return the output folder.
 
     Raises:
-        InputError: there is nothing to read, or the output folder holds something else.
+        InputError: there is nothing to read, the output folder holds something else, or the engine is not installed.
     """
+    if config.engine == "ray":
+        require_ray()
     root = require_folder(
         config.data_root, "--data-root", "give the folder that holds images/, annotations/ and lists/"
     )
@@ -105,8 +123,18 @@ def prepare(config: PrepareConfig) -> Path:
         margin=config.margin,
         allow_custom_categories=config.allow_custom_categories,
     )
-    with OutputFolder(config.out, config.output_settings, overwrite=config.overwrite) as folder:
-        _prepare_images(plan, options, config.workers, folder)
+    shard = Shard.parse(config.shard)
+    listed = [job for jobs in plan.values() for job in jobs]
+    with OutputFolder(config.out, config.output_settings, overwrite=config.overwrite, shard=shard) as folder:
+        if shard is not None:
+            share = shard.of(listed)
+            _prepare_images(share, options, config, folder)
+            logger.info(
+                "%d images of shard %s are done in %s; next, once all shards are: the same command without --shard",
+                *(len(share), shard, config.out),
+            )
+            return folder.path
+        _prepare_images(listed, options, config, folder)
         totals = write_results(folder, layout, plan)
     if totals["written"] == 0:
         raise InputError(f"{config.out}: no object could be used; {folder.rejects_file} says why for each")
@@ -137,11 +165,10 @@ def list_jobs(layout: RawLayout, split: str) -> list[ImageJob]:
 
 
 def _prepare_images(
-    plan: Mapping[str, Sequence[ImageJob]], options: ImageOptions, workers: int, folder: OutputFolder
+    listed: Sequence[ImageJob], options: ImageOptions, config: PrepareConfig, folder: OutputFolder
 ) -> None:
     """Do what the journals have not yet."""
     layout = RawLayout(options.data_root)
-    listed = [job for jobs in plan.values() for job in jobs]
     todo = [job for job in listed if not folder.journal(job.split).is_current(job.key, stamp(job, layout))]
     if len(todo) < len(listed):
         logger.info("%d of %d images are done already", len(listed) - len(todo), len(listed))
@@ -149,12 +176,20 @@ def _prepare_images(
         return
     started = time.monotonic()
     with folder.journals() as journals:
-        results = map_processes(prepare_image, todo, options, workers=workers)
-        progress = tqdm(results, total=len(todo), desc="prepare", unit="image", disable=None)
-        for job, result in zip(todo, progress, strict=True):
+        for job, result in tqdm(
+            _results(todo, options, config), total=len(todo), desc="prepare", unit="image", disable=None
+        ):
             journals.add(job.split, result)
     seconds = time.monotonic() - started
     logger.info("%d images in %.1f s, %.0f a second", len(todo), seconds, len(todo) / seconds)
+
+
+def _results(
+    jobs: Sequence[ImageJob], options: ImageOptions, config: PrepareConfig
+) -> Iterator[tuple[ImageJob, ImageResult]]:
+    if config.engine == "ray":
+        return prepare_on_ray(jobs, options, workers=config.workers)
+    return zip(jobs, map_processes(prepare_image, jobs, options, workers=config.workers), strict=True)
 
 
 main = command(

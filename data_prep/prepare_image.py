@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.crop import Crop, RawImage, box_crop, encode_jpeg, pose_crop
+from data_prep.crop import Crop, RawImage, box_crop, encode_jpeg, pose_crop, whole_crop
 from data_prep.imagenet3d import (
     AnnotatedObject,
     AnnotationError,
@@ -26,7 +26,7 @@ from llava_pose.geometry import crop_principal
 from llava_pose.records import ObjectRecord, Pose
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageJob:
     """One listed image."""
 
@@ -59,7 +59,7 @@ class ImageResult:
         stamp: modification time (ns) and size of image and annotation when they were read; 0 for a missing file.
         digest: of the image file's bytes; "" if it was not read. Equal digests are the same picture.
         records: an ObjectRecord's dict for each object written.
-        sizes: bytes of each prepared image, in the order of the records.
+        sizes: bytes of each record's prepared image, in the order of the records.
         filtered: the reason for each object that the protocol leaves out.
         rejects: file, object_index (None: the image as a whole), reason and sentence of each object that is bad.
     """
@@ -71,6 +71,10 @@ class ImageResult:
     sizes: list[int] = field(default_factory=list)
     filtered: list[str] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """What ``ImageResult(**json.loads(…))`` reads."""
+        return json.dumps(vars(self), allow_nan=False)
 
     def reject(self, file: str, object_index: int | None, reason: str, sentence: str) -> None:
         reject = {"file": file, "object_index": object_index, "reason": reason, "sentence": sentence}
@@ -103,18 +107,23 @@ def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
         result.digest = content_digest
         # an object that does not fit its image spoils itself, an image that cannot be decoded all its objects
         candidates = [c for c in candidates if _shows_object(c, image, options, result, image_file)]
-        crops = [_crop(candidate.object, options) for candidate in candidates]
-        pictures = image.crops(crops) if crops else []
+        crops = [_crop(candidate.object, image, options) for candidate in candidates]
+        # objects that are seen in the same picture share it
+        distinct = list(dict.fromkeys(crops)) if options.crop == "whole" else crops
+        pictures = image.crops(distinct) if distinct else []
     except AnnotationError as error:
         for candidate in candidates:
             result.reject(image_file, candidate.index, error.reason, f"{image_file} {error}")
         return result
-    for candidate, crop, picture in zip(candidates, crops, pictures, strict=True):
-        record = _record(job, candidate, crop, image, image_file, layout)
-        content = encode_jpeg(picture)
-        _write(options.out / job.split / record.file_name, content)
-        result.records.append(record.to_dict())
-        result.sizes.append(len(content))
+    sizes: dict[str, int] = {}
+    for candidate, crop in zip(candidates, crops, strict=True):
+        file_name = _file_name(job, candidate, options)
+        if file_name not in sizes:
+            content = encode_jpeg(pictures[len(sizes)])
+            _write(options.out / job.split / file_name, content)
+            sizes[file_name] = len(content)
+        result.records.append(_record(job, candidate, crop, file_name, image, image_file, layout).to_dict())
+        result.sizes.append(sizes[file_name])
     return result
 
 
@@ -192,16 +201,30 @@ def _open_image(path: Path, candidates: Sequence[_Candidate]) -> tuple[RawImage,
     return image, hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _crop(parsed: AnnotatedObject, options: ImageOptions) -> Crop:
+def _file_name(job: ImageJob, candidate: _Candidate, options: ImageOptions) -> str:
+    """Of the prepared image, relative to its split: the whole picture once, a crop for each object."""
+    return f"{job.key}.JPEG" if options.crop == "whole" else f"{job.key}_{candidate.index:02d}.JPEG"
+
+
+def _crop(parsed: AnnotatedObject, image: RawImage, options: ImageOptions) -> Crop:
+    if options.crop == "whole":
+        return whole_crop(image.width, image.height, options.size)
     if options.crop == "box":
         return box_crop(parsed.bbox, options.margin, options.size)
     return pose_crop(parsed.px, parsed.py, parsed.distance, options.size)
 
 
+_WHY_NOTHING = {
+    "pose": "px, py and distance give a crop that misses the bbox",
+    "box": "the bbox shows less than a pixel of the image",
+    "whole": "no pixel of the letterboxed image shows the bbox",
+}
+
+
 def _shows_object(
     candidate: _Candidate, image: RawImage, options: ImageOptions, result: ImageResult, image_file: str
 ) -> bool:
-    crop = _crop(candidate.object, options)
+    crop = _crop(candidate.object, image, options)
     x1, y1, x2, y2 = candidate.object.bbox
     if x2 <= 0 or y2 <= 0 or x1 >= image.width or y1 >= image.height:
         size = f"{image.width}x{image.height}"
@@ -211,21 +234,27 @@ def _shows_object(
         bx1, by1, bx2, by2 = crop.box(candidate.object.bbox)
         if max(left, bx1) < min(right, bx2) and max(top, by1) < min(bottom, by2):
             return True
-        reason, why = "crop shows nothing", "px, py and distance give a crop that misses the bbox"
+        reason, why = "crop shows nothing", _WHY_NOTHING[options.crop]
     sentence = f"{image_file} object {candidate.index}: {why}; annotate the object again"
     result.reject(image_file, candidate.index, reason, sentence)
     return False
 
 
 def _record(
-    job: ImageJob, candidate: _Candidate, crop: Crop, image: RawImage, image_file: str, layout: RawLayout
+    job: ImageJob,
+    candidate: _Candidate,
+    crop: Crop,
+    file_name: str,
+    image: RawImage,
+    image_file: str,
+    layout: RawLayout,
 ) -> ObjectRecord:
     parsed = candidate.object
     px, py, viewport = crop_principal(
         parsed.px, parsed.py, parsed.viewport, left=crop.left, top=crop.top, scale=crop.scale
     )
     return ObjectRecord(
-        file_name=f"{job.key}_{candidate.index:02d}.JPEG",
+        file_name=file_name,
         id=f"{job.key}/{candidate.index}",
         category=candidate.category,
         pose=Pose(parsed.azimuth, parsed.elevation, parsed.theta, parsed.distance, float(px), float(py)),

@@ -9,9 +9,15 @@ from importlib import import_module
 COMMANDS = {
     "render": (
         "data_prep.render.generate",
-        "make training pictures from parametric objects, in ImageNet3D's raw layout",
+        "make training pictures of parametric objects and mesh files, in ImageNet3D's raw layout",
     ),
+    "align": ("data_prep.align", "CAD models and annotations of a raw dataset into one frame"),
     "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
+    "export": ("data_prep.export", "prepared data to the processed layout that ImageNet3D's loaders read"),
+    "inspect": (
+        "data_prep.inspect_data",
+        "what any stage's output holds: statistics, samples, differences, CAD sheets",
+    ),
     "caption": ("data_prep.caption", "a caption for each picture, with <pose6D> after each object that it names"),
     "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
     "validate": ("data_prep.validate", "work every answer of a train.json out again from the records"),
@@ -20,6 +26,7 @@ COMMANDS = {
         "llava_pose.training",
         "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
     ),
+    "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
     "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
     "score": ("eval.score", "predictions to tables and plots"),
     "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
         + "\n".join(lines)

@@ -63,7 +63,7 @@ class Pose:
 
     def to_dict(self) -> dict[str, float | None]:
         """JSON-ready: what is not finite becomes null."""
-        return {name: float(value) if _is_number(value) else None for name, value in asdict(self).items()}
+        return {name: float(value) if _is_number(value) else None for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class ObjectRecord:
         return self.object_status != "status_good"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "pose": self.pose.to_dict(), "bbox": list(self.bbox)}
+        own = {**vars(self), "crop": dict(self.crop), "source": dict(self.source)}
+        return {**own, "pose": self.pose.to_dict(), "bbox": list(self.bbox)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> ObjectRecord:

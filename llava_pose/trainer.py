@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from llava_pose.collator import SAMPLE_NAMES
 from llava_pose.config import write_json
 from llava_pose.distributed import sum_over_processes
 from llava_pose.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
-from llava_pose.tuning import is_new_module
+from llava_pose.tuning import part_of
 
 logger = logging.getLogger(__name__)
 COMPLETE_MARK = "complete.json"
@@ -32,13 +32,13 @@ class NonFiniteLossError(RuntimeError):
 class PoseTrainer(Trainer):
     """Trainer for LLaVA-pose models."""
 
-    def __init__(self, *args: Any, new_module_learning_rate: float | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
         """
         Args:
-            new_module_learning_rate: for projector, pose head and encoder; None: that of the run.
+            learning_rates: of the parts of :func:`llava_pose.tuning.part_of`; the others have that of the run.
         """
         super().__init__(*args, **kwargs)
-        self.new_module_learning_rate = new_module_learning_rate
+        self.learning_rates = dict(learning_rates or {})
         self.model_accepts_loss_kwargs = True  # also behind PEFT, whose wrapper's signature does not say so
         self._terms: dict[str, torch.Tensor] = {}
         self._terms_since = 0
@@ -102,23 +102,23 @@ class PoseTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As Trainer's, with a learning rate of their own for the new modules."""
-        if self.optimizer is None and self.new_module_learning_rate is not None:
+        """As Trainer's, with learning rates of their own for parts of the model."""
+        if self.optimizer is None and self.learning_rates:
             source = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(source))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in source.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((is_new_module(name), name in decayed), []).append(parameter)
+                    groups.setdefault((part_of(name), name in decayed), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, source)
             self.optimizer = optimizer_class(
                 [
                     {
                         "params": parameters,
                         "weight_decay": self.args.weight_decay if decay else 0.0,
-                        "lr": self.new_module_learning_rate if new else self.args.learning_rate,
+                        "lr": self.learning_rates.get(part, self.args.learning_rate),
                     }
-                    for (new, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+                    for (part, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
                 ],
                 **options,
             )

@@ -47,6 +47,9 @@ class TrainConfig(TrainingArguments):
     new_module_learning_rate: float | None = field(
         default=None, metadata={"help": "for projector, pose head and encoder; default: learning_rate"}
     )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "for the vision tower, with --tune-vision; default: learning_rate"}
+    )
     flip: bool = field(
         default=True,
         metadata={
@@ -97,6 +100,8 @@ class TrainConfig(TrainingArguments):
             )
         if self.cache_features and self.tune_vision:
             raise InputError("--cache-features needs a frozen tower: set tune_vision to false")
+        if self.vision_learning_rate is not None and not self.tune_vision:
+            raise InputError("--vision-learning-rate has no effect on a frozen tower: set tune_vision to true")
         if self.use_liger_kernel:
             raise InputError(
                 "use_liger_kernel: its fused cross-entropy passes the trained row of <pose6D> by; leave it off"
@@ -128,6 +133,12 @@ class TrainConfig(TrainingArguments):
     @property
     def caches_features(self) -> bool:
         return not self.tune_vision if self.cache_features is None else self.cache_features
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Of the parts of the model that have one of their own."""
+        rates = {"new": self.new_module_learning_rate, "vision": self.vision_learning_rate}
+        return {part: rate for part, rate in rates.items() if rate is not None}
 
     def resolved(self) -> dict[str, Any]:
         """What this run is: every field of ours, and each of TrainingArguments' that differs from its default."""
@@ -179,7 +190,7 @@ def train(config: TrainConfig) -> Path:
         train_dataset=dataset,
         data_collator=PoseCollator(processor, runs_tower=dataset.cache is None),
         processing_class=processor,
-        new_module_learning_rate=config.new_module_learning_rate,
+        learning_rates=config.learning_rates,
         callbacks=[history],
     )
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
@@ -221,6 +232,7 @@ def build_model(config: TrainConfig) -> nn.Module:
         )
     if not config.deepspeed:  # which keeps a float32 copy of what trains itself
         train_in_float32(model)
+        underlying_model(model).model.put_channels_last()
     return model
 
 

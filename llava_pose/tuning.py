@@ -89,9 +89,15 @@ def _find(model: LlavaPoseForConditionalGeneration, name: str) -> nn.Module:
     return getattr(model, name) if hasattr(model, name) else getattr(model.model, name)
 
 
-def is_new_module(parameter_name: str) -> bool:
-    """Whether a parameter belongs to the projector, the head or the encoder: they may have a learning rate of their own."""
-    return any(f"{name}." in parameter_name for name in ALWAYS_TUNED)
+def part_of(parameter_name: str) -> str:
+    """The part with a learning rate of its own that a parameter belongs to.
+
+    Returns:
+        "new" (projector, pose head, pose encoder, the vectors of `<pose6D>`), "vision" (the tower) or "language".
+    """
+    if any(f"{name}." in parameter_name for name in ALWAYS_TUNED):
+        return "new"
+    return "vision" if "vision_tower." in parameter_name else "language"
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     ("module", "extra", "words"),
     [
         ("embreex", "render", ["render", "--out", "{folder}/set", "--workers", "1"]),
+        ("trimesh", "render", ["render", "--out", "{folder}/set", "--sources", "sweethome3d"]),
         ("gradio", "demo", ["demo", "--checkpoint", "{folder}/none", "--port", "{port}"]),
     ],
 )

@@ -7,31 +7,48 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .skins import Skin
+
 CREASE_ANGLE = np.radians(40.0)  # edges sharper than this stay visible as edges
+MOST_FACES_SMOOTHED = 500_000  # beyond, a face is smaller than a pixel and its own normal does
+MOST_FACES_AT_A_VERTEX = 200  # the tip of a fan: its corners keep their faces' normals, and the work stays linear
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles with one colour a face.
+    """Triangles with one colour a face, and textures or patterns on them if there is a skin.
 
     Attributes:
         vertices: (V, 3) float64, object frame (z up, front towards -y).
-        faces: (F, 3) int32 vertex indices, anticlockwise seen from outside.
+        faces: (F, 3) int32 vertex indices, anticlockwise seen from outside if ``oriented``.
         colors: (F, 3) float32 sRGB in [0, 1].
         gloss: (F,) float32 in [0, 1]: strength of the highlight.
+        skin: what gives a point of a face its colour instead of ``colors``; None for plain faces.
+        oriented: whether the faces are known to be anticlockwise from outside. People's files often have some of both.
+        painted: whether colours or textures came with the shape; if not, ``colors`` are grey and mean nothing.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     colors: np.ndarray
     gloss: np.ndarray
+    skin: Skin | None = None
+    oriented: bool = True
+    painted: bool = True
+
+    @property
+    def reach(self) -> float:
+        """Distance from the origin to the farthest corner of the bounding box; 0.5 for a normalised mesh."""
+        return float(np.linalg.norm(np.maximum(np.abs(self.vertices.min(axis=0)), np.abs(self.vertices.max(axis=0)))))
 
     def transformed(self, matrix: np.ndarray, offset: Iterable[float] = (0.0, 0.0, 0.0)) -> Mesh:
         """The mesh under ``x -> matrix @ x + offset``; a matrix that mirrors also turns the faces round."""
         matrix = np.asarray(matrix, dtype=np.float64)
         vertices = self.vertices @ matrix.T + np.asarray(tuple(offset), dtype=np.float64)
-        faces = self.faces[:, ::-1].copy() if np.linalg.det(matrix) < 0 else self.faces
-        return replace(self, vertices=vertices, faces=faces)
+        if np.linalg.det(matrix) >= 0:
+            return replace(self, vertices=vertices)
+        skin = None if self.skin is None else self.skin.reversed()
+        return replace(self, vertices=vertices, faces=self.faces[:, ::-1].copy(), skin=skin)
 
     def translated(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Mesh:
         """The mesh moved by (x, y, z)."""
@@ -63,7 +80,7 @@ def axis_rotation(axis: str, angle: float) -> np.ndarray:
 
 
 def join(parts: Iterable[Mesh]) -> Mesh:
-    """One mesh of several parts, which stay separate surfaces."""
+    """One mesh of several parts without skins, which stay separate surfaces."""
     parts = list(parts)
     offsets = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
     return Mesh(
@@ -87,30 +104,42 @@ def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.cross(b - a, c - a)
 
 
-def corner_normals(vertices: np.ndarray, faces: np.ndarray, crease_angle: float = CREASE_ANGLE) -> np.ndarray:
+def corner_normals(
+    vertices: np.ndarray, faces: np.ndarray, crease_angle: float = CREASE_ANGLE, *, oriented: bool = True
+) -> np.ndarray:
     """(F, 3, 3) unit normals at the corners of each face, float32.
 
     The area-weighted mean over those faces at the vertex which make less than ``crease_angle`` radians with the face:
-    round surfaces look round and edges stay sharp.
+    round surfaces look round and edges stay sharp. Faces of enormous meshes and corners where very many faces meet
+    keep the face's own normal.
+
+    Args:
+        oriented: False where neighbours may be wound either way round: they count as turned the face's way.
     """
     weighted = face_normals(vertices, faces)
     unit = weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-20)
+    if len(faces) > MOST_FACES_SMOOTHED:
+        return np.repeat(unit, 3, axis=0).reshape(-1, 3, 3).astype(np.float32)
 
     corner_vertex = faces.ravel()
-    order = np.argsort(corner_vertex, kind="stable")  # corners grouped by vertex
+    grouped = np.argsort(corner_vertex, kind="stable")  # corners by vertex
     counts = np.bincount(corner_vertex, minlength=len(vertices))
     starts = np.cumsum(counts) - counts
+    order = grouped[counts[corner_vertex[grouped]] <= MOST_FACES_AT_A_VERTEX]
     group_size = counts[corner_vertex[order]]
     corner = np.repeat(order, group_size)  # every pair of corners at the same vertex
     pair_start = np.cumsum(group_size) - group_size
     rank = np.arange(len(corner)) - np.repeat(pair_start, group_size)
-    other = order[np.repeat(starts[corner_vertex[order]], group_size) + rank]
+    other = grouped[np.repeat(starts[corner_vertex[order]], group_size) + rank]
 
     face, other_face = corner // 3, other // 3
-    alike = np.einsum("ij,ij->i", unit[face], unit[other_face]) > np.cos(crease_angle)
+    cosine = np.einsum("ij,ij->i", unit[face], unit[other_face])
+    alike = (cosine if oriented else np.abs(cosine)) > np.cos(crease_angle)
+    neighbour = weighted[other_face[alike]]
+    if not oriented:
+        neighbour = neighbour * np.sign(cosine[alike])[:, None]
     summed = np.stack(
-        [np.bincount(corner[alike], weighted[other_face[alike], axis], minlength=3 * len(faces)) for axis in range(3)],
-        -1,
+        [np.bincount(corner[alike], neighbour[:, axis], minlength=3 * len(faces)) for axis in range(3)], -1
     )
     length = np.linalg.norm(summed, axis=1, keepdims=True)
     normals = np.where(length > 1e-20, summed / np.maximum(length, 1e-20), np.repeat(unit, 3, axis=0))
@@ -120,6 +149,6 @@ def corner_normals(vertices: np.ndarray, faces: np.ndarray, crease_angle: float 
 def off_text(mesh: Mesh) -> str:
     """The geometry (not the colours) as the text of an OFF file."""
     lines = ["OFF", f"{len(mesh.vertices)} {len(mesh.faces)} 0"]
-    lines += [f"{x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices]
-    lines += [f"3 {a} {b} {c}" for a, b, c in mesh.faces]
+    lines += [f"{x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices.tolist()]
+    lines += [f"3 {a} {b} {c}" for a, b, c in mesh.faces.tolist()]
     return "\n".join(lines) + "\n"

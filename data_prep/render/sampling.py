@@ -1,8 +1,9 @@
-"""What varies from image to image: the camera, the light, what stands in front, and the sensor's noise."""
+"""What varies from image to image: the camera, the light and the sensor's noise."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import colorsys
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -10,12 +11,11 @@ from PIL import Image, ImageFilter
 from llava_pose.geometry import TWO_PI, camera_center
 
 from .mesh import Mesh
-from .parametric.palette import paint
-from .primitives import cylinder, ellipsoid, rounded_box
+from .poses import NaturalPoses, PoseDistribution
 from .scene import Camera, Light
 
-OBJECT_RADIUS = 0.5  # of a normalised mesh: half its bounding-box diagonal
-NEAREST = 1.5  # camera distance in bounding-box diagonals: the lens never touches the object
+FAR, NEAREST = 20.0, 3.0  # camera distances in reaches of the mesh: where sizing starts; the lens never touches it
+LEVEL = (np.radians(-15.0), np.radians(45.0))  # least elevation, greatest tilt at which an object seems to stand
 
 # least visible fraction of each object_status; below the last the object is status_bad
 STATUS_THRESHOLDS = (("status_good", 0.85), ("status_partially", 0.5), ("status_barely", 0.15))
@@ -23,18 +23,16 @@ STATUS_THRESHOLDS = (("status_good", 0.85), ("status_partially", 0.5), ("status_
 
 @dataclass(frozen=True)
 class ViewDistribution:
-    """How cameras are drawn. Angles in degrees.
+    """How cameras are drawn.
 
     Attributes:
-        elevation: least, most likely and greatest elevation of a triangular distribution. Azimuth is uniform.
-        tilt: standard deviation of theta, which is cut at three times that.
+        poses: where rotations are drawn from.
         extent: least and greatest share of the image's width or height, whichever is tighter, that the object fills.
         truncation: probability that the object is moved over an edge of the image, by 5 to 25% of its size.
         aspect: the image's width over height lies between 1 / aspect and aspect.
     """
 
-    elevation: tuple[float, float, float] = (-10.0, 15.0, 50.0)
-    tilt: float = 4.0
+    poses: PoseDistribution = field(default_factory=NaturalPoses)
     extent: tuple[float, float] = (0.55, 0.92)
     truncation: float = 0.08
     aspect: float = 1.33
@@ -54,11 +52,11 @@ def draw_image_size(rng: np.random.Generator, size: int, views: ViewDistribution
     return (size, max(1, round(size / ratio))) if ratio >= 1 else (max(1, round(size * ratio)), size)
 
 
-def draw_camera(rng: np.random.Generator, mesh: Mesh, width: int, height: int, views: ViewDistribution) -> Camera:
+def draw_camera(
+    rng: np.random.Generator, mesh: Mesh, width: int, height: int, views: ViewDistribution, category: str = ""
+) -> Camera:
     """A camera that sees the mesh at the size and place that ``views`` says. Angles lie in [0, 2 pi)."""
-    azimuth = rng.uniform(0, TWO_PI)
-    elevation = np.radians(rng.triangular(*views.elevation)) % TWO_PI
-    theta = np.radians(np.clip(rng.normal(0, views.tilt), -3 * views.tilt, 3 * views.tilt)) % TWO_PI
+    azimuth, elevation, theta = (angle % TWO_PI for angle in views.poses.draw(rng, category))
     share = rng.uniform(*views.extent)
 
     def looking_from(distance: float, px: float = 0.0, py: float = 0.0) -> Camera:
@@ -66,10 +64,11 @@ def draw_camera(rng: np.random.Generator, mesh: Mesh, width: int, height: int, v
             float(azimuth), float(elevation), float(theta), float(distance), float(px), float(py), width, height
         )
 
-    distance = 10.0
+    reach = mesh.reach
+    distance = FAR * reach
     for _ in range(2):  # the projected size goes nearly as one over the distance: twice is enough
         low, high = _extent(looking_from(distance), mesh)
-        distance = max(distance * float(np.max((high - low) / (width, height))) / share, NEAREST)
+        distance = max(distance * float(np.max((high - low) / (width, height))) / share, NEAREST * reach)
     low, high = _extent(looking_from(distance), mesh)
     spare = np.array([width, height]) - (high - low)
     principal = spare * rng.uniform(0, 1, 2) - low  # anywhere where the whole object is inside
@@ -85,44 +84,48 @@ def _extent(camera: Camera, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     return points.min(axis=0), points.max(axis=0)
 
 
-def draw_light(rng: np.random.Generator, camera: Camera) -> Light:
-    """A lamp above and on the camera's side of the object, white to slightly warm or cold."""
-    direction = camera_center(camera.azimuth + np.radians(rng.uniform(-75, 75)), np.radians(rng.uniform(20, 75)), 1.0)
-    warmth = rng.normal(0, 0.05)
+def draw_light(rng: np.random.Generator, camera: Camera, *, varied: bool = False) -> Light:
+    """A lamp above and on the camera's side of the object, white to slightly warm or cold.
+
+    An object that lies or tumbles in the image is lit from above the camera, since it is not the world that is turned.
+
+    Args:
+        varied: stronger and weaker, more coloured light, and up to two further lamps anywhere.
+    """
+    turn, height = np.radians(rng.uniform(-75, 75)), np.radians(rng.uniform(20, 75))
+    if stands(camera):
+        up = np.array([0.0, 0.0, 1.0])
+        direction = camera_center(camera.azimuth + turn, height, 1.0)
+    else:
+        right, above, toward = camera.rotation
+        up = np.cos(np.radians(20)) * above + np.sin(np.radians(20)) * toward
+        front = np.cross(right, up)
+        direction = np.cos(height) * (np.cos(turn) * front + np.sin(turn) * right) + np.sin(height) * up
+    warmth = rng.normal(0, 0.12 if varied else 0.05)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
-    return Light(
+    light = Light(
         direction=direction,
-        key=rng.uniform(0.55, 1.0) * tint,
-        ambient=rng.uniform(0.22, 0.42) / tint,
+        key=rng.uniform(*((0.35, 1.3) if varied else (0.55, 1.0))) * tint,
+        ambient=rng.uniform(*((0.14, 0.55) if varied else (0.22, 0.42))) / tint,
         fill=rng.uniform(0.05, 0.25),
+        up=up,
     )
+    return replace(light, more=_further_lamps(rng)) if varied else light
 
 
-def draw_occluders(rng: np.random.Generator, camera: Camera, mesh: Mesh) -> list[Mesh]:
-    """One or two plain solids between the camera and the mesh, each before some point of it."""
-    points = camera.project(mesh.vertices)
-    size = np.linalg.norm(points.max(axis=0) - points.min(axis=0))
-    occluders = []
-    for _ in range(int(rng.integers(1, 3))):
-        u, v = points[rng.integers(len(points))] + rng.normal(0, 0.15, 2) * size
-        depth = camera.distance - rng.uniform(1.4, 2.0) * OBJECT_RADIUS
-        position = camera.center + depth * camera.directions(np.array([u]), np.array([v]))[0, 0]
-        solid = _plain_solid(rng)
-        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-        scale = rng.uniform(0.15, 0.4) * size * depth / (camera.viewport * camera.focal)
-        occluders.append(solid.transformed(turn * scale, position))
-    return occluders
+def stands(camera: Camera) -> bool:
+    """Whether the object seems to stand in the image, so that its own up is the world's."""
+    elevation, theta = ((angle + np.pi) % TWO_PI - np.pi for angle in (camera.elevation, camera.theta))
+    return bool(elevation >= LEVEL[0] and elevation <= np.pi / 2 and abs(theta) <= LEVEL[1])
 
 
-def _plain_solid(rng: np.random.Generator) -> Mesh:
-    """A box, ellipsoid or bar about the origin, of size about 1."""
-    color = paint(rng)
-    kind = rng.choice(["box", "ellipsoid", "bar"])
-    if kind == "box":
-        return rounded_box((0, 0, 0), rng.uniform(0.4, 1.3, 3), color, radius=rng.uniform(0.01, 0.2))
-    if kind == "ellipsoid":
-        return ellipsoid((0, 0, 0), rng.uniform(0.25, 0.7, 3), color)
-    return cylinder((0, 0, -2.5), (0, 0, 2.5), rng.uniform(0.08, 0.25), color)
+def _further_lamps(rng: np.random.Generator) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    lamps = []
+    for _ in range(int(rng.integers(0, 3))):
+        direction = rng.normal(size=3)
+        color = np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, 0.4), 1.0))
+        lamps.append((direction / np.linalg.norm(direction), rng.uniform(0.1, 0.6) * color))
+    return tuple(lamps)
 
 
 def photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ frame of everything here: lights and occluders are given in it too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -81,19 +81,32 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """One distant lamp, a sky that is brighter above than below, and a weak lamp at the camera.
+    """One distant lamp or more, a sky that is brighter above than below, and a weak lamp at the camera.
 
     Attributes:
         direction: (3,) towards the lamp, object frame; any length.
         key: (3,) linear RGB strength of the lamp.
         ambient: (3,) linear RGB strength of the sky.
         fill: strength of the lamp at the camera.
+        up: (3,) unit vector to the sky's zenith: the object's own up unless it lies or tumbles.
+        more: direction and strength of further lamps; they make no highlights.
     """
 
     direction: np.ndarray
     key: np.ndarray
     ambient: np.ndarray
     fill: float = 0.15
+    up: np.ndarray = field(default_factory=lambda: np.array([0.0, 0.0, 1.0]))
+    more: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+    def seen_from(self, rotation: np.ndarray) -> Light:
+        """The light in the frame of a mesh that stands in the scene turned by ``rotation`` (3, 3)."""
+        return replace(
+            self,
+            direction=np.asarray(self.direction) @ rotation,
+            up=self.up @ rotation,
+            more=tuple((direction @ rotation, strength) for direction, strength in self.more),
+        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ def render(
         camera: where from.
         light: the lighting of target and occluders.
         background: (H, W, 3) float32 sRGB in [0, 1] of the camera's size.
-        occluders: other meshes in the target's frame. Depth decides what is seen.
+        occluders: other meshes in the target's frame, before, beside or behind it. Depth decides what is seen.
         samples: rays a pixel along each axis; box-filtered.
 
     Returns:
@@ -192,7 +205,9 @@ class _Frame:
         offsets = (np.arange(self.samples) + 0.5) / self.samples
         layers = [self.camera.directions(columns + x, rows + y) for y in offsets for x in offsets]
         directions = np.stack(layers).reshape(len(layers), -1, 3)
-        hits = caster.first_hits(self.camera.center, directions)
+        origin, directions = caster.to_own_frame(self.camera.center, directions)
+        light = light.seen_from(caster.rotation)
+        hits = caster.first_hits(origin, directions)
         hit = hits.face >= 0
         projected_area = int(np.count_nonzero(hit))
 
@@ -209,12 +224,11 @@ class _Frame:
         # most pixels show a single face: it is shaded once, in the middle
         uniform = nearer.all(axis=0) & (hits.face == hits.face[0]).all(axis=0)
         middle = Hits(hits.face[0, uniform], *(part[:, uniform].mean(axis=0) for part in hits[1:]))
-        self.color[:, pixel[uniform]] = _shade(caster, middle, directions[:, uniform].mean(axis=0), light)
+        shader = _Shader(caster, origin, light, caster.scale * self.camera.viewport * self.camera.focal)
+        self.color[:, pixel[uniform]] = shader.colors(middle, directions[:, uniform].mean(axis=0))
         mixed = nearer & ~uniform
         layer, which = np.nonzero(mixed)
-        self.color[layer, pixel[which]] = _shade(
-            caster, Hits(*(part[mixed] for part in hits)), directions[mixed], light
-        )
+        self.color[layer, pixel[which]] = shader.colors(Hits(*(part[mixed] for part in hits)), directions[mixed])
 
         layer, which = np.nonzero(nearer)
         self.depth[layer, pixel[which]] = hits.depth[nearer]
@@ -240,7 +254,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 
 def _pixels_around(caster: RayCaster, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     """Columns and rows of the pixels that can see the mesh, up to one image size beyond the image on each side."""
-    points = camera.project(caster.mesh.vertices)
+    points = camera.project(caster.vertices())
     size = np.array([camera.width, camera.height])
     if np.isnan(points).any():  # some of the mesh is behind the camera: there is no bounding rectangle
         low, high = -size, 2 * size
@@ -250,21 +264,51 @@ def _pixels_around(caster: RayCaster, camera: Camera) -> tuple[np.ndarray, np.nd
     return np.arange(low[0], high[0]), np.arange(low[1], high[1])
 
 
-def _shade(caster: RayCaster, hits: Hits, directions: np.ndarray, light: Light) -> np.ndarray:
-    """(K, 3) linear colours of hits: Lambert under lamp, sky and camera lamp, with a Blinn-Phong highlight."""
-    view = -directions / np.linalg.norm(directions, axis=1, keepdims=True)
-    normal = _shading_normals(caster, hits, view)
-    toward = (np.asarray(light.direction) / np.linalg.norm(light.direction)).astype(np.float32)
+@dataclass(frozen=True)
+class _Shader:
+    """The colours of a mesh's hits, all in the mesh's own frame.
 
-    lamp = np.maximum(normal @ toward, 0)[:, None] * light.key.astype(np.float32)
-    sky = (0.7 + 0.3 * normal[:, 2:]) * light.ambient.astype(np.float32)
-    camera_lamp = np.float32(light.fill) * np.maximum(np.einsum("ij,ij->i", normal, view), 0)[:, None]
-    color = srgb_to_linear(caster.mesh.colors)[hits.face] * (lamp + sky + camera_lamp)
+    Attributes:
+        origin: (3,) of the rays.
+        pixels: that one unit of length at one unit of depth takes in the image.
+    """
 
-    halfway = view + toward
-    halfway /= np.maximum(np.linalg.norm(halfway, axis=1, keepdims=True), 1e-6)
-    shine = np.maximum(np.einsum("ij,ij->i", normal, halfway), 0) ** np.float32(HIGHLIGHT_EXPONENT)
-    return color + (caster.mesh.gloss[hits.face] * shine)[:, None] * light.key.astype(np.float32)
+    caster: RayCaster
+    origin: np.ndarray
+    light: Light
+    pixels: float
+
+    def colors(self, hits: Hits, directions: np.ndarray) -> np.ndarray:
+        """(K, 3) linear: Lambert under lamps, sky and camera lamp, with a Blinn-Phong highlight."""
+        light = self.light
+        view = -directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        normal = _shading_normals(self.caster, hits, view)
+        toward = (np.asarray(light.direction) / np.linalg.norm(light.direction)).astype(np.float32)
+        key = light.key.astype(np.float32)
+
+        lit = np.maximum(normal @ toward, 0)[:, None] * key
+        lit = lit + (0.7 + 0.3 * (normal @ light.up.astype(np.float32))[:, None]) * light.ambient.astype(np.float32)
+        lit = lit + np.float32(light.fill) * np.maximum(np.einsum("ij,ij->i", normal, view), 0)[:, None]
+        for direction, strength in light.more:
+            lamp = normal @ (direction / np.linalg.norm(direction)).astype(np.float32)
+            lit = lit + np.maximum(lamp, 0)[:, None] * strength.astype(np.float32)
+        color = srgb_to_linear(self._surface(hits, directions)) * lit
+
+        halfway = view + toward
+        halfway /= np.maximum(np.linalg.norm(halfway, axis=1, keepdims=True), 1e-6)
+        shine = np.maximum(np.einsum("ij,ij->i", normal, halfway), 0) ** np.float32(HIGHLIGHT_EXPONENT)
+        return color + (self.caster.mesh.gloss[hits.face] * shine)[:, None] * key
+
+    def _surface(self, hits: Hits, directions: np.ndarray) -> np.ndarray:
+        """(K, 3) sRGB colours of the surface itself."""
+        plain = self.caster.mesh.colors[hits.face]
+        if self.caster.mesh.skin is None:
+            return plain
+        texels = None
+        if self.caster.texels is not None:
+            texels = self.caster.texels[hits.face] * hits.depth / np.float32(self.pixels)
+        position = self.origin.astype(np.float32) + hits.depth[:, None] * directions
+        return self.caster.mesh.skin.colors(plain, hits.face, hits.second, hits.third, position, texels)
 
 
 def _shading_normals(caster: RayCaster, hits: Hits, view: np.ndarray) -> np.ndarray:

@@ -24,9 +24,12 @@ class Instance:
     Attributes:
         category: the category's name.
         name: unique over the source, and part of file names.
-        split: "train" or "val": all images of an instance are in one split.
-        cad_index: number of its file in CAD/<category>/, from 1.
+        split: "train" or "val": all images of an instance are in one split. "" until :mod:`.plan` has decided.
+        cad_index: number of its file in CAD/<category>/, from 1; 0 until :mod:`.plan` has decided.
         key: integers that seed everything drawn for this instance, beside the run's seed.
+        source: name of the source.
+        file: which file of the source; "" where there is none.
+        credit: whose work it is and under which licence; "" where the source does not say.
     """
 
     category: str
@@ -34,17 +37,33 @@ class Instance:
     split: str
     cad_index: int
     key: tuple[int, ...]
+    source: str = "parametric"
+    file: str = ""
+    credit: str = ""
 
 
 class MeshSource(Protocol):
     """What :func:`data_prep.render.generate.render` needs of a source."""
 
+    @property
+    def name(self) -> str:
+        """What the annotations call it."""
+        ...
+
     def instances(self) -> list[Instance]:
-        """All instances, in a fixed order."""
+        """All instances, in a fixed order.
+
+        Raises:
+            InputError: there are none, or they cannot be listed.
+        """
         ...
 
     def mesh(self, instance: Instance) -> Mesh:
-        """The normalised mesh of an instance (see :meth:`Mesh.normalized`)."""
+        """The mesh of an instance in the canonical frame.
+
+        Raises:
+            MeshError: it cannot be used; the message names its file.
+        """
         ...
 
 
@@ -64,6 +83,7 @@ class ParametricSource:
     train_instances: int = 20
     val_instances: int = 5
     seed: int = 0
+    name: str = "parametric"
 
     def instances(self) -> list[Instance]:
         """All instances, category by category, train before val."""
@@ -84,5 +104,5 @@ class ParametricSource:
         return found
 
     def mesh(self, instance: Instance) -> Mesh:
-        """The mesh of an instance."""
+        """The normalised mesh of an instance (see :meth:`Mesh.normalized`)."""
         return build(instance.category, np.random.default_rng([self.seed, *instance.key]))

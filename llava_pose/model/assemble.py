@@ -47,7 +47,7 @@ _NEW_MODULES = ("pose_head.", "pose_encoder.", "pose_token_embedding.", "pose_to
 
 @dataclass
 class AssembleConfig:
-    """Give --vision and --language, or --llava, or --preset tiny."""
+    """Give --vision and --language, or --llava, or --preset tiny (with or without --vision)."""
 
     out: str = field(metadata={"help": "folder of the new base"})
     vision: str | None = field(
@@ -55,7 +55,10 @@ class AssembleConfig:
     )
     language: str | None = field(default=None, metadata={"help": "causal language model: hub id or folder"})
     llava: str | None = field(default=None, metadata={"help": "a LLaVA checkpoint, e.g. llava-hf/llava-1.5-7b-hf"})
-    preset: str | None = field(default=None, metadata={"help": "tiny: a small random base that needs no download"})
+    preset: str | None = field(
+        default=None,
+        metadata={"help": "tiny: a small random base that needs no download; with --vision on that tower's weights"},
+    )
     language_layers: int | None = field(default=None, metadata={"help": "keep only the first N layers of --language"})
     vision_layers: str = field(
         default="-1", metadata={"help": "hidden states of the tower, joined along the channels, e.g. -1 or 6,12"}
@@ -90,7 +93,7 @@ def assemble(config: AssembleConfig) -> Path:
     ways = [
         config.llava is not None,
         config.preset is not None,
-        config.vision is not None or config.language is not None,
+        config.language is not None or (config.vision is not None and config.preset is None),
     ]
     if sum(ways) != 1:
         raise InputError("give either --vision and --language, or --llava, or --preset tiny")
@@ -165,11 +168,19 @@ def tiny_base(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tiny_tokenizer(Path(folder))
     ids = _add_tokens(tokenizer, None)
-    size = config.image_size or TINY_IMAGE_SIZE
-    image_processor = ViTImageProcessor(size={"height": size, "width": size})
-    model_config = _pose_config(config, tiny_vision_config(), tiny_text_config(tokenizer), ids)
-    _measure_tower(model_config, AutoModel.from_config(model_config.vision_config), image_processor)
+    if config.vision is None:
+        tower = AutoModel.from_config(tiny_vision_config())
+        image_processor = ViTImageProcessor(size={"height": TINY_IMAGE_SIZE, "width": TINY_IMAGE_SIZE})
+    else:
+        tower = _load_tower(config.vision)
+        image_processor = _load_part(AutoImageProcessor, config.vision, "--vision", weights=False)
+    if config.image_size is not None:
+        _set_image_size(image_processor, config.image_size)
+    model_config = _pose_config(config, tower.config, tiny_text_config(tokenizer), ids)
+    _measure_tower(model_config, tower, image_processor)
     model = LlavaPoseForConditionalGeneration(model_config)
+    if config.vision is not None:
+        model.model.vision_tower.load_state_dict(tower.state_dict())
     return model, _make_processor(config, model.model, image_processor, tokenizer)
 
 

@@ -99,11 +99,25 @@ class LlavaPoseModel(LlavaModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> LlavaPoseModel:
-        """As torch's, but a frozen tower stays in evaluation mode: batch norms and dropout would change what it sees."""
+        """As torch's, but a frozen tower stays in evaluation mode: batch norms and dropout would change what it sees.
+
+        The batch norms of a tower that trains keep the statistics that it came with: those of the few pictures of one
+        device would make the loss depend on how a batch is split.
+        """
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
             self.vision_tower.eval()
+        for module in self.vision_tower.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
+
+    def put_channels_last(self) -> None:
+        """Lay the tower's convolutions out with the channels last, which makes them up to twice as fast.
+
+        Not under DeepSpeed, which takes weights for rows of bytes. Layers of other kinds are not touched.
+        """
+        self.vision_tower.to(memory_format=torch.channels_last)
 
     def extract_patches(self, pixel_values: Tensor) -> Tensor:
         """What the tower sees, before the projector: (batch, 3, height, width) -> (batch, rows, columns, channels).

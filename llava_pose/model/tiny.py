@@ -1,4 +1,4 @@
-"""The tiny base: random weights, about 8 million parameters, a tokenizer trained on the project's own text.
+"""The tiny base: random weights, about 6 million parameters, a tokenizer trained on the project's own text.
 
 It needs no download and learns the rendered default data from nothing in minutes.
 """
@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sentencepiece
-from transformers import ConvNextConfig, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import BitConfig, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerBase
 
 from llava_pose import categories, conversation
 
-TINY_IMAGE_SIZE = 128
+TINY_IMAGE_SIZE = 96
 _VOCABULARY = 2000
 
 
-def tiny_vision_config() -> ConvNextConfig:
-    """A small ConvNeXt: its layer norms, unlike batch norms, let gradient accumulation leave the loss as it is."""
-    return ConvNextConfig(
-        num_channels=3,
-        patch_size=4,
-        hidden_sizes=[48, 96, 192, 288],
-        depths=[2, 2, 4, 2],
-        drop_path_rate=0.0,
-        layer_scale_init_value=0.1,
-        image_size=TINY_IMAGE_SIZE,
+def tiny_vision_config() -> BitConfig:
+    """A small ResNet v2 with group norm (BiT), which learns from nothing faster than a ConvNeXt of its cost.
+
+    Batch norm would learn as fast, but make the loss depend on what else is in the batch.
+    """
+    return BitConfig(
+        embedding_size=32,
+        hidden_sizes=[96, 192, 384, 768],
+        depths=[1, 2, 3, 2],
+        num_groups=8,
     )
 
 
@@ -36,9 +36,10 @@ def tiny_text_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=256,
         intermediate_size=640,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
+        initializer_range=0.06,  # 1 / sqrt(256); at the usual 0.02 so narrow a model passes on next to nothing at first
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,

@@ -57,8 +57,11 @@ def demo(config: DemoConfig) -> None:
         _, url, public_url = page.launch(blocks, host=config.host, port=config.port, share=config.share)
     except OSError as error:
         raise _cannot_listen(config, error) from error
-    logger.info(f"the demo is at {public_url or url} (Ctrl-C ends it); for programs: gradio_client.Client({url!r})")
-    blocks.block_thread()
+    try:
+        logger.info(f"the demo is at {public_url or url} (Ctrl-C ends it); for programs: gradio_client.Client({url!r})")
+        blocks.block_thread()
+    except KeyboardInterrupt:  # gradio sees to one that comes while it waits, and to no earlier one
+        blocks.close()
 
 
 def _require_free(config: DemoConfig) -> None:

@@ -14,7 +14,8 @@ import pytest
 import trimesh
 from PIL import Image
 
-from data_prep.render.generate import RenderConfig, main, render
+from data_prep.render.generate import main, render
+from data_prep.render.options import RenderConfig
 from data_prep.safe_npz import read_npz
 from llava_pose.errors import InputError
 from llava_pose.geometry import project_points
@@ -56,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_layout_is_imagenet3ds(data: Path) -> None:
     files = set(files_of(data))
     names = {"car": ["car_t001", "car_t002", "car_v001"], "cup": ["cup_t001", "cup_t002", "cup_v001"]}
-    expected = {"render.yaml"}
+    expected = {"render.yaml", "meshes.jsonl"}
     for category, instances in names.items():
         expected |= {f"lists/{category}_imagenet_{split}.txt" for split in ("train", "val")}
         expected |= {f"CAD/{category}/{number:02d}.off" for number in (1, 2, 3)}
@@ -113,9 +114,8 @@ def test_workers_do_not_change_a_byte_and_seeds_do(data: Path, tmp_path: Path) -
     assert files_of(tmp_path / "two") == files_of(data)
     render(small(tmp_path / "other", seed=1))
     same = files_of(tmp_path / "other").items() & files_of(data).items()
-    assert {name for name, _ in same} == {
-        f"lists/{c}_imagenet_{s}.txt" for c in ("car", "cup") for s in ("train", "val")
-    }
+    lists = {f"lists/{c}_imagenet_{s}.txt" for c in ("car", "cup") for s in ("train", "val")}
+    assert {name for name, _ in same} == {*lists, "meshes.jsonl"}
 
 
 def test_going_on_makes_what_is_missing_and_nothing_else(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from scipy.spatial import ConvexHull
 from data_prep.render.backgrounds import photo_background, procedural_background
 from data_prep.render.mesh import Mesh, join
 from data_prep.render.parametric import BUILDERS, build
+from data_prep.render.poses import NaturalPoses
 from data_prep.render.primitives import box, ellipsoid
 from data_prep.render.raycast import RayCaster
 from data_prep.render.sampling import (
@@ -17,11 +18,11 @@ from data_prep.render.sampling import (
     draw_camera,
     draw_image_size,
     draw_light,
-    draw_occluders,
     object_status,
     photograph,
 )
 from data_prep.render.scene import Camera, Light, Rendering, linear_to_srgb, render, srgb_to_linear
+from data_prep.render.surroundings import draw_occluders
 from llava_pose.geometry import project_points
 
 RED, GREEN, BLUE, GREY = (0.9, 0.05, 0.05), (0.05, 0.8, 0.05), (0.05, 0.05, 0.9), (0.5, 0.5, 0.5)
@@ -43,7 +44,7 @@ def draw(mesh: Mesh, camera: Camera, light: Light = FROM_EVERYWHERE, **other) ->
 def test_mask_and_projected_vertices_agree_to_a_pixel(category: str) -> None:
     rng = np.random.default_rng(5)
     mesh = build(category, rng)
-    views = ViewDistribution(elevation=(-80, 0, 80), tilt=60, truncation=0.0)
+    views = ViewDistribution(poses=NaturalPoses(elevation=(-80, 0, 80), tilt=60), truncation=0.0)
     for _ in range(4):
         camera = draw_camera(rng, mesh, *draw_image_size(rng, 160, views), views)
         # the formula itself, not the camera's own method

@@ -19,7 +19,12 @@ from llava_pose.cli import COMMANDS, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STOPPED = "stopped; run the same command again to go on"
-REQUIRED = {"prepare": ["--data-root", "d", "--out", "p"], "assemble": ["--out", "b"]}  # what argparse asks for first
+REQUIRED = {  # what argparse asks for first
+    "prepare": ["--data-root", "d", "--out", "p"],
+    "export": ["--data", "d", "--out", "p"],
+    "align": ["--data-root", "d", "--out", "a"],
+    "assemble": ["--out", "b"],
+}
 CHECKS = {"chat": ["--max-new-tokens", "0"], "demo": ["--port", "0"]}
 
 

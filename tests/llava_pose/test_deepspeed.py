@@ -55,7 +55,8 @@ def mixed_samples(training_data) -> list[dict[str, Any]]:
     def interleaved() -> Iterator[dict[str, Any]]:
         yield from (next(with_pose), text_only(), text_only(), next(with_pose))
         yield from (picture_only(), next(with_pose), pose_in_question(), text_only())
-        yield from (text_only(), picture_only(), next(with_pose), next(with_pose))
+        # the pose encoder ends in zeros: it takes a second pose in a question to move its first layer
+        yield from (text_only(), picture_only(), pose_in_question(), next(with_pose))
 
     return list(interleaved())
 

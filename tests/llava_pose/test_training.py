@@ -26,6 +26,7 @@ from llava_pose.predictor import PosePredictor
 from llava_pose.records import Pose
 from llava_pose.trainer import NonFiniteLossError
 from llava_pose.training import DONE_MARK, TrainConfig, build_model, main, train
+from llava_pose.tuning import part_of
 
 FULL = {"language": "full", "tune_vision": True}
 
@@ -141,6 +142,7 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
         ({"quantize": "int3"}, "--quantize int3: not known; choose none or nf4"),
         ({"quantize": "nf4", "language": "full"}, "--quantize nf4 trains adapters only"),
         ({"cache_features": True, "tune_vision": True}, "--cache-features needs a frozen tower"),
+        ({"vision_learning_rate": 1e-4}, "--vision-learning-rate has no effect on a frozen tower"),
         ({"use_liger_kernel": True}, "use_liger_kernel: .*leave it off"),
         ({"average_tokens_across_devices": False}, "average_tokens_across_devices: must stay true"),
         ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
@@ -157,6 +159,14 @@ def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
         train(TrainConfig(**{**recipe, **options}))
     assert "\n" not in str(caught.value)
     assert not Path(recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(("option", "still"), [("vision_learning_rate", "vision"), ("new_module_learning_rate", "new")])
+def test_a_part_has_a_learning_rate_of_its_own(recipe, base: Path, option: str, still: str):
+    train(TrainConfig(**{**recipe, **FULL, "max_steps": 1, option: 0.0}))
+    before, after = load_model(base).state_dict(), load_model(recipe["output_dir"]).state_dict()
+    moved = {part_of(name) for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert moved == {"language", "vision", "new"} - {still}
 
 
 # Learning

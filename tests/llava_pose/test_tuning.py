@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from llava_pose.model import LlavaPoseForConditionalGeneration
+from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig
 from llava_pose.model.loading import underlying_model
 from llava_pose.tuning import (
     ALWAYS_TUNED,
     add_lora,
     count_parameters,
     freeze_for,
-    is_new_module,
     lora_targets,
+    part_of,
     train_in_float32,
 )
 from tests.llava_pose.small_models import CLIP_PATCH, IMAGE_ID, IMAGE_SIDE, POSE_ID, clip_config, small_model
@@ -213,10 +214,30 @@ def test_what_trains_is_raised_to_float32_and_what_does_not_is_left():
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_new_modules_are_known_by_their_names(lora: bool):
+def test_parts_are_known_by_their_names(lora: bool):
     tuned = add_lora(model(), **LORA, tune_vision=True) if lora else model()
     for name, _ in tuned.named_parameters():
-        assert is_new_module(name) == (room(name) in ALWAYS_TUNED), name
+        expected = "new" if room(name) in ALWAYS_TUNED else "vision" if room(name) == "vision_tower" else "language"
+        assert part_of(name) == expected, name
+
+
+def test_a_tower_that_trains_keeps_the_statistics_of_its_batch_norms():
+    """Those of one device's few pictures would make the loss depend on how the batch is split."""
+    vision = EfficientNetLiteConfig(image_size=IMAGE_SIDE, stem_channels=4, stages=[[1, 3, 2, 2, 4]], hidden_size=6)
+    vision.patch_size = 4
+    tuned = small_model(vision=vision, vision_feature_size=4, vision_feature_layer=1)
+    freeze_for(tuned, language="frozen", tune_embeddings=True, tune_vision=True)
+    tuned.train()
+    tower = tuned.model.vision_tower
+    before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
+    pictures = torch.randn(2, 3, IMAGE_SIDE, IMAGE_SIDE)
+    together = tuned.model.extract_patches(pictures)
+    torch.testing.assert_close(together[:1], tuned.model.extract_patches(pictures[:1]))
+    together.sum().backward()
+    assert tower.training
+    assert tower.stem.normalization.weight.grad.abs().sum() > 0
+    for name, buffer in tower.named_buffers():
+        assert torch.equal(buffer, before[name]), name
 
 
 def test_parameters_are_counted():

@@ -1,0 +1,153 @@
+"""`llava-pose export`: prepared data in ImageNet3D's processed layout, for programs that read that (data_prep.processed)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.imagenet3d import write_list
+from data_prep.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes
+from llava_pose.config import command, read_yaml, require_folder, save_config, write_atomic
+from llava_pose.errors import InputError
+from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
+
+logger = logging.getLogger(__name__)
+SETTINGS_FILE = "export.yaml"
+
+
+@dataclass
+class ExportConfig:
+    data: str = field(metadata={"help": "the prepared folder, as llava-pose prepare writes it"})
+    out: str = field(metadata={"help": "folder to write; the same command goes on where it was stopped"})
+    splits: str = field(default="", metadata={"help": "splits, separated by commas; default: all that are prepared"})
+    published_distance: bool = field(
+        default=False,
+        metadata={
+            "help": "distance divided by the resize rate, viewport of the raw image, as the published preprocessing "
+            "writes them; by default the distance is true and the viewport is the picture's"
+        },
+    )
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the splits and return the output folder.
+
+    Raises:
+        InputError: there is nothing to export, a picture is missing, or the folder holds something else.
+    """
+    data = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
+    splits = [name.strip() for name in config.splits.split(",") if name.strip()]
+    splits = splits or sorted(path.parent.name for path in data.glob(f"*/{METADATA_FILE}"))
+    if not splits:
+        raise InputError(f"--data {data}: there is no <split>/{METADATA_FILE} in it; run llava-pose prepare")
+    out = Path(config.out)
+    records = {split: read_records(data, split) for split in splits}
+    _claim(out, {"data": str(data.resolve()), "published_distance": config.published_distance})
+    for split, of_split in records.items():
+        _export_split(of_split, data / split, ProcessedLayout(out, split), config)
+    logger.info(
+        "%d objects of %s are in %s, in the processed layout of ImageNet3D; its loaders take this folder as root_path",
+        *(sum(map(len, records.values())), ", ".join(splits), out),
+    )
+    return out
+
+
+def _claim(out: Path, settings: Mapping[str, Any]) -> None:
+    """Note the settings in a new folder; refuse one that holds something else."""
+    path = out / SETTINGS_FILE
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not path.is_file():
+            raise InputError(f"--out {out}: holds files that export did not write; give a new folder")
+        earlier = read_yaml(path)
+        for name, value in settings.items():
+            if earlier.get(name) != value:
+                raise InputError(
+                    f"--out {out}: was exported with {name} {earlier.get(name)}, not {value}; give another folder"
+                )
+    save_config(settings, path)
+
+
+def _export_split(records: list[ObjectRecord], pictures: Path, layout: ProcessedLayout, config: ExportConfig) -> None:
+    names = object_names(records)
+    listed: dict[str, list[str]] = {}
+    progress = tqdm(records, desc=f"export {layout.split}", unit="object", disable=None)
+    for record, (category, name) in zip(progress, names, strict=True):
+        _copy_if_other(pictures / record.file_name, layout.image(category, name), record.id)
+        content = npz_bytes(flat_annotation(record, name, published_distance=config.published_distance))
+        annotation = layout.annotation(category, name)
+        if not annotation.is_file() or annotation.read_bytes() != content:
+            write_atomic(annotation, content)
+        listed.setdefault(category, []).append(name)
+    for category, names_of in listed.items():
+        write_list(layout.list_file(category), names_of)
+    _remove_strays(layout, listed)
+
+
+def object_names(records: list[ObjectRecord]) -> list[tuple[str, str]]:
+    """Category folder and file name of each record: ``<name>_<index>`` as published, and where objects of other folders
+    would have the name of another, with their own folder's name in front."""
+    taken: set[tuple[str, str]] = set()
+    names = []
+    for record in sorted(records, key=lambda record: record.id.split("/")[0] != filed_under(record)):
+        folder, name, index = record.id.split("/")
+        place = filed_under(record), f"{name}_{int(index):02d}"
+        if place in taken:
+            place = place[0], f"{folder}_{place[1]}"
+        taken.add(place)
+        names.append((record.id, place))
+    places = dict(names)
+    return [places[record.id] for record in records]
+
+
+def _copy_if_other(source: Path, target: Path, record: str) -> None:
+    """Whole or not at all. What has size and date of the source is it: the date is copied with it."""
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise InputError(
+            f"{source}: the image of record {record!r} is missing; run llava-pose prepare again"
+        ) from error
+    if target.is_file():
+        there = target.stat()
+        if (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot write ({error.strerror}); mend that and run the command again") from error
+
+
+def _remove_strays(layout: ProcessedLayout, listed: Mapping[str, list[str]]) -> None:
+    """Objects that an earlier export wrote and that are no longer prepared, and what a killed one left."""
+    kept = {layout.list_file(category) for category in listed}
+    for category, names in listed.items():
+        kept |= {layout.image(category, name) for name in names} | {layout.annotation(category, name) for name in names}
+    strays = [path for path in (layout.root / layout.split).glob("*/*/*") if path not in kept]
+    for path in strays:
+        path.unlink()
+    if strays:
+        logger.info("%s: %d files of objects that are not prepared any more were removed", layout.split, len(strays))
+
+
+main = command(
+    ExportConfig,
+    export,
+    prog="llava-pose export",
+    description="Write prepared data in the processed layout of ImageNet3D's published code.",
+    example="llava-pose export --data prepared --out imagenet3d_processed",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

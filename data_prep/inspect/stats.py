@@ -1,0 +1,72 @@
+"""`llava-pose inspect DATA`: statistics of any stage's output as text, JSON and plots."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.inspect.reading import open_dataset
+from data_prep.inspect.statistics import statistics
+from data_prep.inspect.stats_report import report_plots, report_text
+from llava_pose.config import command, write_atomic, write_json
+
+logger = logging.getLogger(__name__)
+
+TEXT_FILE, JSON_FILE, PLOTS_FILE = "statistics.txt", "statistics.json", "statistics.png"
+
+
+@dataclass
+class StatsConfig:
+    """Options of ``llava-pose inspect DATA``."""
+
+    data: str = field(
+        metadata={
+            "help": "a raw dataset, a prepared folder, metadata.jsonl, captions.jsonl, train.json or predictions.jsonl"
+        }
+    )
+    out: str | None = field(
+        default=None, metadata={"help": f"folder for {TEXT_FILE}, {JSON_FILE} and {PLOTS_FILE}; text only if not given"}
+    )
+    prepared: str | None = field(
+        default=None,
+        metadata={"help": "the prepared folder that the pictures of a file are in; the file's own by default"},
+    )
+    compare_pictures: bool = field(
+        default=True, metadata={"help": "read all pictures, to find the same one under several names"}
+    )
+
+
+def inspect_statistics(config: StatsConfig) -> dict[str, Any]:
+    """Count what a dataset holds, write it to stdout and, where asked for, to a folder.
+
+    Raises:
+        InputError: the path is none of what can be inspected.
+    """
+    dataset = open_dataset(config.data, prepared=config.prepared)
+    found = statistics(dataset, compare_pictures=config.compare_pictures)
+    text = report_text(found)
+    sys.stdout.write(text)
+    if config.out is not None:
+        out = Path(config.out)
+        write_atomic(out / TEXT_FILE, text)
+        write_json(out / JSON_FILE, found)
+        write_atomic(out / PLOTS_FILE, report_plots(found))
+        logger.info("statistics: %s   look at samples: llava-pose inspect page %s --out page.html", out, config.data)
+    return found
+
+
+stats_command = command(
+    StatsConfig,
+    inspect_statistics,
+    prog="llava-pose inspect",
+    description=(
+        "Count what any stage's output holds: categories, splits, angles, boxes, what is missing and what is there twice.\n"
+        "Beside it: llava-pose inspect page DATA (samples in one HTML file), llava-pose inspect diff A B (two datasets\n"
+        "compared), llava-pose inspect align --cad FOLDER (CAD models side by side); each has its own --help."
+    ),
+    example="llava-pose inspect prepared --out statistics",
+    positional="data",
+)

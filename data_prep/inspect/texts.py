@@ -1,0 +1,92 @@
+"""Captions and conversations as entries: texts with ``<pose6D>``, and the poses that belong to the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.inspect.entries import Entry, Problem
+from llava_pose.conversation import POSE_TOKEN
+from llava_pose.errors import InputError
+from llava_pose.records import Pose
+
+
+def instruction_entry(value: Mapping[str, Any], where: str, folder: Path, problems: list[Problem]) -> Entry:
+    """An item of train.json; what is wrong with it goes to ``problems``."""
+    turns = value.get("conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        problems.append(Problem("conversations malformed", f"{where}: 'conversations' must be a list of turns"))
+        turns = []
+    texts = tuple(str(turn.get("value", "")) for turn in turns)
+    kinds = value.get("kinds") or ([value["kind"]] if value.get("kind") else [])
+    return _entry(value, where, folder, problems, texts, tuple(map(str, kinds)))
+
+
+def caption_entry(value: Mapping[str, Any], where: str, folder: Path, problems: list[Problem]) -> Entry:
+    """A line of captions.jsonl; one without a caption is one that could not be written, and is told so."""
+    caption = value.get("caption")
+    if not isinstance(caption, str) or not caption:
+        reason = value.get("reason") or value.get("error") or "it has no caption"
+        problems.append(Problem("no caption", f"{where}: {reason}"))
+        return _entry(value, where, folder, problems, (), ())
+    return _entry(value, where, folder, problems, (caption,), ())
+
+
+def _entry(
+    value: Mapping[str, Any],
+    where: str,
+    folder: Path,
+    problems: list[Problem],
+    texts: tuple[str, ...],
+    kinds: tuple[str, ...],
+) -> Entry:
+    poses = _poses(value.get("poses"), where, problems)
+    tokens = sum(text.count(POSE_TOKEN) for text in texts)
+    if texts and tokens != len(poses):
+        problems.append(
+            Problem("tokens and poses differ", f"{where}: {tokens} {POSE_TOKEN} in the text, {len(poses)} poses")
+        )
+    image = value.get("image") or value.get("file_name")
+    picture = folder / image if isinstance(image, str) and image else None
+    if picture is not None and not picture.is_file():
+        problems.append(Problem("image missing", f"{where}: the image {picture} is not there"))
+    size = value.get("width"), value.get("height")
+    viewport = value.get("viewport")
+    missing = [name for name in ("id", "image", "category") if not value.get(name)]
+    if poses:
+        missing += [name for name in ("width", "height", "viewport") if not value.get(name)]
+    return Entry(
+        str(value.get("id") or value.get("record") or where),
+        str(value.get("category") or ""),
+        # the picture's first folder is the split, as instruct writes it
+        image.split("/")[0] if isinstance(image, str) and image.count("/") > 1 else "",
+        str(value.get("object_status") or ""),
+        poses=poses,
+        viewport=float(viewport) if _is_positive(viewport) else None,
+        size=(int(size[0]), int(size[1])) if all(map(_is_positive, size)) else None,
+        picture=picture,
+        texts=texts,
+        kinds=kinds,
+        missing=tuple(missing),
+        fields=value,
+    )
+
+
+def _poses(value: Any, where: str, problems: list[Problem]) -> tuple[Pose, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        problems.append(Problem("poses malformed", f"{where}: 'poses' must be a list"))
+        return ()
+    poses = []
+    for item in value:
+        try:
+            poses.append(Pose.from_dict(item, where=where))
+        except InputError as error:
+            problems.append(Problem("poses malformed", str(error)))
+    return tuple(poses)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
