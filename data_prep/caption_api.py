@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from data_prep.caption_check import read_answer
@@ -28,6 +29,19 @@ Result = TypeVar("Result")
 KEY_VARIABLE = "OPENAI_API_KEY"
 _LONGEST_WAIT = 120.0  # seconds, whatever a server asks for
 _IN_FLIGHT = 2  # tasks a thread, so that none waits for work and nothing piles up
+
+
+def require_client() -> ModuleType:
+    """The package openai.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError("--api-base needs openai: pip install 'llava-pose[caption]'") from error
+    return openai
 
 
 class Stopped(Exception):
@@ -68,11 +82,7 @@ class Captioner:
     """
 
     def __init__(self, endpoint: Endpoint, *, attempts: int = 3) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError("--api-base needs openai: pip install 'llava-pose[caption]'") from error
-        self._openai = openai
+        self._openai = openai = require_client()
         self._endpoint = endpoint
         self._attempts = attempts
         self._key = os.environ.get(KEY_VARIABLE, "")
