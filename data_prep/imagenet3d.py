@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.safe_npz import read_npz
+from data_prep.safe_npz import read_npz, shown
 from llava_pose.config import write_atomic
 from llava_pose.errors import InputError
 
@@ -149,7 +149,7 @@ def read_annotation(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     arrays = read_npz(path)
     if ANNOTATIONS_KEY not in arrays:
-        found = ", ".join(sorted(arrays)) or "nothing"
+        found = shown(", ".join(sorted(arrays))) or "nothing"
         raise InputError(f"{path}: there is no array '{ANNOTATIONS_KEY}' in it (found: {found}); write the file again")
     value = arrays[ANNOTATIONS_KEY]
     objects = value.reshape(-1).tolist()

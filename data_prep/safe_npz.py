@@ -82,16 +82,22 @@ def read_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dic
     except InputError:
         raise
     except UnsafePickle as error:
-        raise InputError(f"{path}: refused, {error}; only arrays, numbers, text and lists are read") from error
+        raise InputError(f"{path}: refused, {shown(error)}; only arrays, numbers, text and lists are read") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; add it or take it off the list") from error
     except OSError as error:
         raise InputError(f"{path}: cannot read the file ({error.strerror or error}); check the path") from error
     except _DAMAGE as error:
-        # in one line, and short: some of these quote the damaged bytes
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = shown(error) or type(error).__name__
         raise InputError(f"{path}: not a readable npz file ({reason}); {_REMEDY}") from error
     return arrays
+
+
+def shown(value: object, most: int = 120) -> str:
+    """What a file says, or an error that quotes its bytes, for a sentence: short, in one line, and nothing that a terminal
+    would obey."""
+    line = " ".join(str(value).split())[:most]
+    return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
 def _read_array(content: bytes, max_bytes: int) -> np.ndarray:

@@ -32,6 +32,8 @@ from tests.data_prep.damaged_input import npz_of_pickle, zipped
 FUZZ = settings(
     max_examples=int(os.environ.get("HYPOTHESIS_MAX_EXAMPLES", "60")),
     deadline=None,
+    # the same examples in every run, so that CI fails only for what has changed; HYPOTHESIS_MAX_EXAMPLES=5000 hunts for new ones
+    derandomize="HYPOTHESIS_MAX_EXAMPLES" not in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
 
@@ -61,7 +63,7 @@ class Bench:
             assert all(isinstance(item, dict) for item in objects)
         if refusal is not None:
             assert refusal.startswith(f"{self.file}: ")
-            assert len(refusal.splitlines()) == 1
+            assert refusal.isprintable(), "one line, and nothing that a terminal would obey"
         assert not self.mark.exists(), "code has run"
         result = self.prepare()
         assert refusal is None or [reject["reason"] for reject in result.rejects] == ["annotation unreadable"]
@@ -90,7 +92,7 @@ class Bench:
             for reject in result.rejects:
                 assert reject["reason"]
                 assert "car/n1" in reject["sentence"]
-                assert len(reject["sentence"].splitlines()) == 1
+                assert reject["sentence"].isprintable()
                 json.dumps(reject, ensure_ascii=False).encode()
             assert result.records or result.rejects or result.filtered
         return result
@@ -107,6 +109,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @example(b"PK\x05\x06" + bytes(18))
 def test_random_bytes(bench: Bench, content: bytes) -> None:
     bench.check(content)
+
+
+@pytest.mark.parametrize("name", ["os\x1csystem", "a\u2028b", "\x1b[2Jall", "a\tb", "\x7f"])
+def test_a_name_with_signs_that_end_lines_or_move_cursors(bench: Bench, name: str) -> None:
+    result = bench.check(npz_of_pickle(b"\x80\x04" + _short_text(name) + _short_text(name) + b"\x93."))
+    assert "refused, it wants to load" in result.rejects[0]["sentence"]
 
 
 @FUZZ
