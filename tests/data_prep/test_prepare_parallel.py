@@ -182,9 +182,10 @@ def test_two_shards_at_once_killed_again_and_again_lose_and_double_nothing(raw_d
             while process.poll() is None and lines(journal) <= before[index - 1]:
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
-            time.sleep(0.03 * round_number)
+        time.sleep(0.03 * round_number)
+        for process in processes:
             process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
+        kills += sum(process.wait() == -signal.SIGKILL for process in processes)
     assert kills >= 3, "the work was done before it could be disturbed"
     done = sum(lines(out / f".prepare/shards/{index}-of-2/train.jsonl") for index in (1, 2))
     assert 0 < done < 400
