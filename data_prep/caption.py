@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.caption_api import Captioner, Endpoint, map_threads
+from data_prep.caption_api import Captioner, Endpoint, map_threads, require_client
 from data_prep.caption_check import check_words
 from data_prep.caption_grammar import scene_caption
 from data_prep.caption_lines import GRAMMAR, OK, CaptionLine, read_captions
@@ -96,6 +96,8 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
         InputError: the prepared folder or an earlier file is unusable, the server refuses or does not answer.
     """
     require(config.data, "--data")
+    if config.api_base is not None and not config.dry_run:
+        require_client()
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     scenes = _pictures(prepared, config.split)
     if config.dry_run:

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from data_prep.caption_check import read_answer
@@ -28,6 +29,19 @@ Result = TypeVar("Result")
 KEY_VARIABLE = "OPENAI_API_KEY"
 _LONGEST_WAIT = 120.0  # seconds, whatever a server asks for
 _IN_FLIGHT = 2  # tasks a thread, so that none waits for work and nothing piles up
+
+
+def require_client() -> ModuleType:
+    """The package openai.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError("--api-base needs openai: pip install 'llava-pose[caption]'") from error
+    return openai
 
 
 class Stopped(Exception):
@@ -68,11 +82,7 @@ class Captioner:
     """
 
     def __init__(self, endpoint: Endpoint, *, attempts: int = 3) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError("--api-base needs the client: pip install 'llava-pose[caption]'") from error
-        self._openai = openai
+        self._openai = openai = require_client()
         self._endpoint = endpoint
         self._attempts = attempts
         self._key = os.environ.get(KEY_VARIABLE, "")
@@ -81,6 +91,7 @@ class Captioner:
             base_url=endpoint.base_url, api_key=self._key or "none", timeout=endpoint.timeout, max_retries=0
         )
         self._stopped = threading.Event()
+        self._failure: InputError | None = None
 
     def stop(self) -> None:
         """Give up what is being waited for, in all threads."""
@@ -127,7 +138,7 @@ class Captioner:
         api = self._openai
         for attempt in range(self._endpoint.tries):
             if self._stopped.is_set():
-                raise Stopped
+                raise self._failure or Stopped
             try:
                 reply = self._client.chat.completions.create(
                     model=self._endpoint.model,
@@ -156,13 +167,16 @@ class Captioner:
         delay = min(delay, _LONGEST_WAIT)
         logger.debug("waiting %.1f s: %s", delay, self._clean(trouble))
         if self._stopped.wait(delay):
-            raise Stopped
+            raise self._failure or Stopped
 
     def _unusable(self, error: Exception) -> InputError:
-        return InputError(
+        """What ends the run; no thread sends anything after it."""
+        self._failure = InputError(
             f"--api-base {self._endpoint.base_url}: the server gave no answer ({self._clean(error)}); nothing is lost: "
             "mend it and run the same command again to go on"
         )
+        self._stopped.set()
+        return self._failure
 
     def _clean(self, error: Exception) -> str:
         """What went wrong, in one short line without the key, which some servers send back."""

@@ -23,7 +23,7 @@ from llava_pose.categories import Category
 from llava_pose.conversation import POSE_TOKEN
 from llava_pose.records import ObjectRecord
 
-MOST_WORDS = 120
+MOST_WORDS = 150
 
 
 def _words(text: str) -> frozenset[str]:
@@ -36,6 +36,7 @@ _OFTEN_OTHER = _words(
 )
 _INDEFINITE = _words("a an another one two three four several some many few more other no any every each")
 _DEFINITE = _words("the this that these those its their both first second third fourth")
+_ARTICLES = _words("a an another the this that one two three four")
 _TOKEN_FOLLOWS = re.compile(rf"\s*(?:at\s+|\(\s*)?{re.escape(POSE_TOKEN)}")
 _NUMBERS = (
     (re.compile(r"°|\bdeg(?:ree)?s?\b|\bradians?\b|\bo['’]clock\b", re.I), "an angle of its own"),
@@ -157,7 +158,7 @@ class _Mention:
     def is_surely_one(self) -> bool:
         """Whether an object is meant, and not another sense of the word."""
         if self.text.lower() in _OFTEN_OTHER:
-            return bool(self.before) and self.before[-1] in _INDEFINITE | _DEFINITE
+            return bool(self.before) and self.before[-1] in _ARTICLES
         return True
 
     @property

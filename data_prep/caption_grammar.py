@@ -69,7 +69,7 @@ def scene_caption(scene: Scene, rng: random.Random, *, most: int = MOST_OBJECTS)
         rng.shuffle(chosen)
     sentences = [rng.choice(list(_intros(chosen)))]
     for index in range(len(chosen)):
-        sentences += _draw_details(list(_detail_families(chosen, index)), 3 if len(chosen) == 1 else 2, rng)
+        sentences += _draw_details(list(_detail_families(chosen, index)), max(1, 4 - len(chosen)), rng)
     pairs = [family for family in _relation_families(chosen) if family]
     if pairs and rng.random() < 0.7:
         sentences.append(rng.choice(rng.choice(pairs)))

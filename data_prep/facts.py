@@ -76,8 +76,9 @@ def _fixed(name: str, axis: int) -> bool:
 
 
 def has_front(category: Category) -> bool:
-    """Whether no symmetry of the category turns its front elsewhere: a bottle has none, nor has a table."""
-    return _fixed(category.name, 1)
+    """Whether front and rear can be told apart: a bottle, which turns into itself, has no front, nor has a table. A cup, whose
+    front and rear are mirror images of each other, has one by convention only, which no picture shows."""
+    return _fixed(category.name, 1) and category.mirror_axis != "y"
 
 
 def has_up(category: Category) -> bool:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
-KINDS = {  # first word -> module and command, imported only when it is asked for
-    "stats": ("data_prep.inspect.stats", "stats_command"),
-    "page": ("data_prep.inspect.page", "page_command"),
-    "diff": ("data_prep.inspect.diff", "diff_command"),
-    "align": ("data_prep.inspect.align_sheet", "align_command"),
+from data_prep.inspect.subcommand import Subcommand
+from llava_pose.config import command
+
+ROOMS = {  # first word -> module, imported only when it is asked for
+    "stats": "data_prep.inspect.stats",
+    "page": "data_prep.inspect.page",
+    "diff": "data_prep.inspect.diff",
+    "align": "data_prep.inspect.align_sheet",
 }
 
 
@@ -22,9 +26,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 2 bad input or usage, 1 anything else.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    kind = words.pop(0) if words and words[0] in KINDS else "stats"
-    module, name = KINDS[kind]
-    return getattr(import_module(module), name)(words)
+    room = words.pop(0) if words and words[0] in ROOMS else "stats"
+    asked: Subcommand = import_module(ROOMS[room]).SUBCOMMAND
+
+    def run(config: Any) -> None:
+        sys.stdout.write(asked.run(config) or "")
+
+    return command(
+        asked.config_class,
+        run,
+        prog=asked.prog,
+        description=asked.description,
+        example=asked.example,
+        positional=asked.positional,
+    )(words)
 
 
 if __name__ == "__main__":

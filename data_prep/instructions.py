@@ -240,13 +240,15 @@ def draw_kinds(config: InstructConfig, rng: random.Random, applicable: Iterable[
         applicable: those of the config's kinds that can be asked of the object; all by default.
     """
     can_be_asked = set(config.kinds if applicable is None else applicable)
-    weights = [w if kind in can_be_asked else 0.0 for kind, w in zip(config.kinds, config.weights, strict=True)]
-    edges = list(accumulate(weights))
-    if edges[-1] <= 0:
+    weighted = [(kind, w) for kind, w in zip(config.kinds, config.weights, strict=True) if kind in can_be_asked]
+    if not set(config.kinds) <= QUESTIONS.keys():
+        rng.shuffle(weighted)  # else the same kinds, evenly spaced, would always meet in one object
+    kinds, edges = [kind for kind, _ in weighted], list(accumulate(w for _, w in weighted))
+    if not edges or edges[-1] <= 0:
         return []
     offset = rng.random()
     points = [(i + offset) / config.questions_per_object * edges[-1] for i in range(config.questions_per_object)]
-    return [config.kinds[bisect(edges, point, hi=len(edges) - 1)] for point in points]
+    return [kinds[bisect(edges, point, hi=len(edges) - 1)] for point in points]
 
 
 def deal(turns: Sequence[Turn], most: int) -> list[list[Turn]]:

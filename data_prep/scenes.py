@@ -104,7 +104,7 @@ class Scene:
             yield name
         if len(same) == 1 and same[0] in self.objects:
             offset = round(centre(record) - centre(same[0]), _DECIMALS)
-            if abs(offset) >= _APART:
+            if abs(offset) >= _APART and _beside(shares(record), shares(same[0])):
                 yield f"{name} on the {'left' if offset < 0 else 'right'}"
         if self.is_clear(record):
             yield f"{name}{_IN_BOX}{box_text(record)}"
@@ -228,6 +228,12 @@ def centre(record: ObjectRecord) -> float:
     """Of its box, a share of the picture's width."""
     x1, _, x2, _ = shares(record)
     return round((x1 + x2) / 2, _DECIMALS)
+
+
+def _beside(a: Box, b: Box) -> bool:
+    """Whether neither covers half of the other's width: a table as wide as the picture is on no side of it."""
+    both = min(a[2], b[2]) - max(a[0], b[0])
+    return round(both - 0.5 * min(a[2] - a[0], b[2] - b[0]), _DECIMALS) < 0
 
 
 def _overlap(a: Box, b: Box) -> float:

@@ -121,7 +121,7 @@ TOPICS: Mapping[str, Topic] = {
     topic.name: topic
     for topic in (
         Topic("side", "From which of its own sides is the {ref} seen?", truth=_side, wrong=_wrong_sides, **ASKS_SIDE),
-        Topic("direction", "Which way does the {ref} face?", truth=_heading, wrong=_wrong_headings, **ASKS_FRONT),
+        Topic("direction", "Complete the sentence: the {ref} …", truth=_heading, wrong=_wrong_headings, **ASKS_FRONT),
         Topic("height", "From what height is the {ref} seen?", truth=_height, wrong=_wrong_heights, **ASKS_HEIGHT),
         Topic("tilt", "How does the {ref} stand in the picture?", truth=_lean, wrong=_wrong_leans, **ASKS_TILT),
     )

@@ -103,6 +103,7 @@ class PosePredictor:
 
     def __init__(self, model: nn.Module, processor: LlavaPoseProcessor):
         self._model = underlying_model(model).eval()
+        self._model.model.put_channels_last()
         self._processor = processor
         self._device = next(self._model.parameters()).device
 

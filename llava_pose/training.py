@@ -232,6 +232,7 @@ def build_model(config: TrainConfig) -> nn.Module:
         )
     if not config.deepspeed:  # which keeps a float32 copy of what trains itself
         train_in_float32(model)
+        underlying_model(model).model.put_channels_last()
     return model
 
 

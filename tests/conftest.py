@@ -166,6 +166,14 @@ class TaughtCheckpoint:
             (["What is this and what is its pose?", "This is a car at <pose6D>."], [car]),
             (["What is at <pose6D>?", "A car."], [car]),
             (["What is at <pose6D>?", "A cup."], [cup]),
+            (
+                ["What is the pose of the car?", "The car is at <pose6D>.", "What is at <pose6D>?", "A car."],
+                [car, car],
+            ),
+            (
+                ["What is the pose of the car?", "The car is at <pose6D>.", "What is at <pose6D>?", "A cup."],
+                [car, cup],
+            ),
         ]
 
 
@@ -226,15 +234,14 @@ def _lessons(known: TaughtCheckpoint, picture: Image.Image, model: Any, processo
         chat = processor.encode_chat(turns)
         size = {"width": picture.width, "height": picture.height, "viewport": known.viewport}
         numbers = np.array([pose_targets_of(pose, **size) for pose in poses], dtype=np.float32)
-        nothing = np.zeros((0, 6), dtype=np.float32)
-        asked_with = "<pose6D>" in texts[0]
+        in_answer = [bool(turn % 2) for turn, text in enumerate(texts) for _ in range(text.count("<pose6D>"))]
         samples.append(
             EncodedSample(
                 texts[0],
                 chat.input_ids,
                 chat.labels,
-                pose_targets=nothing if asked_with else numbers,
-                input_poses=numbers if asked_with else nothing,
+                pose_targets=numbers[in_answer],
+                input_poses=numbers[[not answered for answered in in_answer]],
                 image=patches,
             )
         )

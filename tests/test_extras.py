@@ -29,6 +29,11 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     [
         ("embreex", "render", ["render", "--out", "{folder}/set", "--workers", "1"]),
         ("trimesh", "render", ["render", "--out", "{folder}/set", "--sources", "sweethome3d"]),
+        (
+            "openai",
+            "caption",
+            ["caption", "--data", "{folder}", "--api-base", "http://127.0.0.1:{port}", "--model", "m"],
+        ),
         ("gradio", "demo", ["demo", "--checkpoint", "{folder}/none", "--port", "{port}"]),
     ],
 )

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from data_prep.alignment import AlignmentTable, builtin_table, read_table
 from data_prep.inspect.align_views import VIEWS, draw_view, standing
+from data_prep.inspect.subcommand import Subcommand
 from data_prep.off import OffMesh, read_off
 from data_prep.render.raycast import require_embree
 from llava_pose import categories
 from llava_pose.categories import Category
-from llava_pose.config import command, require_folder, write_atomic
+from llava_pose.config import require_folder, write_atomic
 from llava_pose.drawing import load_font
 from llava_pose.errors import InputError
 
@@ -63,8 +64,8 @@ class _Strip:
     models: tuple[Path, ...]
 
 
-def align_sheets(config: AlignSheetConfig) -> list[Path]:
-    """Draw the sheets and return their files.
+def align_sheets(config: AlignSheetConfig) -> None:
+    """Draw the sheets.
 
     Raises:
         InputError: there are no CAD models, a category is not there, or the table or the render extra is missing.
@@ -72,17 +73,15 @@ def align_sheets(config: AlignSheetConfig) -> list[Path]:
     require_embree()
     table = {"none": lambda: None, "builtin": builtin_table}.get(config.table, lambda: read_table(config.table))()
     strips = _strips(config)
-    done = []
+    sheets = 0
     with tqdm(total=sum(len(s.models) for s in strips), unit="model", desc="drawing", delay=2, leave=False) as progress:
         for name, page in _pages(strips):
-            path = Path(config.out) / name
-            _save(_sheet(page, table, config, progress), path)
-            done.append(path)
+            _save(_sheet(page, table, config, progress), Path(config.out) / name)
+            sheets += 1
     logger.info(
         "%d categories, %d models on %d sheets in %s   what to look for: docs/results/alignment.md",
-        *(len(strips), sum(len(s.models) for s in strips), len(done), config.out),
+        *(len(strips), sum(len(s.models) for s in strips), sheets, config.out),
     )
-    return done
 
 
 def _strips(config: AlignSheetConfig) -> list[_Strip]:
@@ -158,8 +157,10 @@ def _write_label(draw: ImageDraw.ImageDraw, folder: str, category: Category, *, 
     draw.text((2, 1), name, font=font, fill=_INK)
     text = f"front: {category.front}" if category.front else ""
     left, small = 12 + draw.textlength(name, font=font), load_font(12)
+    whole = text
     while text and left + draw.textlength(text, font=small) > width:
-        text = text[:-2].rstrip() + "…"
+        whole = whole[:-1].rstrip()
+        text = f"{whole}…" if whole else ""
     draw.text((left, 4), text, font=small, fill=_FAINT)
 
 
@@ -169,7 +170,7 @@ def _save(sheet: Image.Image, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-align_command = command(
+SUBCOMMAND = Subcommand(
     AlignSheetConfig,
     align_sheets,
     prog="llava-pose inspect align",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import Any
 
 from data_prep.inspect.entries import KINDS, Dataset, Entry
 from data_prep.inspect.reading import open_dataset
-from llava_pose.config import command, write_json
+from data_prep.inspect.subcommand import Subcommand
+from llava_pose.config import write_json
 from llava_pose.errors import InputError
 from llava_pose.geometry import geodesic_angle_of_poses
 from llava_pose.records import Pose
@@ -41,8 +41,11 @@ class DiffConfig:
             raise InputError(f"--tolerance {self.tolerance}: give 0 or a small number")
 
 
-def inspect_diff(config: DiffConfig) -> dict[str, Any]:
-    """Compare two datasets, write the comparison to stdout and, where asked for, to a file.
+def inspect_diff(config: DiffConfig) -> str:
+    """Compare two datasets, and write the comparison to a file where that is asked for.
+
+    Returns:
+        the comparison as text.
 
     Raises:
         InputError: one of them cannot be inspected, or they are not of the same kind.
@@ -51,11 +54,10 @@ def inspect_diff(config: DiffConfig) -> dict[str, Any]:
     if not any({a.kind, b.kind} <= kinds for kinds in _ALIKE):
         raise InputError(f"{a.path} is {KINDS[a.kind]} and {b.path} is {KINDS[b.kind]}: compare two of the same kind")
     found = compare(a, b, tolerance=config.tolerance)
-    sys.stdout.write("\n".join(diff_lines(found)) + "\n")
     if config.out is not None:
         write_json(config.out, found)
         logger.info("comparison: %s", config.out)
-    return found
+    return "\n".join(diff_lines(found)) + "\n"
 
 
 def compare(a: Dataset, b: Dataset, *, tolerance: float = 0.0) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= _TEXT else text[: _TEXT - 1] + "…"
 
 
-diff_command = command(
+SUBCOMMAND = Subcommand(
     DiffConfig,
     inspect_diff,
     prog="llava-pose inspect diff",

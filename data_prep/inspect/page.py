@@ -21,8 +21,9 @@ from data_prep.inspect.page_template import PAGE
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.statistics import statistics
 from data_prep.inspect.stats_report import report_text
+from data_prep.inspect.subcommand import Subcommand
 from data_prep.inspect.wireframes import Wireframes
-from llava_pose.config import command, write_atomic
+from llava_pose.config import write_atomic
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize
 from llava_pose.metrics import pose_error
@@ -65,8 +66,8 @@ class PageConfig:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {least}")
 
 
-def inspect_page(config: PageConfig) -> Path:
-    """Write the page and return its path.
+def inspect_page(config: PageConfig) -> None:
+    """Write the page.
 
     Raises:
         InputError: the data cannot be inspected, nothing is left of it, or CAD models are asked for and cannot be drawn.
@@ -88,7 +89,6 @@ def inspect_page(config: PageConfig) -> Path:
         "%d samples, %d with a CAD wireframe, in %s (%.1f MB): open it in a browser",
         *(len(chosen), drawn, config.out, len(content.encode()) / 1e6),
     )
-    return Path(config.out)
 
 
 def _wireframes(config: PageConfig, dataset: Dataset) -> Wireframes | None:
@@ -261,7 +261,7 @@ def _page(dataset: Dataset, cards: dict[str, list[str]], count: int, drawn: int,
     )
 
 
-page_command = command(
+SUBCOMMAND = Subcommand(
     PageConfig,
     inspect_page,
     prog="llava-pose inspect page",

@@ -215,9 +215,19 @@ def _open_file(path: Path, folder: Path) -> Dataset:
         return Dataset(path, kind, entries, tuple(problems), _cad_of_prepared(path.parent.parent))
     if kind == "predictions":
         return Dataset(path, kind, tuple(_predictions(path, problems)), tuple(problems), cad)
-    make = caption_entry if kind == "captions" else instruction_entry
-    entries = tuple(make(value, where, folder, problems) for where, value in _lines(path, problems))
+    entries = tuple(_captions(path, folder, problems) if kind == "captions" else _turns(path, folder, problems))
     return Dataset(path, kind, entries, tuple(problems), cad)
+
+
+def _captions(path: Path, folder: Path, problems: list[Problem]) -> Iterator[Entry]:
+    records = {entry.id: entry for entry in _read_prepared(folder).entries}
+    for where, value in _lines(path, problems):
+        yield caption_entry(value, where, folder, problems, records)
+
+
+def _turns(path: Path, folder: Path, problems: list[Problem]) -> Iterator[Entry]:
+    for where, value in _lines(path, problems):
+        yield instruction_entry(value, where, folder, problems)
 
 
 def _first_sign(path: Path) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.statistics import statistics
 from data_prep.inspect.stats_report import report_plots, report_text
-from llava_pose.config import command, write_atomic, write_json
+from data_prep.inspect.subcommand import Subcommand
+from llava_pose.config import write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +38,11 @@ class StatsConfig:
     )
 
 
-def inspect_statistics(config: StatsConfig) -> dict[str, Any]:
-    """Count what a dataset holds, write it to stdout and, where asked for, to a folder.
+def inspect_statistics(config: StatsConfig) -> str:
+    """Count what a dataset holds, and write it to a folder where that is asked for.
+
+    Returns:
+        the statistics as text.
 
     Raises:
         InputError: the path is none of what can be inspected.
@@ -48,17 +50,16 @@ def inspect_statistics(config: StatsConfig) -> dict[str, Any]:
     dataset = open_dataset(config.data, prepared=config.prepared)
     found = statistics(dataset, compare_pictures=config.compare_pictures)
     text = report_text(found)
-    sys.stdout.write(text)
     if config.out is not None:
         out = Path(config.out)
         write_atomic(out / TEXT_FILE, text)
         write_json(out / JSON_FILE, found)
         write_atomic(out / PLOTS_FILE, report_plots(found))
         logger.info("statistics: %s   look at samples: llava-pose inspect page %s --out page.html", out, config.data)
-    return found
+    return text
 
 
-stats_command = command(
+SUBCOMMAND = Subcommand(
     StatsConfig,
     inspect_statistics,
     prog="llava-pose inspect",

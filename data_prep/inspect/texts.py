@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.caption_lines import OK, CaptionLine
 from data_prep.inspect.entries import Entry, Problem
 from llava_pose.conversation import POSE_TOKEN
 from llava_pose.errors import InputError
@@ -23,14 +24,50 @@ def instruction_entry(value: Mapping[str, Any], where: str, folder: Path, proble
     return _entry(value, where, folder, problems, texts, tuple(map(str, kinds)))
 
 
-def caption_entry(value: Mapping[str, Any], where: str, folder: Path, problems: list[Problem]) -> Entry:
-    """A line of captions.jsonl; one without a caption is one that could not be written, and is told so."""
-    caption = value.get("caption")
-    if not isinstance(caption, str) or not caption:
-        reason = value.get("reason") or value.get("error") or "it has no caption"
-        problems.append(Problem("no caption", f"{where}: {reason}"))
-        return _entry(value, where, folder, problems, (), ())
-    return _entry(value, where, folder, problems, (caption,), ())
+def caption_entry(
+    value: Mapping[str, Any], where: str, folder: Path, problems: list[Problem], records: Mapping[str, Entry]
+) -> Entry:
+    """A line of captions.jsonl; one that failed has no text, and its reason goes to ``problems``.
+
+    Args:
+        records: of the prepared folder, by id: a caption names its objects and leaves their poses to them. Empty where
+            the file lies beside no prepared folder.
+    """
+    try:
+        line = CaptionLine.from_dict(value, where=where)
+    except InputError as error:
+        problems.append(Problem("caption malformed", str(error)))
+        return Entry(str(value.get("image") or where), fields=value)
+    picture = folder / line.image
+    if not picture.is_file():
+        problems.append(Problem("image missing", f"{where}: the image {picture} is not there"))
+    if line.status != OK:
+        problems.append(Problem("caption failed", f"{where}: {line.reason or 'no reason is given'}"))
+    tokens = line.caption.count(POSE_TOKEN)
+    if line.status == OK and tokens != len(line.objects):
+        problems.append(
+            Problem("tokens and objects differ", f"{where}: {tokens} {POSE_TOKEN} in it, {len(line.objects)} objects")
+        )
+    objects = [records[name] for name in line.objects if name in records]
+    if records and len(objects) < len(line.objects):
+        unknown = next(name for name in line.objects if name not in records)
+        problems.append(Problem("object unknown", f"{where}: there is no record {unknown!r} in {folder}"))
+    first = objects[0] if objects else Entry("")
+    return Entry(
+        line.image,
+        first.category if len({entry.category for entry in objects}) == 1 else "",
+        line.image.split("/")[0],
+        line.status,
+        poses=tuple(pose for entry in objects for pose in entry.poses),
+        viewport=first.viewport,
+        size=first.size,
+        bbox=first.bbox if len(objects) == 1 else None,
+        picture=picture,
+        cad_index=first.cad_index if len(objects) == 1 else 0,
+        source=line.writer,
+        texts=(line.caption,) if line.caption else (),
+        fields=value,
+    )
 
 
 def _entry(

@@ -1,4 +1,4 @@
-"""`python -m eval.baselines.classifier`: train a pose classifier on prepared data, and predict a split with it.
+"""`llava-pose classifier`: train a pose classifier on prepared data, and predict a split with it.
 
 The defaults of rotation, pooling and heads are those of the published "General" networks. The recipe of the quickstart is
 ``scripts/recipes/quickstart_tower.yaml``. The backbone is saved by itself as well, in ``OUTPUT_DIR/backbone``: a tower that
@@ -268,7 +268,7 @@ def load_classifier(folder: Path) -> tuple[PoseClassifier, Any]:
     try:
         config = PoseClassifierConfig.from_pretrained(folder)
         if config.backbone_config is None:
-            raise InputError(f"{folder}: not a pose classifier; make one with python -m eval.baselines.classifier")
+            raise InputError(f"{folder}: not a pose classifier; make one with llava-pose classifier")
         model, info = PoseClassifier.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
         image_processor = AutoImageProcessor.from_pretrained(folder)
     except LOADING_ERRORS as error:
@@ -317,9 +317,9 @@ def predict(folder: Path, data: str | Path, split: str, out: Path, *, system: st
 main = command(
     ClassifierConfig,
     run,
-    prog="python -m eval.baselines.classifier",
+    prog="llava-pose classifier",
     description="Train a pose classifier (ResNet, Swin, any AutoModel backbone) on prepared data and predict a split.",
-    example="python -m eval.baselines.classifier --backbone microsoft/resnet-50 --data prepared --output-dir runs/resnet50",
+    example="llava-pose classifier --backbone microsoft/resnet-50 --data prepared --output-dir runs/resnet50",
 )
 
 if __name__ == "__main__":

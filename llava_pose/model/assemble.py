@@ -93,9 +93,9 @@ def assemble(config: AssembleConfig) -> Path:
     ways = [
         config.llava is not None,
         config.preset is not None,
-        config.language is not None,
+        config.language is not None or (config.vision is not None and config.preset is None),
     ]
-    if sum(ways) != 1 or (config.llava is not None and config.vision is not None):
+    if sum(ways) != 1:
         raise InputError("give either --vision and --language, or --llava, or --preset tiny")
     _refuse_without_effect(config)
     if Path(config.out).is_file():

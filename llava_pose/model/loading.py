@@ -87,8 +87,6 @@ def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto"
     except LOADING_ERRORS as error:
         raise InputError(f"{path}: cannot load the model ({first_sentence(error)})") from error
     require_complete(info, path)
-    # convolutions are up to twice as fast with the channels last; layers of other kinds are not touched
-    model.model.vision_tower.to(memory_format=torch.channels_last)
     return model
 
 

@@ -112,6 +112,13 @@ class LlavaPoseModel(LlavaModel):
                 module.eval()
         return self
 
+    def put_channels_last(self) -> None:
+        """Lay the tower's convolutions out with the channels last, which makes them up to twice as fast.
+
+        Not under DeepSpeed, which takes weights for rows of bytes. Layers of other kinds are not touched.
+        """
+        self.vision_tower.to(memory_format=torch.channels_last)
+
     def extract_patches(self, pixel_values: Tensor) -> Tensor:
         """What the tower sees, before the projector: (batch, 3, height, width) -> (batch, rows, columns, channels).
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.caption import main as caption
 from data_prep.inspect.entries import Dataset, Entry
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.statistics import statistics
@@ -97,27 +98,36 @@ class TestReading:
         assert dataset.entries[1].missing == ("pose", "confidence")
 
     def test_captions(self, prepared, tmp_path):
-        pose = {"azimuth": 0.1, "elevation": 0.2, "theta": 0.0}
-        path = prepared / "captions.jsonl"
-        write_jsonl(
-            path,
-            [
-                {"id": "a", "image": "train/car/front_00.JPEG", "caption": "A car at <pose6D>.", "poses": [pose]},
-                {"id": "b", "caption": "A car at <pose6D> and a cup at <pose6D>.", "poses": [pose]},
-                {"id": "c", "caption": None, "reason": "it names a dog"},
-                {"id": "d", "caption": "A <pose6D>.", "poses": [{"azimuth": 1.0}]},
-            ],
-        )
+        image, path = "train/car/front_00.JPEG", prepared / "captions.jsonl"
+        assert caption(["--data", str(prepared), "--split", "train", "--out", str(path)]) == 0
         dataset = open_dataset(path)
         assert dataset.kind == "captions"
-        assert dataset.entries[0].texts == ("A car at <pose6D>.",)
-        assert [problem.reason for problem in dataset.problems] == [
-            "tokens and poses differ",
-            "no caption",
-            "poses malformed",
-            "tokens and poses differ",
+        assert dataset.problems == ()
+        [front] = [entry for entry in dataset.entries if entry.id == image]
+        [record] = [entry for entry in open_dataset(prepared).entries if entry.id == "car/front/0"]
+        assert (front.category, front.split, front.source) == ("car", "train", "grammar")
+        assert (front.poses, front.bbox, front.viewport) == (record.poses, record.bbox, record.viewport)
+        assert "<pose6D>" in front.texts[0]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        [line] = [line for line in lines if line["image"] == image]
+        bad = [
+            {**line, "caption": "Nothing."},
+            {**line, "status": "failed", "caption": "", "objects": [], "reason": "it names a dog"},
+            {**line, "objects": ["car/nobody/0"]},
+            {"caption": "A car."},
         ]
-        assert dataset.problems[1].sentence.endswith("captions.jsonl:3: it names a dog")
+        write_jsonl(path, bad)
+        dataset = open_dataset(path)
+        assert [problem.reason for problem in dataset.problems] == [
+            "tokens and objects differ",
+            "caption failed",
+            "object unknown",
+            "caption malformed",
+        ]
+        assert dataset.problems[1].sentence.endswith("captions.jsonl:2: it names a dog")
+        write_jsonl(tmp_path / "elsewhere.jsonl", lines)
+        assert open_dataset(tmp_path / "elsewhere.jsonl", prepared=str(prepared)).entries[0].poses
+        assert not open_dataset(tmp_path / "elsewhere.jsonl").entries[0].poses
 
     def test_a_bad_object_stops_nothing(self, raw_dataset):
         make = raw_dataset.object
@@ -287,6 +297,7 @@ class TestCommand:
         assert main([str(prepared)]) == 0
         assert "1 image missing" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_the_photographs(self, photos, capsys):
         assert main([str(photos), "--no-compare-pictures"]) == 0
         text = capsys.readouterr().out

@@ -135,10 +135,16 @@ def test_instruct_and_the_samples_of_training_take_it(prepared: Path, tiny_base:
     records = {record.id: record for record in read_records(prepared, "train")}
     by_record = {record: [s for s in samples if s["record"] == record] for record in records}
     assert {len(of) for of in by_record.values()} == {2}
+    shown = {
+        name: [r.pose.to_dict() for r in records.values() if r.file_name == records[name].file_name] for name in records
+    }
     for name, of in by_record.items():
         for sample in of:
             assert sample["image"] == f"train/{records[name].file_name}"
-            assert sample["poses"] == [records[name].pose.to_dict()]
+            if sample["kind"] == "caption":  # of the whole picture
+                assert sample["poses"] == shown[name] or sample["poses"] == shown[name][::-1]
+            else:
+                assert sample["poses"] == [records[name].pose.to_dict()]
             assert sample["viewport"] == records[name].viewport * records[name].focal
     encoded = TrainingSamples(samples, prepared, load_processor(tiny_base), flip=True)
     pictures = [encoded[i].image for i in range(len(encoded))]

@@ -26,7 +26,7 @@ from tests.data_prep.made_scenes import make_prepared, make_records
 def everything() -> tuple[SampleWriter, list[tuple[ObjectRecord, list[list[Turn]], list[dict]]]]:
     """All kinds, asked of 100 objects."""
     records = make_records(40)
-    config = InstructConfig(kinds=["all"], questions_per_object=12, turns_per_conversation=4, seed=2)
+    config = InstructConfig(kinds=["all"], questions_per_object=10, turns_per_conversation=4, seed=2)
     writer = SampleWriter(config, records, None)
     made = []
     for record in writer.order:
@@ -48,7 +48,7 @@ def test_every_kind_is_asked_and_every_sample_is_valid_and_true():
             rederive(sample, record, writer.scenes[record.id], "train", writer.kinds)
             asked.update(sample["kinds"])
     assert set(asked) == set(KIND_NAMES)
-    assert min(asked.values()) >= 10, asked
+    assert min(asked.values()) >= 5, asked
 
 
 def test_what_may_be_mirrored_is_about_objects_that_mirror_about_x():
@@ -67,17 +67,18 @@ def test_nothing_is_left_of_the_templates(kind):
     for turn in turns_of(kind):
         for text in (turn.question, turn.answer):
             assert not re.search(r"[{}]|  |\bNone\b|\ba [aeio]|\ban [^aeiouhAEIOHX]", text), text
-        assert turn.answer[0].isupper() and (turn.answer.endswith((".", "!")) or turn.kind in ("choice", "given"))
+        assert turn.answer[0].isupper()
+        assert turn.answer.endswith((".", "!")) or turn.kind in ("choice", "given")
         assert (turn.question + turn.answer).count(POSE_TOKEN) == len(turn.poses)
 
 
 def test_all_phrasings_come_up():
     """Whatever stands in a room of kinds is used."""
     for kind, room in (("box", boxes.BoxKind), ("box_joint", boxes.BoxJointKind), ("locate", boxes.LocateKind)):
-        used = {p for t in turns_of(kind) for p in room.questions if p.read(t.question)}
+        used = {p for t in turns_of(kind) for p in room.questions if p.read(t.question) is not None}
         assert used == set(room.questions), kind
     for kind, room in (("described", single.DescribedKind), ("listed", single.ListedKind), ("which", given.WhichKind)):
-        used = {p for t in turns_of(kind) for p in room.questions if p.read(t.question)}
+        used = {p for t in turns_of(kind) for p in room.questions if p.read(t.question) is not None}
         assert used == set(room.questions), kind
     asked = {t.topic for t in turns_of("relative")}
     assert asked == set(relative.RELATIONS)
@@ -114,7 +115,8 @@ def test_a_closed_list_holds_the_answer_once_and_in_every_place():
         )
         names = split_listing(options, "or", "an? ")
         right = object_words(category_of(turn.about[0]))["an_object"]
-        assert names.count(right) == 1 and len(set(names)) == len(names)
+        assert names.count(right) == 1
+        assert len(set(names)) == len(names)
         assert LETTERS[names.index(right)] == turn.letter
         places[len(names)][names.index(right)] += 1
     for length, counts in places.items():
@@ -193,7 +195,8 @@ def test_a_balance_counts_pairs():
     balance = Balance()
     balance.count("t", "a", ["b", "c"])
     assert (balance.lead("t", "a", "b"), balance.lead("t", "b", "a"), balance.lead("u", "a", "b")) == (1, -1, 0)
-    assert not balance.allows("t", "a", "b") and balance.allows("t", "b", "a")
+    assert not balance.allows("t", "a", "b")
+    assert balance.allows("t", "b", "a")
 
 
 def test_a_wrong_pose_is_as_likely_as_a_true_one():
@@ -294,10 +297,16 @@ def test_the_report_counts_what_is_in_the_file(tmp_path, capsys):
     assert report["images"] == 20
     turns = report["lengths"]["turns of a conversation"]
     assert (turns["most"], turns["least"]) == (3, 1)
-    brief = Counter(
-        turn["value"] for sample in samples if sample["kinds"] == ["yesno"] for turn in sample["conversations"][1:]
+    said = Counter(
+        sample["conversations"][2 * i + 1]["value"].split(",")[0].strip(".").lower()
+        for sample in samples
+        for i, kind in enumerate(sample["kinds"])
+        if kind == "yesno"
     )
-    assert brief.keys() and all(answer.startswith(("Yes", "No")) for answer in brief)
+    right = Counter()
+    for answers in report["answers"]["yesno"].values():
+        right.update({outcome: counts["right"] for outcome, counts in answers.items()})
+    assert right == said
     for topics in report["answers"].values():
         for answers in topics.values():
             assert sum(a["right"] for a in answers.values()) > 0

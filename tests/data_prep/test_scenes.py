@@ -71,6 +71,8 @@ def test_two_of_a_kind_are_left_and_right():
 def test_two_that_stand_before_each_other_and_three_have_their_boxes_only():
     scene = scene_of(record(0), record(1, (20, 20, 75, 60)))
     assert all("in the box" in phrase for phrases in scene.references.values() for phrase in phrases)
+    wide = scene_of(record(0), record(1, (0, 60, 200, 100)))
+    assert all("in the box" in phrase for phrases in wide.references.values() for phrase in phrases)
     three = scene_of(record(0), record(1, (120, 20, 180, 80)), record(2, (70, 20, 110, 80)))
     assert all(len(phrases) == 1 and "in the box" in phrases[0] for phrases in three.references.values())
 

@@ -18,6 +18,8 @@ from llava_pose.conversation import POSE_TOKEN, mirror_sides
 from llava_pose.errors import InputError
 from tests.data_prep.made_scenes import make_prepared, make_records
 
+NAMES = "car|bus|sofa|chair|guitar|airship|cup|bottle|dining table|pair of scissors"
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[Path, list[dict]]:
@@ -73,7 +75,7 @@ def change(sample: dict, turn: int, old: str, new: str) -> dict:
 @pytest.mark.parametrize(
     ("kind", "contains", "answer", "old", "new", "match"),
     [
-        ("joint", "", "a car", "a car", "a bus", "the records say 'This is a car at <pose6D>.'"),
+        ("joint", "", "", "This is an? .* at", "This is a thing at", "the records say 'This is a"),
         ("listed", "", "", "This is an? ", "This is the ", "the records say"),
         ("described", "", "This is", "This is an? .* at", "This is a thing at", "the records say"),
         ("pose", "", "^The car is", "The car", "The bus", "the records say 'The car"),
@@ -93,7 +95,7 @@ def change(sample: dict, turn: int, old: str, new: str) -> dict:
         ("which", "", "", "The .*", "The yurt.", "there is no 'the yurt'"),
         ("given", "Answer yes", "Yes", "Yes", "No", "the records say 'Yes.'"),
         ("caption", "", "", r"\.$", ", seen from nowhere.", "the records"),
-        ("caption", "", "", r"A ", "The ", "the records"),
+        ("caption", "", "", r"^\w+", "Somewhere", "the records"),
     ],
 )
 def test_a_wrong_answer_is_found(made, tmp_path, kind, contains, answer, old, new, match):
@@ -115,14 +117,8 @@ def test_a_wrong_answer_is_found(made, tmp_path, kind, contains, answer, old, ne
         ("yesno", "from above", "from above", "from below", "records say|too close"),
         ("choice", r"\nB\. ", r"\nB\. .*", r"\nB. upwards", "options that are not clearly wrong|does not stand once"),
         ("choice", r"\nB\. ", r"\nB\. ", r"\nC. ", "options are not A, B"),
-        (
-            "relative",
-            "",
-            "the [a-z ]+( on the (left|right)| in the box [^]]*\\])?(,| face| or| and|\\?)",
-            r"the yurt\3",
-            "there is no 'the yurt'",
-        ),
-        ("several", "", "the [a-z ]+", "the yurt", "there is no 'the yurt'|no list"),
+        ("relative", "", rf"the ({NAMES})", "the yurt", "there is no 'the yurt"),
+        ("several", "", rf"the ({NAMES})", "the yurt", "there is no 'the yurt"),
         ("given", "", "an? [a-zA-Z ]+ were", "a yurt were", "does not suppose"),
     ],
 )
@@ -166,7 +162,7 @@ def test_a_given_pose_that_makes_another_answer_true_is_found(made, tmp_path):
         ("flippable", None, "'flippable' must be true or false"),
         ("kind", "caption2", "'kind' is 'caption2'"),
         ("kinds", [], "'kinds' must be a list"),
-        ("kinds", ["pose"] * 5, "5 kinds of questions"),
+        ("kinds", ["pose"] * 5, "'kind' is"),
         ("record", "car/none/0", "there is no record 'car/none/0' in the split 'train'"),
         ("record", None, "there is no record None"),
         ("image", "val/car/x.JPEG", "val"),

@@ -440,7 +440,7 @@ def test_a_llava_in_half_precision_stays_so(tmp_path: Path):
         ({"preset": "tiny", "vision_layers": "last"}, "--vision-layers last: expected whole numbers"),
         ({"preset": "tiny", "vision_layers": "17"}, "--vision-layers 17: does not suit the tower"),
         ({"preset": "tiny", "vision_merge": 2}, "--vision-merge 2: the tower gives 3x3 patches"),
-        ({"preset": "tiny", "image_size": 67}, "4 tokens do not tile its 67x67 input; choose another --image-size"),
+        ({"preset": "tiny", "image_size": 65}, "9 tokens do not tile its 65x65 input; choose another --image-size"),
         ({"preset": "tiny", "language_layers": 2}, "--language-layers: has no effect with --preset"),
         ({"llava": "L", "vision_merge": 2}, "--vision-merge: has no effect with --llava"),
         ({"llava": "L", "image_size": 224}, "--image-size: has no effect with --llava"),

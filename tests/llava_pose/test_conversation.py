@@ -148,6 +148,26 @@ def test_mirroring_twice_gives_the_text_back(text):
     assert mirror_sides(mirror_sides(text)) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("the car in the box [0.10, 0.20, 0.30, 0.45]", "the car in the box [0.70, 0.20, 0.90, 0.45]"),
+        (
+            "[0.00, 0.00, 1.00, 1.00] and [0.25, 0.50, 1.00, 0.75]",
+            "[0.00, 0.00, 1.00, 1.00] and [0.00, 0.50, 0.75, 0.75]",
+        ),
+        ("the left one in [0.57, 0.20, 0.58, 0.45]", "the right one in [0.42, 0.20, 0.43, 0.45]"),
+        (
+            "[1.50, 0.20, 1.90, 0.40] [0.1, 0.2, 0.3, 0.4] [0, 1]",
+            "[1.50, 0.20, 1.90, 0.40] [0.1, 0.2, 0.3, 0.4] [0, 1]",
+        ),
+    ],
+)
+def test_boxes_are_mirrored(text, mirrored):
+    assert mirror_sides(text) == mirrored
+    assert mirror_sides(mirrored) == text
+
+
 def test_templates_hold_no_sides():
     for text in conversation.POSE_QUESTIONS + JOINT_QUESTIONS + CAPTION_QUESTIONS + (POSE_ANSWER, JOINT_ANSWER):
         assert mirror_sides(text) == text
