@@ -139,17 +139,8 @@ def predict_batch(
 
 
 def _prediction(record: ObjectRecord, answer: PoseAnswer, system: str, *, found: bool) -> Prediction:
-    return Prediction(
-        id=record.id,
-        system=system,
-        category=record.category,
-        pred_category=answer.category if found else None,
-        pose=answer.pose,
-        true=record.pose,
-        confidence=answer.confidence,
-        object_status=record.object_status,
-        source=str(record.source.get("source") or ""),
-    )
+    category = answer.category if found else None
+    return Prediction.of(record, system=system, pose=answer.pose, pred_category=category, confidence=answer.confidence)
 
 
 def candidate_names(config: PredictConfig) -> dict[str, str]:

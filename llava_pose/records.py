@@ -178,6 +178,29 @@ class Prediction:
         return {**asdict(self), "pose": pose, "true": self.true.to_dict(), "confidence": confidence}
 
     @classmethod
+    def of(
+        cls,
+        record: ObjectRecord,
+        *,
+        system: str,
+        pose: Pose | None,
+        pred_category: str | None,
+        confidence: float | None,
+    ) -> Prediction:
+        """A system's answer for an annotated object."""
+        return cls(
+            id=record.id,
+            system=system,
+            category=record.category,
+            pred_category=pred_category,
+            pose=pose,
+            true=record.pose,
+            confidence=confidence,
+            object_status=record.object_status,
+            source=str(record.source.get("source") or ""),
+        )
+
+    @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Prediction:
         """A prediction from JSON; fields that this type has not are left alone, since other people write these files.
 

@@ -29,7 +29,20 @@ class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the message names the samples of the batch."""
 
 
-class PoseTrainer(Trainer):
+class ResumableTrainer(Trainer):
+    """Trainer that takes no step more where a run goes on from the checkpoint of its last step."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """As Trainer's; nothing once all steps are done."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+
+class PoseTrainer(ResumableTrainer):
     """Trainer for LLaVA-pose models."""
 
     def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
@@ -46,13 +59,7 @@ class PoseTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """As Trainer's, and the number of poses in the step goes into each batch, as that of the tokens does.
-
-        A run that goes on from the checkpoint of its last step gets no batch: Trainer would take one step more.
-        """
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return [], None
+        """As Trainer's, and the number of poses in the step goes into each batch, as that of the tokens does."""
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             poses = torch.tensor(float(sum(batch["pose_targets"].shape[0] for batch in batches)), device=device)

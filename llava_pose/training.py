@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
@@ -22,6 +20,7 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.run import RunConfig
 from llava_pose.trainer import CompleteCheckpoints, LossHistory, PoseTrainer, last_complete_checkpoint
 from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for, train_in_float32
 
@@ -30,13 +29,12 @@ DONE_MARK = "training_done.json"
 
 
 @dataclass
-class TrainConfig(TrainingArguments):
-    """A run: transformers' TrainingArguments, with the defaults below, and what LLaVA-pose adds."""
+class TrainConfig(RunConfig):
+    """A run: transformers' TrainingArguments, with our defaults, and what LLaVA-pose adds."""
 
     model: str | None = field(default=None, metadata={"help": "the base: a folder of llava-pose assemble, or a hub id"})
     data: str | None = field(default=None, metadata={"help": "the prepared folder that image paths are relative to"})
     train_json: str | None = field(default=None, metadata={"help": "the samples, made by llava-pose instruct"})
-    output_dir: str | None = field(default=None, metadata={"help": "checkpoints, the log and the result go there"})
     language: str = field(default="lora", metadata={"help": "what trains of the language model: full, lora or frozen"})
     lora_r: int = field(default=128, metadata={"help": "rank of LoRA"})
     lora_alpha: float = field(default=256, metadata={"help": "scale of LoRA"})
@@ -65,7 +63,6 @@ class TrainConfig(TrainingArguments):
         default=None, metadata={"help": "tokens a sample at most; image tokens are never cut"}
     )
     drop_long: bool = field(default=False, metadata={"help": "drop (and log) samples over max_length: else an error"})
-    resume: bool = field(default=True, metadata={"help": "go on from the last whole checkpoint in output_dir"})
 
     per_device_train_batch_size: int = field(default=16, metadata={"help": "samples a step and device"})
     learning_rate: float = field(default=2e-4, metadata={"help": "of the language model (LLaVA's LoRA recipe)"})
@@ -74,16 +71,9 @@ class TrainConfig(TrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the samples, mirror images included"})
     logging_steps: float = field(default=10, metadata={"help": "steps between lines of the log"})
     save_steps: float = field(default=200, metadata={"help": "steps between checkpoints"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
-    report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, …"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false"})
-    use_cpu: bool = field(default=False, metadata={"help": "leave a GPU alone; without one it is always so"})
-    disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
 
     def __post_init__(self) -> None:
-        for option in ("model", "data", "train_json", "output_dir"):
-            if not getattr(self, option):
-                raise InputError(f"the option --{option} is needed; see --help")
+        self.require("model", "data", "train_json", "output_dir")
         if self.language not in LANGUAGE_MODES:
             raise InputError(f"--language {self.language}: not known; choose one of {', '.join(LANGUAGE_MODES)}")
         if self.quantize not in ("none", "nf4"):
@@ -94,10 +84,6 @@ class TrainConfig(TrainingArguments):
             raise InputError(f"--lora-r {self.lora_r}: must be at least 1")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and less than 1")
-        if self.remove_unused_columns:
-            raise InputError(
-                "remove_unused_columns: must stay false, or samples reach the collator without their names"
-            )
         if self.cache_features and self.tune_vision:
             raise InputError("--cache-features needs a frozen tower: set tune_vision to false")
         if self.vision_learning_rate is not None and not self.tune_vision:
@@ -110,15 +96,9 @@ class TrainConfig(TrainingArguments):
             raise InputError(
                 "average_tokens_across_devices: must stay true, or the loss depends on how the batch is split"
             )
-        if self.save_total_limit is not None and self.save_total_limit < 2:
-            raise InputError(
-                "save_total_limit: must be at least 2; the one before is deleted before the new one is whole"
-            )
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.ddp_find_unused_parameters is None:
             # every other module runs on every batch, but behind the feature layers a tower has some that nothing uses
             self.ddp_find_unused_parameters = self.tune_vision
-        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         super().__post_init__()
         if self.quantize != "none" and is_deepspeed_zero3_enabled():
             raise InputError(
@@ -139,23 +119,6 @@ class TrainConfig(TrainingArguments):
         """Of the parts of the model that have one of their own."""
         rates = {"new": self.new_module_learning_rate, "vision": self.vision_learning_rate}
         return {part: rate for part, rate in rates.items() if rate is not None}
-
-    def resolved(self) -> dict[str, Any]:
-        """What this run is: every field of ours, and each of TrainingArguments' that differs from its default."""
-        ours = set(TrainConfig.__annotations__)
-        reference = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
-        if isinstance(self.report_to, list):  # TrainingArguments made it of the one word that a recipe has
-            values["report_to"] = {0: "none", 1: "".join(self.report_to)}.get(len(self.report_to), "all")
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in values.items()
-            if name in ours or (name in reference and value != reference[name] and _is_plain(value))
-        }
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool | list | dict)
 
 
 def train(config: TrainConfig) -> Path:
@@ -297,7 +260,7 @@ def _features(
     return cache
 
 
-def find_checkpoint(config: TrainConfig) -> Path | None:
+def find_checkpoint(config: RunConfig) -> Path | None:
     """The checkpoint to go on from; every process gets the same answer."""
     if not config.resume:
         return None

@@ -18,7 +18,7 @@ import torch
 from PIL import ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, Trainer, TrainingArguments, ViTImageProcessor
+from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
 from eval.baselines.classifier_model import POOLINGS, PoseClassifier, PoseClassifierConfig
@@ -27,12 +27,14 @@ from llava_pose.config import command, require_folder, save_config, write_json
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation, flip_pose
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
-from llava_pose.model.processing import input_size
+from llava_pose.model.processing import input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.pictures import load_rgb
 from llava_pose.records import ObjectRecord, Pose, Prediction, read_records, write_jsonl
-from llava_pose.trainer import CompleteCheckpoints, LossHistory, last_complete_checkpoint
+from llava_pose.run import RunConfig
+from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
+from llava_pose.training import find_checkpoint
 
 logger = logging.getLogger(__name__)
 DONE_MARK = "training_done.json"
@@ -40,11 +42,10 @@ TINY = "tiny"
 
 
 @dataclass
-class ClassifierConfig(TrainingArguments):
-    """A run: transformers' TrainingArguments, with the defaults below, and what a pose classifier adds."""
+class ClassifierConfig(RunConfig):
+    """A run: transformers' TrainingArguments, with our defaults, and what a pose classifier adds."""
 
     data: str | None = field(default=None, metadata={"help": "the prepared folder"})
-    output_dir: str | None = field(default=None, metadata={"help": "checkpoints, the log and the result go there"})
     backbone: str | None = field(
         default=None,
         metadata={"help": "hub id or folder that AutoModel can load, or tiny: the random tower of --preset tiny"},
@@ -63,32 +64,20 @@ class ClassifierConfig(TrainingArguments):
     )
     predict_split: str = field(default="val", metadata={"help": "split to predict at the end"})
     system: str = field(default="pose-classifier", metadata={"help": "name in the tables"})
-    resume: bool = field(default=True, metadata={"help": "go on from the last whole checkpoint in output_dir"})
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "samples a step and device"})
     learning_rate: float = field(default=1e-3, metadata={"help": "of everything"})
     num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the samples, mirror images included"})
     logging_steps: float = field(default=20, metadata={"help": "steps between lines of the log"})
     save_steps: float = field(default=500, metadata={"help": "steps between checkpoints"})
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
-    report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, …"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false"})
-    use_cpu: bool = field(default=False, metadata={"help": "leave a GPU alone; without one it is always so"})
-    disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
 
     def __post_init__(self) -> None:
-        for option in ("data", "output_dir", "backbone"):
-            if not getattr(self, option):
-                raise InputError(f"the option --{option.replace('_', '-')} is needed; see --help")
+        self.require("data", "output-dir", "backbone")
         for option, known in (("rotation", ROTATION_NAMES), ("pooling", POOLINGS)):
             if getattr(self, option) not in known:
                 raise InputError(f"--{option} {getattr(self, option)}: not known; choose one of {', '.join(known)}")
         if self.head_hidden_size < 0:
             raise InputError(f"--head-hidden-size {self.head_hidden_size}: must not be negative")
-        if self.save_total_limit is not None and self.save_total_limit < 2:
-            raise InputError("save_total_limit: must be at least 2; the one before is deleted before the new is whole")
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         super().__post_init__()
 
 
@@ -115,7 +104,9 @@ class RecordImages(Dataset):
         self._index = {name: index for index, name in enumerate(names)}
         self.items = [(index, False) for index in range(len(records))]
         if flip:
-            self.items += [(index, True) for index, record in enumerate(records) if _is_flippable(record)]
+            self.items += [
+                (index, True) for index, record in enumerate(records) if category_of(record).mirror_axis == "x"
+            ]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -132,17 +123,13 @@ class RecordImages(Dataset):
         return {
             "pixel_values": torch.from_numpy(np.asarray(pixels, dtype=np.float32)),
             "angles": torch.tensor(angles, dtype=torch.float32),
-            "category": torch.tensor(self._index.get(category_of(record), 0)),
+            "category": torch.tensor(self._index.get(category_of(record).name, 0)),
         }
 
 
-def category_of(record: ObjectRecord) -> str:
-    """The taxonomy's name of a record's category, whatever alias it was filed under."""
-    return categories.get(record.category, allow_custom=True, source=record.id).name
-
-
-def _is_flippable(record: ObjectRecord) -> bool:
-    return categories.get(record.category, allow_custom=True, source=record.id).mirror_axis == "x"
+def category_of(record: ObjectRecord) -> categories.Category:
+    """As the taxonomy has it, whatever alias it was filed under."""
+    return categories.get(record.category, allow_custom=True, source=record.id)
 
 
 def run(config: ClassifierConfig) -> Path:
@@ -168,7 +155,7 @@ def train(config: ClassifierConfig) -> None:
     """Train, and save model, processor and backbone to the output folder."""
     output = Path(config.output_dir)
     records = _training_records(config)
-    names = sorted({category_of(record) for record in records})
+    names = sorted({category_of(record).name for record in records})
     set_seed(config.seed)
     model, image_processor = build_classifier(config, names)
     dataset = RecordImages(records, Path(config.data) / "train", image_processor, names, flip=config.flip)
@@ -177,11 +164,11 @@ def train(config: ClassifierConfig) -> None:
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
     history = LossHistory(output / "log.jsonl")
-    trainer = Trainer(model=model, args=config, train_dataset=dataset, callbacks=[history])
+    trainer = ResumableTrainer(model=model, args=config, train_dataset=dataset, callbacks=[history])
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
-    checkpoint = last_complete_checkpoint(output) if config.resume else None
+    checkpoint = find_checkpoint(config)
     if trainer.is_world_process_zero():
-        save_config(_settings(config), output / "classifier.yaml")
+        save_config(config.resolved(), output / "classifier.yaml")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
@@ -196,26 +183,13 @@ def _training_records(config: ClassifierConfig) -> list[ObjectRecord]:
     records = read_records(config.data, "train")
     if config.train_categories:
         wanted = {categories.get(name, allow_custom=True).name for name in config.train_categories}
-        absent = wanted - {category_of(record) for record in records}
+        absent = wanted - {category_of(record).name for record in records}
         if absent:
             raise InputError(f"--train-categories {sorted(absent)[0]}: no object of it in {config.data}/train")
-        records = [record for record in records if category_of(record) in wanted]
+        records = [record for record in records if category_of(record).name in wanted]
     if not records:
         raise InputError(f"{config.data}/train: there is no object in it; run llava-pose prepare")
     return records
-
-
-def _settings(config: ClassifierConfig) -> dict[str, Any]:
-    ours = (
-        *ClassifierConfig.__annotations__,
-        "weight_decay",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "optim",
-        "max_steps",
-        "seed",
-    )
-    return {name: str(value) if isinstance(value := getattr(config, name), Path) else value for name in ours}
 
 
 def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[PoseClassifier, Any]:
@@ -232,8 +206,7 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         backbone, image_processor = _load_backbone(config.backbone)
         backbone_config = backbone.config
         if config.image_size is not None:
-            image_processor.size = {"height": config.image_size, "width": config.image_size}
-            image_processor.do_center_crop = False
+            set_input_size(image_processor, config.image_size)
     settings = PoseClassifierConfig(
         backbone_config=backbone_config,
         categories=names,
@@ -244,7 +217,8 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
     model = PoseClassifier(settings, image_size=input_size(image_processor))
     if backbone is not None:
         model.backbone.load_state_dict(backbone.state_dict())
-    model.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
+    if not config.deepspeed:  # which takes weights for rows of bytes
+        model.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
     return model, image_processor
 
 
@@ -255,7 +229,9 @@ def _load_backbone(path: str) -> tuple[Any, Any]:
     except LOADING_ERRORS as error:
         raise InputError(f"--backbone {path}: cannot be loaded ({first_sentence(error)})") from error
     # a checkpoint of an image classifier has a classifier that a backbone has not
-    require_complete({**info, "unexpected_keys": [k for k in info["unexpected_keys"] if "classifier" not in k]}, path)
+    require_complete(
+        {**info, "unexpected_keys": [k for k in info["unexpected_keys"] if not k.startswith("classifier.")]}, path
+    )
     return backbone, image_processor
 
 
@@ -299,16 +275,12 @@ def predict(folder: Path, data: str | Path, split: str, out: Path, *, system: st
         angles = torch.stack(angles_from_rotation(model.rotations(output.raw_rotation).double().cpu()), -1)
         probabilities = output.category_logits.softmax(-1).cpu()
         for record, row, chances in zip(records[start:], angles.tolist(), probabilities, strict=False):
-            prediction = Prediction(
-                id=record.id,
+            prediction = Prediction.of(
+                record,
                 system=system,
-                category=record.category,
-                pred_category=names[int(chances.argmax())],
                 pose=Pose(*row),
-                true=record.pose,
+                pred_category=names[int(chances.argmax())],
                 confidence=float(chances.max()),
-                object_status=record.object_status,
-                source=str(record.source.get("source") or ""),
             )
             lines.append(prediction.to_dict())
     write_jsonl(out, lines)

@@ -29,7 +29,7 @@ from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
-from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor, input_size
+from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor, input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def from_parts(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneratio
     if config.language_layers is not None:
         _keep_first_layers(language, config.language_layers)
     if config.image_size is not None:
-        _set_image_size(image_processor, config.image_size)
+        set_input_size(image_processor, config.image_size)
     ids = _add_tokens(tokenizer, language)
     model_config = _pose_config(config, vision.config, language.config, ids)
     _measure_tower(model_config, vision, image_processor)
@@ -175,7 +175,7 @@ def tiny_base(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration
         tower = _load_tower(config.vision)
         image_processor = _load_part(AutoImageProcessor, config.vision, "--vision", weights=False)
     if config.image_size is not None:
-        _set_image_size(image_processor, config.image_size)
+        set_input_size(image_processor, config.image_size)
     model_config = _pose_config(config, tower.config, tiny_text_config(tokenizer), ids)
     _measure_tower(model_config, tower, image_processor)
     model = LlavaPoseForConditionalGeneration(model_config)
@@ -253,12 +253,6 @@ def _keep_first_layers(language: PreTrainedModel, count: int) -> None:
     language.config.num_hidden_layers = count
     if getattr(language.config, "layer_types", None) is not None:
         language.config.layer_types = language.config.layer_types[:count]
-
-
-def _set_image_size(image_processor: Any, side: int) -> None:
-    image_processor.size = {key: side for key, old in dict(image_processor.size).items() if old is not None}
-    if getattr(image_processor, "do_center_crop", False):
-        image_processor.crop_size = {"height": side, "width": side}
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> dict[str, int]:

@@ -60,6 +60,13 @@ def input_size(image_processor: Any) -> tuple[int, int]:
     return int(size["shortest_edge"]), int(size["shortest_edge"])
 
 
+def set_input_size(image_processor: Any, side: int) -> None:
+    """Let an image processor give squares of that side, pixels."""
+    image_processor.size = {key: side for key, old in dict(image_processor.size).items() if old is not None}
+    if getattr(image_processor, "do_center_crop", False):
+        image_processor.crop_size = {"height": side, "width": side}
+
+
 class LlavaPoseProcessor(LlavaProcessor):
     """LLaVA's processor with `<pose6D>` and with image tokens merged m x m."""
 

@@ -116,12 +116,14 @@ def test_a_few_pictures_are_learnt_and_predicted(recipe, prepared):
     assert {p.system for p in predictions} == {"pose-classifier"}
 
 
-def test_a_run_goes_on_where_it_was(recipe, tmp_path):
+@pytest.mark.parametrize("lost", [["checkpoint-4"], []])
+def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
+    """Stopped on its way, or after its last checkpoint and before its end was marked."""
     whole = {**recipe, "max_steps": 4, "save_steps": 2}
     run(ClassifierConfig(**whole))
     stopped = tmp_path / "stopped"
     run(ClassifierConfig(**{**whole, "output_dir": str(stopped)}))
-    for name in ("checkpoint-4", "training_done.json", "model.safetensors"):
+    for name in (*lost, "training_done.json", "model.safetensors"):
         path = stopped / name
         path.unlink() if path.is_file() else [file.unlink() for file in path.iterdir()]
     run(ClassifierConfig(**{**whole, "output_dir": str(stopped)}))
