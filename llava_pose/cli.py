@@ -27,6 +27,7 @@ COMMANDS = {
         "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
     ),
     "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
+    "neural-mesh": ("eval.baselines.neural_mesh", "train a neural mesh model (NMM-Sphere, NOVUM) and predict with it"),
     "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
     "score": ("eval.score", "predictions to tables and plots"),
     "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
