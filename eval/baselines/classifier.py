@@ -26,7 +26,7 @@ from llava_pose import categories
 from llava_pose.config import command, require_folder, save_config, write_json
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation, flip_pose
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
+from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
 from llava_pose.model.processing import input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
@@ -241,10 +241,8 @@ def load_classifier(folder: Path) -> tuple[PoseClassifier, Any]:
     Raises:
         InputError: the folder holds none, or not a whole one.
     """
+    require_model_type(folder, PoseClassifierConfig.model_type, "make one with llava-pose classifier")
     try:
-        config = PoseClassifierConfig.from_pretrained(folder)
-        if config.backbone_config is None:
-            raise InputError(f"{folder}: not a pose classifier; make one with llava-pose classifier")
         model, info = PoseClassifier.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
         image_processor = AutoImageProcessor.from_pretrained(folder)
     except LOADING_ERRORS as error:
