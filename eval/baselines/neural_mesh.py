@@ -36,7 +36,7 @@ from eval.baselines.neural_mesh_grid import (
     uniform_grid,
 )
 from eval.baselines.neural_mesh_model import KINDS, NeuralMesh, NeuralMeshConfig
-from eval.baselines.neural_mesh_search import SCORES, Found, Meshes, PoseSearch, Starts, interpolated
+from eval.baselines.neural_mesh_search import SCORES, Meshes, PoseSearch, Starts, classify_and_search, interpolated
 from llava_pose.config import command, require_folder, save_config, write_json
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
@@ -314,16 +314,18 @@ def load_neural_mesh(folder: Path) -> tuple[NeuralMesh, Any]:
 
 def pose_search(model: NeuralMesh, *, score: str = "ratio", steps: int = 30, starts: int = 3) -> PoseSearch:
     """The search with a trained model's meshes, features and expectations."""
-    bank = model.bank
-    meshes = Meshes(model.mesh_vertices, model.mesh_normals, bank.vertices)
-    surfaces = model.config.surfaces(_FINER * model.config.vertices)
-    points = (torch.tensor(np.stack(rows)).to(bank.vertices) for rows in zip(*surfaces, strict=True))
+    bank, config = model.bank, model.config
+    fine_vertices, fine_normals, areas = zip(*config.surfaces(_FINER * config.vertices), strict=True)
+    vertices, normals, area = (
+        torch.tensor(np.stack(rows)).to(bank.vertices) for rows in (fine_vertices, fine_normals, areas)
+    )
+    meshes = Meshes(model.mesh_vertices, model.mesh_normals, area, bank.vertices)
     return PoseSearch(
         meshes,
-        interpolated(meshes, *points),
+        interpolated(meshes, vertices, normals),
         bank.clutter,
         Starts(model.grid, model.camera_mean, model.camera_spread, model.camera_distance),
-        temperature=model.config.contrast_temperature,
+        temperature=config.contrast_temperature,
         score=score,
         steps=steps,
         best=starts,
@@ -375,28 +377,6 @@ def predict(
             )
             lines.append(prediction.to_dict())
     write_jsonl(out, lines)
-
-
-def classify_and_search(
-    search: PoseSearch, maps: torch.Tensor, search_classes: int
-) -> tuple[Found, list[int], list[float]]:
-    """The best pose of each image, the class it is one of, and the share of the image's votes that this class has.
-
-    Args:
-        maps: (batch, dims, rows, columns).
-        search_classes: how many classes, most votes first, are searched.
-    """
-    batch, count = len(maps), len(search.meshes.features)
-    votes = search.votes(maps)
-    tried = min(search_classes, count)
-    ranked = votes.topk(tried, dim=1).indices
-    images = [image for image in range(batch) for _ in range(tried)]
-    found = search.search(maps, images, ranked.flatten().tolist())
-    winner = found.scores.view(batch, tried).argmax(1)
-    pairs = torch.arange(batch, device=maps.device) * tried + winner
-    classes = ranked.flatten()[pairs]
-    share = votes.gather(1, classes[:, None])[:, 0] / votes.sum(1).clamp_min(1e-9)
-    return Found(*(part[pairs] for part in found)), classes.tolist(), share.tolist()
 
 
 def _pose(angles: Sequence[float], camera: Sequence[float], record: ObjectRecord) -> Pose:

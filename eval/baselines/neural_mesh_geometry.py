@@ -24,10 +24,11 @@ _SHEET = 0.02  # object units: a flatter cuboid would have sides without a verte
 
 
 class SurfacePoints(NamedTuple):
-    """Points on a convex surface, and the outer unit normals there."""
+    """Points on a convex surface, evenly, the outer unit normals there, and the whole surface's area."""
 
     vertices: np.ndarray  # (V, 3) float64
     normals: np.ndarray  # (V, 3) float64
+    area: float
 
 
 class Cuboid(NamedTuple):
@@ -44,7 +45,7 @@ def sphere_points(count: int, radius: float) -> SurfacePoints:
     turn = index * math.pi * (3 - math.sqrt(5))
     ring = np.sqrt(1 - z * z)
     normals = np.stack([ring * np.cos(turn), ring * np.sin(turn), z], axis=-1)
-    return SurfacePoints(radius * normals, normals)
+    return SurfacePoints(radius * normals, normals, 4 * math.pi * radius**2)
 
 
 def cuboid_points(count: int, cuboid: Cuboid) -> SurfacePoints:
@@ -67,7 +68,7 @@ def cuboid_points(count: int, cuboid: Cuboid) -> SurfacePoints:
         points[:, others] = low[others] + _rows(number, *size[others]) * size[others]
         vertices.append(points)
         normals.append(np.tile((2 * side - 1) * np.eye(3)[axis], (number, 1)))
-    return SurfacePoints(np.concatenate(vertices), np.concatenate(normals))
+    return SurfacePoints(np.concatenate(vertices), np.concatenate(normals), float(areas.sum()))
 
 
 def _shares(count: int, areas: np.ndarray) -> list[int]:

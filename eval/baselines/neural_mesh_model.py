@@ -144,8 +144,8 @@ class NeuralMesh(PreTrainedModel):
             config.pyramid_layers, config.pyramid_channels = self._measure()
         self.pyramid = FeaturePyramid(config.pyramid_channels, config.width, config.dims)
         self.bank = FeatureBank(config.classes, config.vertices, config.clutter_size, config.dims, config.momentum)
-        surfaces = config.surfaces(config.vertices)
-        for name, rows in zip(("mesh_vertices", "mesh_normals"), zip(*surfaces, strict=True), strict=True):
+        vertices, normals, _ = zip(*config.surfaces(config.vertices), strict=True)
+        for name, rows in (("mesh_vertices", vertices), ("mesh_normals", normals)):
             self.register_buffer(name, torch.tensor(np.stack(rows), dtype=torch.float32))
         self.register_buffer("grid", torch.eye(3).repeat(config.poses, 1, 1))
         self.register_buffer("camera_mean", torch.zeros(config.classes, config.poses, 3))

@@ -1,11 +1,11 @@
 """Which class, and which pose, explains a feature map best.
 
 Classes are voted for by the positions of the map. A pose is scored by the vertices that it shows: each adds the cosine
-between its feature and the map where it would be seen, less the best cosine of clutter there, times the cosine at which
-its surface faces the camera, which is its share of the picture. The sum is how much better than background the object
-explains the part of the picture that it covers. Cosines of every vertex with every position are computed once for an image
-and a class; a pose then costs four numbers a vertex, however long the features are. From the best poses of the grid
-gradient ascent goes on, in rotation and, within what training objects do, in place and size.
+between its feature and the map where it would be seen, less the best cosine of clutter there, times the share of the
+picture that its piece of the surface covers. The sum is how much better than background the object explains the picture.
+Cosines of every vertex with every position are computed once for an image and a class; a pose then costs four numbers a
+vertex, however long the features are. From the best poses of the grid gradient ascent goes on, in rotation and, within
+what training objects do, in place and size.
 
 The published score, ``score="mean"``, is the mean cosine of the vertices that are seen. It is drawn away from the true
 pose, for a cuboid by several degrees: where a side is seen flat or borders on background its cosines are low, and the mean
@@ -28,14 +28,18 @@ SCORES = ("ratio", "mean")
 _PAIRS = 16  # images of a class, and starts of a refinement, that are worked on at once: bounds the memory
 _SAME_SIDE = 0.7  # cosine of normals above which two points are on the same side of a mesh
 _STRAY = 0.005  # what a standard deviation away from the expected camera costs, squared
-_ROTATION_STEP, _CAMERA_STEP = 0.04, 0.15  # of Adam: radians, standard deviations
+_ROTATION_STEP, _CAMERA_STEP = 0.06, 0.3  # of Adam: radians, standard deviations
 
 
 class Meshes(NamedTuple):
-    """Meshes of some classes. vertices, normals: (classes, V, 3). features: (classes, V, dims) of length 1."""
+    """Meshes of some classes.
+
+    vertices, normals: (classes, V, 3). area: (classes,) of the whole surface. features: (classes, V, dims) of length 1.
+    """
 
     vertices: Tensor
     normals: Tensor
+    area: Tensor
     features: Tensor
 
 
@@ -145,16 +149,19 @@ class PoseSearch:
             return maps.new_zeros(len(maps), maps[0, 0].numel())
         return (self.clutter @ maps.flatten(2)).amax(1)
 
-    def _weights(self, cosines: Tensor) -> Tensor:
-        """Shares of the vertices in the score, from the cosines (..., V) at which they face the camera.
+    def _weights(self, cosines: Tensor, area: Tensor, cameras: Tensor) -> Tensor:
+        """Shares of the vertices in the score: of the picture's area, or for the mean of the vertices that are seen.
 
-        A convex surface covers a fourth of its area, on an average over all directions; so the shares come to 1 on an
-        average over rotations, or always for the mean.
+        Args:
+            cosines: (..., V) at which they face the camera.
+            area: (...) of the whole surface, object units squared.
+            cameras: (..., 3).
         """
         if self.score == "mean":
             seen = (cosines > 0).to(cosines.dtype)
             return seen / seen.sum(-1, keepdim=True).clamp_min(1)
-        return cosines.clamp_min(0) * (4 / cosines.shape[-1])
+        piece = area * (2 * cameras[..., 0]).exp() / cosines.shape[-1]
+        return cosines.clamp_min(0) * piece[..., None]
 
     def _view(self, index: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the grid's poses of a class look up: entries of the table, where each pose begins, and weights.
@@ -163,20 +170,22 @@ class PoseSearch:
         """
         key = (index, rows, columns)
         if key not in self._views:
-            vertices, normals = self.meshes.vertices[index], self.meshes.normals[index]
-            points, shares = self._place(vertices, normals, self.starts.rotations, self.starts.expected[index])
+            mesh = (self.meshes.vertices[index], self.meshes.normals[index], self.meshes.area[index])
+            points, shares = self._place(*mesh, self.starts.rotations, self.starts.expected[index])
             places, weights = bilinear(points, rows, columns)
             weights = weights * shares[..., None]
-            entries = torch.arange(vertices.shape[0], device=places.device)[:, None] * (rows * columns) + places
+            entries = torch.arange(shares.shape[1], device=places.device)[:, None] * (rows * columns) + places
             used = weights != 0
             counts = used.flatten(1).sum(1)
             self._views[key] = (entries[used], counts.cumsum(0) - counts, weights[used])
         return self._views[key]
 
-    def _place(self, vertices: Tensor, normals: Tensor, rotations: Tensor, cameras: Tensor) -> tuple[Tensor, Tensor]:
+    def _place(
+        self, vertices: Tensor, normals: Tensor, area: Tensor, rotations: Tensor, cameras: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(..., V, 2) shares of the picture's sides where vertices are, and (..., V) their shares in the score."""
         distance = self.starts.distance
-        shares = self._weights(facing(vertices, normals, distance * rotations[..., 2, :]))
+        shares = self._weights(facing(vertices, normals, distance * rotations[..., 2, :]), area, cameras)
         points = project(
             vertices,
             rotations,
@@ -192,7 +201,7 @@ class PoseSearch:
         expected = self.starts.expected[classes[:, None], chosen]
         if not self.steps:
             return Found(first[:, 0], expected[:, 0], scores[:, 0])
-        vertices, normals = self.fine.vertices[classes][:, None], self.fine.normals[classes][:, None]
+        mesh = [part[classes][:, None] for part in (self.fine.vertices, self.fine.normals, self.fine.area)]
         spread = self.starts.spread[classes][:, None]
         rows, columns = maps.shape[-2:]
         # (pairs, V, positions)
@@ -200,7 +209,7 @@ class PoseSearch:
 
         def score(turn: Tensor, stray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             rotations, cameras = turned(first, turn), expected + spread * stray
-            points, shares = self._place(vertices, normals, rotations, cameras)
+            points, shares = self._place(*mesh, rotations, cameras)
             places, weights = bilinear(points, rows, columns)
             values = sum(_look_up(table, places[..., corner]) * weights[..., corner] for corner in range(4))
             return (values * shares).sum(-1) - _STRAY * stray.square().sum(-1), rotations, cameras
@@ -211,7 +220,7 @@ class PoseSearch:
             optimizer = torch.optim.Adam(
                 [{"params": [turn], "lr": _ROTATION_STEP}, {"params": [stray], "lr": _CAMERA_STEP}], betas=(0.8, 0.95)
             )
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.02 ** (step / self.steps))
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.03 ** (step / self.steps))
             for _ in range(self.steps):
                 optimizer.zero_grad()
                 (-score(turn, stray)[0].sum()).backward()
@@ -222,6 +231,26 @@ class PoseSearch:
             winner = ends.argmax(1)
             pair = torch.arange(len(ends), device=ends.device)
             return Found(rotations[pair, winner], cameras[pair, winner], ends[pair, winner])
+
+
+def classify_and_search(search: PoseSearch, maps: Tensor, search_classes: int) -> tuple[Found, list[int], list[float]]:
+    """The best pose of each image, the class it is one of, and the share of the image's votes that this class has.
+
+    Args:
+        maps: (batch, dims, rows, columns).
+        search_classes: how many classes, most votes first, are searched.
+    """
+    batch, count = len(maps), len(search.meshes.features)
+    votes = search.votes(maps)
+    tried = min(search_classes, count)
+    ranked = votes.topk(tried, dim=1).indices
+    images = [image for image in range(batch) for _ in range(tried)]
+    found = search.search(maps, images, ranked.flatten().tolist())
+    winner = found.scores.view(batch, tried).argmax(1)
+    pairs = torch.arange(batch, device=maps.device) * tried + winner
+    classes = ranked.flatten()[pairs]
+    share = votes.gather(1, classes[:, None])[:, 0] / votes.sum(1).clamp_min(1e-9)
+    return Found(*(part[pairs] for part in found)), classes.tolist(), share.tolist()
 
 
 def interpolated(meshes: Meshes, vertices: Tensor, normals: Tensor) -> Meshes:
@@ -239,7 +268,7 @@ def interpolated(meshes: Meshes, vertices: Tensor, normals: Tensor) -> Meshes:
         nearest, which = away.topk(min(3, away.shape[1]), largest=False)
         weights = 1 / (nearest.square() + 1e-9)  # 0 for what is on another side
         features.append(F.normalize((known[which] * weights[..., None]).sum(1), dim=-1))
-    return Meshes(vertices, normals, torch.stack(features))
+    return Meshes(vertices, normals, meshes.area, torch.stack(features))
 
 
 def _look_up(table: Tensor, places: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ def test_checkpoints_of_other_systems_are_refused_either_way(tiny_base, recipe, 
         load_classifier(folder)
     with pytest.raises(InputError, match="neural_mesh"):
         load_model(folder)
-    with pytest.raises(InputError, match="no checkpoint can be read there"):
+    with pytest.raises(InputError, match="a nameless model, not a neural mesh"):
         load_neural_mesh(prepared)
     assert not out.exists()
 

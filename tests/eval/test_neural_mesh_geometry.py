@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 
 from eval.baselines.neural_mesh_geometry import (
     Cuboid,
-    SurfacePoints,
     cuboid_of_cads,
     cuboid_points,
     cuboids_of,
@@ -36,7 +35,7 @@ def is_inside(kind: str, points: np.ndarray) -> np.ndarray:
 def test_a_vertex_is_seen_where_no_part_of_the_mesh_is_before_it(kind):
     """A ray from the camera to the vertex, in small steps, and all the way to it."""
     mesh = MESHES[kind]
-    vertices, normals = (torch.tensor(rows) for rows in mesh)
+    vertices, normals = torch.tensor(mesh.vertices), torch.tensor(mesh.normals)
     steps = np.concatenate([np.linspace(0, 1, 3000)[:-1], 1 - np.geomspace(1e-7, 1e-3, 30)])[:, None]
     for angles in np.random.default_rng(0).uniform(-3, 3, (12, 2)):
         center = camera_center(*angles, 1.5)
@@ -96,7 +95,7 @@ def test_a_cuboid_is_the_mean_of_the_models_boxes_and_never_flat(tmp_path):
     write_off(tmp_path / "car" / "02.off", (-0.3, -0.2, 0.0), (0.3, 0.4, 0.0), header="OFF3 1 0")
     found = cuboid_of_cads(tmp_path / "car")
     np.testing.assert_allclose(found, ((-0.2, -0.3, -0.01), (0.2, 0.4, 0.01)))
-    assert isinstance(cuboid_points(60, found), SurfacePoints)
+    assert cuboid_points(60, found).area == pytest.approx(2 * (0.4 * 0.7 + 0.4 * 0.02 + 0.7 * 0.02))
 
 
 def test_a_category_is_found_by_any_of_its_names_and_missed_by_name(tmp_path):

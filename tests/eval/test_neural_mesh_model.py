@@ -118,7 +118,7 @@ def test_neighbours_are_near_and_on_the_same_side():
     """A sheet thinner than the radius: its back is no neighbour of its front."""
     vertices, normals = (
         torch.tensor(rows, dtype=torch.float32)[None]
-        for rows in cuboid_points(400, Cuboid((-0.5, -0.01, -0.3), (0.5, 0.01, 0.3)))
+        for rows in cuboid_points(400, Cuboid((-0.5, -0.01, -0.3), (0.5, 0.01, 0.3)))[:2]
     )
     front = normals[0, :, 1] < -0.5
     chosen = front.nonzero()[:5].T
