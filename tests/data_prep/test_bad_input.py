@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -267,6 +268,35 @@ def test_unknown_category_allowed(raw_dataset: Any, outcome: Callable[..., Outco
     raw_dataset.add("n1", category="flux_capacitor", objects=[raw_dataset.object(**{"class": "flux_capacitor"})])
     (record,) = outcome(allow_custom_categories=True).records
     assert record.category == "flux_capacitor"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil", "a/b", "..", "a <pose6D>", "<image>", "a cat, a dog", "a|b", "line\nend", "\x1b[31m", "x" * 300],
+)
+def test_a_category_that_can_be_no_name(raw_dataset: Any, outcome: Callable[..., Outcome], name: str) -> None:
+    raw_dataset.add("n1", objects=[raw_dataset.object(**{"class": name})])
+    result = outcome(allow_custom_categories=True)
+    assert_one_reject(result, "annotations/car/n1.npz", "category malformed", 0, "cannot name a category; use letters")
+    assert result.rejects[0]["sentence"].isprintable()
+
+
+@pytest.mark.parametrize("name", ["Élan", "汽车", "half-track (WW2)", "R2.D2", "lamp & shade", "_private"])
+def test_categories_of_peoples_own(raw_dataset: Any, outcome: Callable[..., Outcome], name: str) -> None:
+    raw_dataset.add("n1", category=name, objects=[raw_dataset.object(**{"class": ...})])
+    assert [record.category for record in outcome(allow_custom_categories=True).records] == [name]
+
+
+def test_text_that_is_no_text_in_names_of_fields_and_lists(
+    raw_dataset: Any, outcome: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    raw_dataset.add("n1", objects=[raw_dataset.object(**{"note \ud800": "\ud800"})])
+    (record,) = outcome().records
+    assert json.loads(record.source["extra"]) == {"note \\ud800": "\\ud800"}
+    latin_1 = os.fsdecode(b"caf\xe9_imagenet_train.txt")
+    (raw_dataset.root / "lists" / latin_1).write_text("n1\n")
+    with pytest.raises(InputError, match=r"lists: the file name 'caf.*' is not UTF-8; rename it"):
+        prepare(PrepareConfig(str(raw_dataset.root), str(tmp_path / "other"), splits="train", workers=1))
 
 
 def test_aliases_of_categories_are_known(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
