@@ -29,6 +29,9 @@ from llava_pose.records import ObjectRecord, Pose
 
 _CATEGORY = re.compile(r"\w[\w .'()&+-]*")  # no marks such as <image>, no lists, no paths
 _MOST_LETTERS = 60
+_MOST_TIMES_LARGER = (
+    20  # than its crop: beyond, distances are no multiples of the object's size, and the crop one colour
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +249,13 @@ def _shows_object(
     else:
         left, top, right, bottom = crop.visible(image.width, image.height)
         bx1, by1, bx2, by2 = crop.box(candidate.object.bbox)
-        if max(left, bx1) < min(right, bx2) and max(top, by1) < min(bottom, by2):
+        if max(left, bx1) >= min(right, bx2) or max(top, by1) >= min(bottom, by2):
+            reason, why = "crop shows nothing", _WHY_NOTHING[options.crop]
+        elif max(bx2 - bx1, by2 - by1) > _MOST_TIMES_LARGER * crop.size:
+            times = f"{max(bx2 - bx1, by2 - by1) / crop.size:.0f} times as large as the crop that its distance gives"
+            reason, why = "crop shows too little", f"the bbox is {times} (is it in units of the object's size?)"
+        else:
             return True
-        reason, why = "crop shows nothing", _WHY_NOTHING[options.crop]
     sentence = f"{image_file} object {candidate.index}: {why}; annotate the object again"
     result.reject(image_file, candidate.index, reason, sentence)
     return False

@@ -174,9 +174,15 @@ def test_zero_distance(raw_dataset: Any, outcome: Callable[..., Outcome], crop: 
 def test_distance_that_leaves_no_pixel(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
     raw_dataset.add("n1", objects=[raw_dataset.object(distance=1e-7), raw_dataset.object(distance=1e9)])
     result = outcome(crop="pose")
-    (reject,) = result.rejects
-    assert (reject["object_index"], reject["reason"]) == (0, "crop shows nothing")
-    assert [record.id for record in result.records] == ["car/n1/1"]
+    found = [(reject["object_index"], reject["reason"]) for reject in result.rejects]
+    assert found == [(0, "crop shows nothing"), (1, "crop shows too little")]
+
+
+def test_distance_in_other_units_than_the_objects_size(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
+    raw_dataset.add("n1", objects=[raw_dataset.object(distance=4500.0, px=320.0, py=240.0)])
+    result = outcome(crop="pose")
+    words = "703 times as large as the crop that its distance gives (is it in units of the object's size?)"
+    assert_one_reject(result, "images/car/n1.JPEG", "crop shows too little", 0, words)
 
 
 @pytest.mark.parametrize("crop", ["pose", "box"])
