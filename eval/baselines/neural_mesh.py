@@ -29,9 +29,9 @@ from eval.baselines.neural_mesh_geometry import Cuboid, cuboids_of
 from eval.baselines.neural_mesh_grid import (
     GRIDS,
     Cameras,
-    angles_to_nearest,
     covering_grid,
     expected_cameras,
+    nearest_of,
     published_grid,
     uniform_grid,
 )
@@ -279,7 +279,7 @@ def _grid(config: NeuralMeshRunConfig, cameras: Cameras) -> np.ndarray:
         grid = uniform_grid(config.grid_size)
     else:
         grid = covering_grid(cameras.rotations, math.radians(config.grid_radius))
-    away = np.degrees(angles_to_nearest(cameras.rotations, grid))
+    away = np.degrees(nearest_of(cameras.rotations, grid)[0])
     logger.info(
         f"{len(grid)} rotations to start from; {100 * (away < 30).mean():.1f}% of the training rotations are within 30 "
         f"degrees of one, all within {away.max():.0f}"

@@ -12,6 +12,7 @@ from llava_pose.geometry import rotation_matrix
 
 GRIDS = ("train", "uniform", "published")
 _MOST = 20_000  # training rotations that a cover is made for; more are thinned evenly
+_BLOCK = 4096  # rotations that are compared with a grid at once: bounds the memory
 _NEAR = math.radians(15)  # width of the kernel that expected cameras are averaged with
 
 
@@ -68,11 +69,14 @@ def covering_grid(rotations: np.ndarray, radius: float) -> np.ndarray:
     return rotations[chosen]
 
 
-def angles_to_nearest(rotations: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """(n,) radians from each of the rotations (n, 3, 3) to the nearest of the grid (p, 3, 3)."""
-    flat = grid.reshape(-1, 9).T
-    traces = [(block @ flat).max(1) for block in np.array_split(rotations.reshape(-1, 9), len(rotations) // 4096 + 1)]
-    return np.arccos(np.clip((np.concatenate(traces) - 1) / 2, -1, 1))
+def nearest_of(rotations: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) radians from each of the rotations (n, 3, 3) to the nearest of the grid (p, 3, 3), and (n,) which that is."""
+    away, which = np.empty(len(rotations)), np.empty(len(rotations), dtype=np.int64)
+    for start in range(0, len(rotations), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        angles = _angles(rotations[block], grid)
+        away[block], which[block] = angles.min(1), angles.argmin(1)
+    return away, which
 
 
 def expected_cameras(cameras: Cameras, grid: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,22 +89,31 @@ def expected_cameras(cameras: Cameras, grid: np.ndarray, classes: int) -> tuple[
         (classes, p, 3) as ``Cameras.values``, and (classes, 3) how far training objects stray from it (standard
         deviations).
     """
-    near = np.exp(-0.5 * (_angles(cameras.rotations, grid) / _NEAR) ** 2)  # (n, p)
-    median = np.median(cameras.values, axis=0)
-    of_all = (near.T @ cameras.values + median) / (near.sum(0)[:, None] + 1)
-    means, spreads = np.empty((classes, len(grid), 3)), np.empty((classes, 3))
-    for index in range(classes):
-        own = cameras.category == index
-        weights = near[own]
-        means[index] = (weights.T @ cameras.values[own] + of_all) / (weights.sum(0)[:, None] + 1)
-        if own.any():
-            expected = means[index][near[own].argmax(1)]
-            spreads[index] = np.sqrt(((cameras.values[own] - expected) ** 2).mean(0))
-        else:
-            spreads[index] = cameras.values.std(0)
+    own = [cameras.category == index for index in range(classes)]
+    moments = [_moments(cameras.rotations[rows], cameras.values[rows], grid) for rows in own]
+    weight, total = (sum(parts) for parts in zip(*moments, strict=True))
+    of_all = (total + np.median(cameras.values, axis=0)) / (weight[:, None] + 1)
+    means = np.stack([(total + of_all) / (weight[:, None] + 1) for weight, total in moments])
+    spreads = np.tile(cameras.values.std(0), (classes, 1))
+    for index, rows in enumerate(own):
+        if rows.any():
+            _, nearest = nearest_of(cameras.rotations[rows], grid)
+            spreads[index] = np.sqrt(((cameras.values[rows] - means[index][nearest]) ** 2).mean(0))
     return means, spreads
 
 
+def _moments(rotations: np.ndarray, values: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over the rotations near each of the grid, (p,) of the weights and (p, 3) of the weighted values."""
+    weight, total = np.zeros(len(grid)), np.zeros((len(grid), 3))
+    for start in range(0, len(rotations), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        near = np.exp(-0.5 * (_angles(rotations[block], grid) / _NEAR) ** 2)
+        weight += near.sum(0)
+        total += near.T @ values[block]
+    return weight, total
+
+
 def _angles(rotations: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """(n, p) radians."""
     traces = rotations.reshape(-1, 9) @ grid.reshape(-1, 9).T
     return np.arccos(np.clip((traces - 1) / 2, -1, 1))
