@@ -1,7 +1,7 @@
 """`llava-pose neural-mesh`: train a neural mesh model (NMM-Sphere or NOVUM) on prepared data, and predict a split with it.
 
-``--kind sphere`` is NMM-Sphere: one sphere whose features all categories share, or with ``--banks class`` one set of
-features a category, which then names the category too. ``--kind cuboid`` is NOVUM: the mean bounding box of each
+``--kind sphere`` is NMM-Sphere: one sphere whose features all categories share, or for ``--task joint`` one set of features
+a category, which then names the category too. ``--kind cuboid`` is NOVUM: the mean bounding box of each
 category's CAD models; categories are voted for, and the pose is searched with the predicted one.
 
 A picture's true distance and place are used in training alone. At inference an object is expected where training objects
@@ -51,7 +51,7 @@ from llava_pose.training import find_checkpoint
 logger = logging.getLogger(__name__)
 DONE_MARK = "training_done.json"
 TINY = "tiny"
-BANKS = ("auto", "shared", "class")
+TASKS = ("pose", "joint")
 SYSTEMS = {"sphere": "nmm-sphere", "cuboid": "novum"}
 _BATCH = 32
 _FINER = 3  # points that refinement uses to a vertex that has been learnt
@@ -67,9 +67,8 @@ class NeuralMeshRunConfig(RunConfig):
         metadata={"help": "hub id or folder that AutoModel can load, or tiny: the random tower of --preset tiny"},
     )
     kind: str = field(default="sphere", metadata={"help": f"one of {', '.join(KINDS)}: NMM-Sphere or NOVUM"})
-    banks: str = field(
-        default="auto",
-        metadata={"help": "features of the vertices: shared by all categories, or class; auto: as published"},
+    task: str = field(
+        default="pose", metadata={"help": f"one of {', '.join(TASKS)}; joint: a sphere has features for each category"}
     )
     cad: str | None = field(default=None, metadata={"help": "folder of <category>/NN.off, for --kind cuboid"})
     vertices: int = field(default=1000, metadata={"help": "of a mesh"})
@@ -78,7 +77,7 @@ class NeuralMeshRunConfig(RunConfig):
         default=None, metadata={"help": "side of the input, pixels; default: the backbone's"}
     )
     stride: int = field(default=8, metadata={"help": "input pixels to a position of the feature map"})
-    samples_per_image: int = field(default=64, metadata={"help": "vertices of an image that enter the loss"})
+    samples_per_image: int = field(default=32, metadata={"help": "vertices of an image that enter the loss"})
     clutter_weight: float = field(default=0.1, metadata={"help": "of the background's term in the loss"})
     flip: bool = field(default=True, metadata={"help": "train on mirror images too, of categories that allow it"})
     grid: str = field(
@@ -118,7 +117,7 @@ class NeuralMeshRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         self.require("data", "output-dir", "backbone")
-        for option, known in (("kind", KINDS), ("banks", BANKS), ("grid", GRIDS), ("score", SCORES)):
+        for option, known in (("kind", KINDS), ("task", TASKS), ("grid", GRIDS), ("score", SCORES)):
             if getattr(self, option) not in known:
                 raise InputError(f"--{option} {getattr(self, option)}: not known; choose one of {', '.join(known)}")
         least = {"vertices": 12, "stride": 1, "samples_per_image": 1, "grid_size": 1, "refine_starts": 1}
@@ -131,8 +130,6 @@ class NeuralMeshRunConfig(RunConfig):
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
         if self.kind == "cuboid" and not self.cad:
             raise InputError("--kind cuboid needs CAD models: give --cad, a folder of <category>/NN.off")
-        if self.kind == "cuboid" and self.banks == "shared":
-            raise InputError("--banks shared: every category has a cuboid, and features, of its own; use --kind sphere")
         if self.deepspeed:
             raise InputError("--deepspeed: a neural mesh is small; train on several devices with torchrun")
         if self.ddp_find_unused_parameters is None:
@@ -143,7 +140,7 @@ class NeuralMeshRunConfig(RunConfig):
     @property
     def shares_bank(self) -> bool:
         """Whether all categories share one mesh and its features."""
-        return self.kind == "sphere" and self.banks != "class"
+        return self.kind == "sphere" and self.task == "pose"
 
 
 def run(config: NeuralMeshRunConfig) -> Path:

@@ -67,7 +67,7 @@ class NeuralMeshConfig(PreTrainedConfig):
         momentum: float = 0.9,
         contrast_temperature: float = 0.07,
         neighbour_distance: float = 0.1,
-        samples_per_image: int = 64,
+        samples_per_image: int = 32,
         clutter_per_image: int = 16,
         clutter_weight: float = 0.1,
         poses: int = 144,

@@ -100,7 +100,7 @@ def test_pictures_and_their_mirror_images_come_with_the_cameras_that_show_them(p
 
 @pytest.mark.parametrize("kind", ["sphere", "cuboid"])
 def test_a_few_pictures_are_learnt_and_predicted(recipe, prepared, cad, kind):
-    values = {**recipe, "kind": kind, "banks": "class", "cad": str(cad), "flip": False, "max_steps": 60}
+    values = {**recipe, "kind": kind, "task": "joint", "cad": str(cad), "flip": False, "max_steps": 60}
     values |= {"per_device_train_batch_size": 8, "predict_split": "train", "refine_steps": 30}
     run(NeuralMeshRunConfig(**{**values, "image_size": 64, "vertices": 300, "learning_rate": 3e-3}))
     predictions = read_predictions(Path(recipe["output_dir"]) / "predictions.jsonl")
@@ -125,7 +125,7 @@ def test_one_sphere_for_all_names_no_category_and_takes_any(recipe, prepared):
 @pytest.mark.parametrize("lost", [["checkpoint-4"], []])
 def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
     """Stopped on its way, or after its last checkpoint and before its end was marked: memory and all."""
-    whole = {**recipe, "max_steps": 4, "save_steps": 2, "banks": "class"}
+    whole = {**recipe, "max_steps": 4, "save_steps": 2, "task": "joint"}
     run(NeuralMeshRunConfig(**whole))
     stopped = tmp_path / "stopped"
     run(NeuralMeshRunConfig(**{**whole, "output_dir": str(stopped)}))
@@ -141,7 +141,7 @@ def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
 
 
 def test_two_processes_remember_and_learn_what_one_does(recipe, tmp_path):
-    values = {**recipe, "banks": "class", "max_steps": 3, "optim": "sgd", "learning_rate": 0.05}
+    values = {**recipe, "task": "joint", "max_steps": 3, "optim": "sgd", "learning_rate": 0.05}
     run(NeuralMeshRunConfig(**values))
     apart = {**values, "output_dir": str(tmp_path / "apart"), "per_device_train_batch_size": 3, "ddp_backend": "gloo"}
     (tmp_path / "recipe.json").write_text(json.dumps(apart))  # JSON is YAML
@@ -168,7 +168,7 @@ def test_two_processes_remember_and_learn_what_one_does(recipe, tmp_path):
         ({"grid": "fine"}, "--grid fine: not known; choose one of train, uniform, published"),
         ({"kind": "cuboid"}, "--kind cuboid needs CAD models: give --cad"),
         ({"kind": "cuboid", "cad": "/none"}, "--cad /none: there is no such folder"),
-        ({"kind": "cuboid", "cad": "/none", "banks": "shared"}, "--banks shared: every category has a cuboid"),
+        ({"task": "class"}, "--task class: not known; choose one of pose, joint"),
         ({"vertices": 3}, "--vertices 3: must be at least 12"),
         ({"sphere_radius": 0.0}, "--sphere-radius 0.0: must be positive"),
         ({"data": "/none"}, "--data /none: there is no such folder"),
