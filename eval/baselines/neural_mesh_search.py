@@ -14,6 +14,7 @@ rises as that side is turned out of sight.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from eval.baselines.neural_mesh_geometry import facing, project
 
 SCORES = ("ratio", "mean")
 _PAIRS = 16  # images of a class, and starts of a refinement, that are worked on at once: bounds the memory
+_APART = math.radians(25)  # between poses of the grid that are followed
 _SAME_SIDE = 0.7  # cosine of normals above which two points are on the same side of a mesh
 _STRAY = 0.005  # what a standard deviation away from the expected camera costs, squared
 _ROTATION_STEP, _CAMERA_STEP = 0.06, 0.3  # of Adam: radians, standard deviations
@@ -77,7 +79,7 @@ class PoseSearch:
         clutter: (n, dims) of length 1.
         score: "ratio", or "mean" as published.
         steps: of gradient ascent; 0: the best of the grid.
-        best: how many poses of the grid are followed.
+        best: how many poses of the grid are followed, none near another.
     """
 
     meshes: Meshes
@@ -120,16 +122,29 @@ class PoseSearch:
     @torch.no_grad()
     def _grid(self, maps: Tensor, images: Sequence[int], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(pairs, best) numbers of poses of the grid, the best first, and their scores."""
-        best = min(self.best, len(self.starts.rotations))
-        chosen = torch.empty(len(images), best, dtype=torch.long, device=maps.device)
-        scores = torch.empty(len(images), best, device=maps.device)
+        chosen = torch.empty(len(images), self.best, dtype=torch.long, device=maps.device)
+        scores = torch.empty(len(images), self.best, device=maps.device)
         for index in sorted(set(classes)):
             pairs = [pair for pair, of in enumerate(classes) if of == index]
             for start in range(0, len(pairs), _PAIRS):
                 block = torch.tensor(pairs[start : start + _PAIRS], device=maps.device)
                 some = maps[torch.tensor(images, device=maps.device)[block]]
-                scores[block], chosen[block] = self.grid_scores(some, index).topk(best, dim=1)
+                scores[block], chosen[block] = self._best_apart(self.grid_scores(some, index))
         return chosen, scores
+
+    def _best_apart(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """(pairs, poses) -> (pairs, best) scores and numbers of the best, none near a better one: ascent would take both to
+        the same end. Where there are no others, one is taken again, with a score of minus infinity.
+        """
+        flat = self.starts.rotations.flatten(1)
+        near = flat @ flat.T > 1 + 2 * math.cos(_APART)
+        values, chosen = [], []
+        for _ in range(self.best):
+            value, which = scores.max(1)
+            values.append(value)
+            chosen.append(which)
+            scores = scores.masked_fill(near[which], -torch.inf)
+        return torch.stack(values, 1), torch.stack(chosen, 1)
 
     @torch.no_grad()
     def grid_scores(self, maps: Tensor, index: int) -> Tensor:

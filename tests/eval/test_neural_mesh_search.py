@@ -205,6 +205,17 @@ def read(table: np.ndarray, x: float, y: float) -> float:
     return (1 - b) * ((1 - a) * p + a * q) + b * ((1 - a) * r + a * s)
 
 
+def test_poses_that_are_followed_are_apart():
+    """Four poses within a few degrees, of which the best is followed, one half a turn away, and no third."""
+    turns = Rotation.from_rotvec([[0, 0, angle] for angle in np.radians([0, 5, 10, -5, 180])])
+    surface = Surface("cuboid", seed=1)
+    grid = Rotation.random(random_state=0).as_matrix() @ turns.as_matrix()
+    maps = torch.tensor(surface.picture(grid[1])[None], dtype=torch.float32)
+    chosen, scores = search_of(surface, grid=grid, count=200)._grid(maps, [0], [0])
+    assert chosen[0, :2].tolist() == [1, 4]
+    assert torch.isfinite(scores).tolist() == [[True, True, False]]
+
+
 def test_beyond_the_map_there_is_nothing():
     places, weights = bilinear(torch.tensor([[-0.4, 0.5], [0.0, 0.5], [0.5, 0.5]]), 4, 4)
     torch.testing.assert_close(weights.sum(-1), torch.tensor([0.0, 0.5, 1.0]))
