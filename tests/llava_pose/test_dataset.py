@@ -265,6 +265,8 @@ def test_samples_are_read(tmp_path: Path):
         (b"\xff\xfe\x00", "cannot be read .*llava-pose instruct"),
         (json.dumps([sample()]).encode()[:-30], r"not valid JSON \(.* at line 1\); the file may be cut off"),
         (b"", "not valid JSON"),
+        (b"[" * 100_000, r"not valid JSON \(nested too deeply\)"),
+        (json.dumps([sample("\ud800")]).encode(), r"not valid JSON \(it escapes half of a letter"),
         (b"[]", "expected a JSON array of samples that is not empty"),
         (json.dumps(sample()).encode(), "expected a JSON array of samples"),
         (json.dumps([sample(), "x"]).encode(), "sample 1 is no JSON object"),
