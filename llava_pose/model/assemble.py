@@ -303,10 +303,6 @@ def _measure_tower(model_config: LlavaPoseConfig, tower: PreTrainedModel, image_
         raise InputError(
             f"--vision-layers {model_config.vision_feature_layer}: does not suit the tower: {error}"
         ) from error
-    except RuntimeError as error:  # of torch, in a layer that the picture is too small for
-        raise InputError(
-            f"--image-size {height}: the tower cannot take it ({first_sentence(error)}); choose another"
-        ) from error
     merge = model_config.vision_merge
     if rows % merge or columns % merge:
         raise InputError(
