@@ -205,7 +205,10 @@ def test_a_whole_clip_gives_its_vision_model(tmp_path):
 @pytest.mark.parametrize("family", BY_STAGES)
 def test_without_a_cls_token_a_layer_is_its_mean(family, tmp_path):
     kind, config = BY_STAGES[family]
-    model = lively(kind(config))
+    torch.manual_seed(2)
+    model = kind(config).eval()
+    if family in ("siglip", "swin"):  # they have a final norm to tell apart; convolutions would only amplify rounding
+        lively(model)
     backbone = load_backbone(str(saved(tmp_path / "b", model)))
     blocks = blocks_of(backbone, pictures())
     base = getattr(model, "resnet", model)
@@ -224,12 +227,13 @@ def test_without_a_cls_token_a_layer_is_its_mean(family, tmp_path):
 
 def test_stages_are_taken_as_the_model_gives_them(tmp_path):
     kind, config = BY_STAGES["resnet"]
-    model = lively(kind(config))
+    torch.manual_seed(2)
+    model = kind(config).eval()
     blocks = blocks_of(load_backbone(str(saved(tmp_path / "b", model))), pictures())
     with torch.no_grad():
         states = model.resnet(pixels_of(pictures()), output_hidden_states=True).hidden_states
     for stage in (1, 2, 3):
-        torch.testing.assert_close(blocks[f"mean{stage}"], states[stage].mean((2, 3)), rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(blocks[f"mean{stage}"], states[stage].mean((2, 3)), rtol=1e-3, atol=1e-4)
 
 
 def test_another_image_size_is_interpolated(tmp_path):
