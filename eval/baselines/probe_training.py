@@ -99,17 +99,18 @@ class ProbeTrainer:
 
     def train(self, names: Sequence[str]) -> TrainedProbes:
         """Probes, one a learning rate, on the blocks of these names side by side."""
-        width = sum(self._blocks[name].shape[1] for name in names)
-        features = torch.cat([self._blocks[name] for name in names], 1)
-        fitted, others = features[: self._count], features[self._count :]
-        if self._count < 2 * width and self._count <= _MOST_KERNEL_ROWS:
-            kernel = torch.stack([self._gram(name) for name in names]).sum(0)
-            kernel += 1  # the bias: a feature that is 1 everywhere
+        parts = [self._blocks[name] for name in names]
+        if self._count < 2 * sum(part.shape[1] for part in parts) and self._count <= _MOST_KERNEL_ROWS:
+            kernel = self._gram(names[0]) + 1  # the bias: a feature that is 1 everywhere
+            for name in names[1:]:
+                kernel += self._gram(name)
             shares = self._train_shares(kernel[: self._count])
-            logits = _linear(shares.T, kernel[self._count :])
+            logits = _linear(kernel[self._count :], shares.T).T
+            fitted = [part[: self._count] for part in parts]
             return TrainedProbes(self._outputs, self._outputs.best_bins(logits), shares, fitted)
-        weight = self._train_weight(_with_ones(fitted))
-        logits = _linear(weight, _with_ones(others))
+        features = torch.cat([*parts, torch.ones_like(parts[0][:, :1])], 1)
+        weight = self._train_weight(features[: self._count])
+        logits = _linear(weight, features[self._count :])
         return TrainedProbes(self._outputs, self._outputs.best_bins(logits), weight, None)
 
     def _gram(self, name: str) -> Tensor:
@@ -136,7 +137,7 @@ class ProbeTrainer:
         scale, seen = 1.0, 0
         for step, batch in enumerate(self._bar()):
             # in the first epoch only the rows of objects seen so far are not zero
-            logits = _linear(shares[:seen].T, kernel[:, :seen].index_select(0, batch))
+            logits = _linear(kernel[:, :seen].index_select(0, batch), shares[:seen].T).T.contiguous()
             if seen < len(kernel):
                 seen = max(seen, int(batch.max()) + 1)
             slope = self._outputs.slope(logits, batch).T.contiguous()
@@ -159,11 +160,11 @@ class TrainedProbes:
         bins: (rates, others, 3) predicted for the objects that were to be predicted.
     """
 
-    def __init__(self, outputs: _Outputs, bins: Tensor, trained: Tensor, fitted: Tensor | None):
+    def __init__(self, outputs: _Outputs, bins: Tensor, trained: Tensor, fitted: list[Tensor] | None):
         """
         Args:
             trained: (columns, features + 1), or with ``fitted`` (objects, columns).
-            fitted: (objects, features) that the rows of ``trained`` are shares of.
+            fitted: the features, side by side, of the objects whose shares the rows of ``trained`` are.
         """
         self.bins = bins
         self._outputs = outputs
@@ -176,7 +177,7 @@ class TrainedProbes:
             columns = self._outputs.spread(self._trained, rate)
             return ProbeWeights(columns[..., :-1].contiguous(), columns[..., -1].contiguous())
         shares = self._outputs.spread(self._trained.T, rate)
-        return ProbeWeights(shares @ self._fitted, shares.sum(-1))
+        return ProbeWeights(shares @ torch.cat(self._fitted, 1), shares.sum(-1))
 
 
 class _Outputs:
@@ -205,7 +206,7 @@ class _Outputs:
 
     def best_bins(self, logits: Tensor) -> Tensor:
         """(columns, objects) -> (rates, objects, 3)."""
-        return torch.stack([angle.bin_of_class[part.argmax(0)] for angle, part in self._parts(logits)], -1)
+        return torch.stack([angle.bin_of_class[part.max(0).indices] for angle, part in self._parts(logits)], -1)
 
     def spread(self, rows: Tensor, rate: int) -> Tensor:
         """(columns, n) -> (3, 40, n), of one rate."""
@@ -241,18 +242,11 @@ class _AngleClasses:
         logits *= self._factors / len(batch)
 
 
-def _with_ones(features: Tensor) -> Tensor:
-    return torch.cat([features, torch.ones_like(features[:, :1])], 1)
-
-
 def _linear(inputs: Tensor, weight: Tensor) -> Tensor:
-    """``inputs @ weight.T``."""
+    """``inputs @ weight.T``; on CPUs best with dense inputs, while weights may as well be dense when transposed."""
     on_cpu = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if on_cpu and inputs.numel():
-        return torch.ops.mkldnn._linear_pointwise(_dense(inputs), _dense(weight), None, "none", [], "")
-    return inputs @ weight.T
-
-
-def _dense(matrix: Tensor) -> Tensor:
-    """Rows or columns without gaps: with gaps oneDNN is thousands of times slower."""
-    return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
+    if not on_cpu or not inputs.numel():
+        return inputs @ weight.T
+    if not weight.is_contiguous() and not weight.T.is_contiguous():
+        weight = weight.contiguous()  # rows with gaps between them would make oneDNN thousands of times slower
+    return torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight, None, "none", [], "")
