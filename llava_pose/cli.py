@@ -28,6 +28,7 @@ COMMANDS = {
     ),
     "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
     "neural-mesh": ("eval.baselines.neural_mesh", "train a neural mesh model (NMM-Sphere, NOVUM) and predict with it"),
+    "linear-probing": ("eval.linear_probing", "linear probes of frozen backbones, the whole grid of each at once"),
     "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
     "score": ("eval.score", "predictions to tables and plots"),
     "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<15} {what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
         + "\n".join(lines)
