@@ -27,8 +27,11 @@ COMMANDS = {
         "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
     ),
     "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
+    "vlm-api": ("eval.baselines.vlm_api", "poses from a vision-language model behind an OpenAI-compatible server"),
+    "orient-anything": ("eval.baselines.orient_anything", "answers in Orient Anything's convention to predictions"),
     "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
     "score": ("eval.score", "predictions to tables and plots"),
+    "tables": ("eval.tables", "the report's tables 1, 2 and 3, with intervals and the published rows"),
     "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
     "chat": ("llava_pose.serve.chat", "ask about one picture in the terminal"),
     "demo": ("llava_pose.serve.demo", "ask about pictures in the browser"),
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<15} {what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
         + "\n".join(lines)
