@@ -190,9 +190,10 @@ def _settings(
         "split": config.predict_split,
         "task": config.task,
         "categories": sorted(words.values()) if words else [],
+        "predict_categories": sorted({_category(name).name for name in config.predict_categories or []}),
         "system": system,
-        "prompt_digest": hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest(),
         "records_digest": hashlib.blake2b(metadata.read_bytes(), digest_size=16).hexdigest(),
+        "prompt": hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest(),
     }
 
 

@@ -141,7 +141,8 @@ def test_table_3_needs_the_class_and_the_pose(tmp_path, capsys):
     main_row, beside = rows_of(text, "mine")[:2]
     assert main_row == ["mine", "25.0", "-", "-", "-", "-", "-", "25.0", "-"]
     assert beside[:6] == ["mine", "25.0", "50.0", "75.0", "75.0", "16.2"]
-    assert "all objects  mean over categories   class  pose alone" in " ".join(text.split("\n")), text
+    header = next(row for row in text.splitlines() if row.startswith("all objects"))
+    assert header.split()[5:8] == ["class", "pose", "alone"]
     assert "chance" not in text, "chance of a class depends on the candidates"
 
 
@@ -231,6 +232,13 @@ def test_every_system_is_tested_against_ours(tmp_path):
     assert made(tmp_path, other, nobody, table=1)["reference"] == "A-net"
 
 
+def test_all_of_the_best_are_marked(tmp_path):
+    files = [[line(i, e, system=name) for i in range(4)] for name, e in (("a", 5), ("b", 90), ("c", 5))]
+    made(tmp_path, *files, table=1)
+    markdown = (tmp_path / "table.md").read_text()
+    assert [f"| {name} | **100.0** (" in markdown for name in "abc"] == [True, False, True]
+
+
 def test_table_3_tests_the_3d_aware_figure(tmp_path):
     a = [line(i, 0, system="a", pred_category="car") for i in range(6)]
     b = [line(i, 0, system="b", pred_category="bus") for i in range(6)]
@@ -276,6 +284,7 @@ def test_published_rows_stand_apart_and_are_never_the_best(tmp_path, capsys):
     assert "NOVUM" not in ours
     assert "*" not in published.split("\ntable:")[0].split("The best")[0]
     assert "100.0*" in ours
+    assert "0.0*" not in ours.replace("100.0*", "")
     markdown = (tmp_path / "t.md").read_text()
     assert "**" not in markdown.split("Published, on ImageNet3D")[1]
 
@@ -324,12 +333,14 @@ def test_options_that_make_no_sense_are_named(options, match):
 
 def test_bad_files_end_with_one_sentence_and_exit_code_2(tmp_path, capsys):
     """What the readers refuse (tests of eval.systems and the records) reaches the user of tables too."""
-    empty, no_truth = tmp_path / "empty.jsonl", tmp_path / "no_truth.jsonl"
+    empty, no_truth, no_id = (tmp_path / f"{name}.jsonl" for name in ("empty", "no_truth", "no_id"))
     empty.write_text("")
     write(no_truth, [{"id": "1", "category": "car"}])
+    write(no_id, [line(0), {"category": "car", "true": TRUE}])
     for path, sentence in (
         (empty, "there is no prediction in it"),
         (no_truth, "the prediction has no 'true'"),
+        (no_id, "no_id.jsonl:2: the prediction has no 'id'"),
         (tmp_path / "absent.jsonl", "cannot read the file"),
     ):
         assert main([str(path), "--table", "1", "--out", str(tmp_path / "t.md")]) == 2

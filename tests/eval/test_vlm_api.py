@@ -347,6 +347,7 @@ def test_other_settings_and_other_data_do_not_go_on_with_a_file(prepared, server
         ({"temperature": 1.0}, "was begun with temperature None, not 1.0"),
         ({"model": "another"}, "was begun with model 'tester', not 'another'"),
         ({"task": "joint"}, "was begun with task 'pose', not 'joint'"),
+        ({"predict_categories": ["cup"]}, r"was begun with predict_categories \[\], not \['cup'\]"),
     ):
         with pytest.raises(InputError, match=match):
             ask(prepared, server, **changes)
