@@ -144,8 +144,8 @@ class ServedModel:
                 reason = f"the server refused the request: {self._clean(error)}"
                 self._count_refusal(error)
                 break
-            prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
-            completion_tokens += getattr(usage, "completion_tokens", None) or 0
+            prompt_tokens += _count(usage, "prompt_tokens")
+            completion_tokens += _count(usage, "completion_tokens")
             try:
                 return Reply(read(answer), "", attempt, prompt_tokens, completion_tokens)
             except BadAnswer as error:
@@ -170,21 +170,17 @@ class ServedModel:
                     messages=list(messages),  # type: ignore[arg-type]
                     **options,
                 )
+                content, cut_off = _content(reply)
+                self._answered = True
+                return content, getattr(reply, "usage", None), cut_off
             except api.APIStatusError as error:
                 if error.status_code == 400:
                     raise
                 if error.status_code != 429 and error.status_code not in (408, 409) and error.status_code < 500:
                     raise self._unusable(error) from error
                 trouble, delay = error, _retry_after(error.response.headers)
-            except (api.APIConnectionError, ValueError) as error:  # timeouts are among them; a body that is no JSON
+            except (api.APIConnectionError, ValueError) as error:  # timeouts are among them; a body that is no answer
                 trouble, delay = error, None
-            else:
-                self._answered = True
-                choices = getattr(reply, "choices", None)
-                usage = getattr(reply, "usage", None)
-                if not choices:
-                    return None, usage, False
-                return choices[0].message.content, usage, choices[0].finish_reason == "length"
             if attempt + 1 < endpoint.tries:
                 self._wait(attempt, delay, trouble)
         raise self._unusable(trouble) from trouble
@@ -236,6 +232,34 @@ def next_messages(first: Sequence[Message], answer: str, reason: str) -> list[Me
         {"role": "assistant", "content": answer or "(nothing)"},
         {"role": "user", "content": f"This answer cannot be used: {reason}. Write it anew, as one JSON object only."},
     ]
+
+
+def _content(reply: Any) -> tuple[str | None, bool]:
+    """The text of a reply, None where the model said nothing, and whether it was cut off at the limit of tokens.
+
+    Raises:
+        ValueError: it is no chat completion: a web page, an error with status 200, an answer of another kind. The client
+            passes on whatever a server sends.
+    """
+    choices = getattr(reply, "choices", ...)
+    if choices == []:
+        return None, False
+    try:
+        content = choices[0].message.content
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError("the reply is no chat completion") from error
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):  # some servers send it in parts
+        content = "".join(str(part.get("text", "")) for part in content)
+    if content is not None and not isinstance(content, str):
+        raise ValueError("the reply is no chat completion: its content is no text")
+    text = None if content is None else content.encode("utf-8", "replace").decode("utf-8")  # half a letter is none
+    return text, getattr(choices[0], "finish_reason", None) == "length"
+
+
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens; 0 where the server does not count."""
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _retry_after(headers: Any) -> float | None:
