@@ -175,7 +175,8 @@ def read_answer(text: str | None, words: Mapping[str, str] | None) -> VlmAnswer:
 
 def _degrees(name: str, value: Any) -> float:
     low, high = RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
         raise BadAnswer(f"'{name}' must be a finite number of degrees")
     if not low <= value <= high:
         raise BadAnswer(f"'{name}' must be from {low:g} to {high:g} degrees")

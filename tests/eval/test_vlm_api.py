@@ -128,6 +128,7 @@ def test_an_answer_is_read_into_radians():
         (json.dumps({**GOOD, "rotation": "20"}), "'rotation' must be a finite number"),
         (json.dumps({**GOOD, "rotation": True}), "'rotation' must be a finite number"),
         (json.dumps({**GOOD, "azimuth": 361}), "'azimuth' must be from 0 to 360 degrees"),
+        (json.dumps({**GOOD, "azimuth": 10**400}), "'azimuth' must be from 0 to 360 degrees"),
         (json.dumps({**GOOD, "azimuth": -1}), "'azimuth' must be from 0 to 360 degrees"),
         (json.dumps({**GOOD, "elevation": 90.5}), "'elevation' must be from -90 to 90 degrees"),
         (json.dumps({**GOOD, "rotation": 1e400}), "'rotation' must be a finite number"),
