@@ -28,7 +28,7 @@ from llava_pose.metrics import threshold_name
 from llava_pose.records import Prediction, read_predictions
 
 logger = logging.getLogger(__name__)
-PROBE_GRID = "probe_grid.json"  # what llava-pose probe leaves beside its predictions
+PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
 _OURS = "llava-pose"
 Systems = Mapping[str, Sequence[Prediction]]
 
@@ -202,12 +202,11 @@ def _test_selected(config: TablesConfig, accuracies: Sequence[str]) -> dict[str,
         if not grid.is_file():
             continue
         try:
-            selected = json.loads(grid.read_text(encoding="utf-8")).get("test_selected") or {}
-            figures = {name: selected[name] for name in accuracies if name in selected}
-            values = {name: float(f["value"] if isinstance(f, dict) else f) for name, f in figures.items()}
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            best = json.loads(grid.read_text(encoding="utf-8"))["selected_on_predicted"]["predicted"]
+            values = {name: float(best[name]) for name in accuracies if name in best}
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{grid}: cannot be read as llava-pose probe writes it ({error}); make it anew, or move it away"
+                f"{grid}: cannot be read as linear probing writes it ({error!r}); make it anew, or move it away"
             ) from error
         names = [config.names[number]] if config.names else {p.system for p in read_predictions(path)}
         found |= dict.fromkeys(names, values)

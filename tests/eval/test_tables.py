@@ -192,7 +192,7 @@ def test_table_2_refuses_a_file_without_novel_categories(tmp_path):
 
 
 def test_the_probe_chosen_on_test_stands_beside_the_selected_one(tmp_path):
-    grid = {"test_selected": {"acc@30": {"value": 0.625, "low": 0.5, "high": 0.7}, "acc@10": 0.25}}
+    grid = {"selected": {"predicted": {"acc@30": 0.5}}, "selected_on_predicted": {"predicted": {"acc@30": 0.625}}}
     write(tmp_path / "0" / "probe_grid.json", [grid])
     files = [[line(i, 20 * i, system="DINOv2") for i in range(4)], [line(i, 60, system="MAE") for i in range(4)]]
     table = made(tmp_path, *files, table=1)
@@ -207,7 +207,7 @@ def test_the_probe_chosen_on_test_stands_beside_the_selected_one(tmp_path):
 def test_a_probe_grid_that_is_none_is_named(tmp_path):
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "probe_grid.json").write_text("[]")
-    with pytest.raises(InputError, match=r"probe_grid\.json: cannot be read as llava-pose probe writes it"):
+    with pytest.raises(InputError, match=r"probe_grid\.json: cannot be read as linear probing writes it"):
         made(tmp_path, [line(0)], table=1)
 
 

@@ -20,14 +20,16 @@ from eval.baselines.vlm_prompt import (
     EXAMPLES,
     RANGES,
     SIDES,
+    box_words,
     candidate_words,
     first_messages,
     read_answer,
 )
 from llava_pose import categories
 from llava_pose.errors import InputError
-from llava_pose.geometry import camera_center, rotation_matrix
-from llava_pose.records import read_predictions
+from llava_pose.geometry import camera_center, canonicalize, rotation_matrix
+from llava_pose.metrics import pose_error
+from llava_pose.records import read_predictions, read_records
 from llava_pose.served_model import BadAnswer
 from tests.conftest import REPOSITORY
 from tests.data_prep.made_scenes import make_prepared, make_record
@@ -212,6 +214,23 @@ def test_a_line_for_each_object_in_the_order_of_the_records(prepared, server, ca
     }
     assert "5 answers of tester are in" in caplog.messages[-1]
     assert "500 tokens sent and 100 received, cost 0.004; next: llava-pose score" in caplog.messages[-1]
+
+
+def test_a_model_that_knows_makes_no_error(prepared, server):
+    """From the annotation through the degrees of an answer to the error."""
+    records = {box_words(record): record for record in read_records(prepared, "val")}
+
+    def knows(body):
+        text = body["messages"][1]["content"][0]["text"]
+        (record,) = [record for box, record in records.items() if box in text]
+        return json.dumps(dict(zip(RANGES, np.degrees(canonicalize(*record.pose.angles)).tolist(), strict=True)))
+
+    server.good = knows
+    ask(prepared, server)
+    predictions = read_predictions(prepared.parent / "run" / "predictions.jsonl")
+    errors = pose_error([p.pose.angles for p in predictions], [p.true.angles for p in predictions])
+    assert len(errors) == len(records) == 5
+    assert errors.max() < 1e-9
 
 
 def test_newer_models_get_the_options_they_know(prepared, server):
