@@ -24,8 +24,8 @@ from llava_pose.records import ObjectRecord, Pose
 from llava_pose.served_model import BadAnswer, Message, picture_part
 
 RANGES: Mapping[str, tuple[float, float]] = {"azimuth": (0, 360), "elevation": (-90, 90), "rotation": (-180, 180)}
-SIDES: Mapping[int, str] = {0: "its front", 90: "its own left side", 180: "its back", 270: "its own right side"}
-"""Azimuth in degrees, at elevation 0 -> the side that the camera looks at."""
+SIDES: Mapping[int, str] = {0: "front", 90: "own left side", 180: "back", 270: "own right side"}
+"""Azimuth in degrees, at elevation 0 -> the object's side that the camera looks at."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ EXAMPLES = (
     Example(0, 0, -90, ("towards the viewer",), ("to the right",)),
 )
 
+_SEEN_SIDES = "; ".join(f"{degrees}: the camera looks at the object's {side}" for degrees, side in SIDES.items())
 CONVENTION = f"""You tell how an object in a picture is turned in space, by three angles in degrees.
 
 Every object has a front, a top and sides of its own. Its front is the side that goes ahead or that its user faces (the \
@@ -59,8 +60,7 @@ the object itself, as of a driver who sits in a car and looks ahead: somebody wh
 the object's own left on the right.
 
 azimuth, from 0 to 360: from which side the camera sees the object, going round its vertical axis. \
-{"; ".join(f"{degrees}: the camera looks at {side}" for degrees, side in SIDES.items())}. Between 0 and 180 its own left side \
-is visible, between 180 and 360 its own right side.
+{_SEEN_SIDES}. Between 0 and 180 its own left side is visible, between 180 and 360 its own right side.
 elevation, from -90 to 90: from how high. 0: on a level with the object; positive: the camera looks down on it and sees its \
 top; 90: straight from above; negative: the camera looks up at it from below.
 rotation, from -180 to 180: how far the object leans in the plane of the picture. 0: it stands upright in the picture; \
@@ -115,13 +115,11 @@ def first_messages(
         text.append("Which one is it, and what is its pose? Give the category exactly as it stands in the list.")
     else:
         if category.front and category.up:
-            text.append(
-                f"Of {category.indefinite}, the front is {category.front}, and the top points to {category.up}."
-            )
+            text.append(f"Of {category.indefinite}, the front is {category.front}, and up points to {category.up}.")
         text.append(f"What is the pose of the {object_words(category)['object']}?")
-    keys = {**({"category": "…"} if words else {}), **dict.fromkeys(RANGES, 0)}
+    keys = ", ".join(f'"{key}": …' for key in [*(["category"] if words else []), *RANGES])
     text.append(
-        f"Answer with one JSON object and nothing else, numbers in degrees, with exactly these keys: {_json(keys)}"
+        f"Answer with one JSON object and nothing else, numbers in degrees, with exactly these keys: {{{keys}}}"
     )
     content: list[dict[str, Any]] = [{"type": "text", "text": " ".join(text)}]
     if picture is not None:
@@ -181,7 +179,3 @@ def _degrees(name: str, value: Any) -> float:
     if not low <= value <= high:
         raise BadAnswer(f"'{name}' must be from {low:g} to {high:g} degrees")
     return float(value)
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
