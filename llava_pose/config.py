@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import fcntl
 import json
 import logging
 import os
@@ -271,6 +272,32 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot write the file ({error.strerror}); choose another path")
+
+
+@contextmanager
+def only_writer(out: Path, option: str, what: str) -> Iterator[None]:
+    """A file that is appended to is written by one process at a time; the lock goes with the process, however it ends.
+
+    Args:
+        option: by which the file was named, for messages.
+        what: the command, for messages.
+
+    Raises:
+        InputError: the folder cannot be written, or another process holds the file.
+    """
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115 (held until the end)
+    except OSError as error:
+        raise InputError(f"{option} {out}: cannot write there ({error.strerror}); choose another path") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{option} {out}: another {what} is writing it; wait for it to end") from error
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
