@@ -27,6 +27,8 @@ COMMANDS = {
         "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
     ),
     "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
+    "open-vocabulary": ("eval.open_vocabulary", "systems trained on known categories, predicting novel ones: Table 2"),
+    "joint": ("eval.joint", "systems trained on all categories, predicting class and pose: Table 3"),
     "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
     "score": ("eval.score", "predictions to tables and plots"),
     "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<16} {what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
         + "\n".join(lines)
