@@ -23,9 +23,18 @@ from eval.joint import main as joint_main
 from eval.open_vocabulary import OpenVocabularyConfig, known_and_novel
 from eval.open_vocabulary import main as open_vocabulary_main
 from eval.task import STAGES
+from llava_pose.cli import COMMANDS
 from llava_pose.config import read_yaml
 from llava_pose.errors import InputError
-from llava_pose.records import ObjectRecord, Pose, Prediction, read_predictions, write_jsonl, write_records
+from llava_pose.records import (
+    ObjectRecord,
+    Pose,
+    Prediction,
+    read_predictions,
+    read_records,
+    write_jsonl,
+    write_records,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CATEGORIES = ("car", "bus", "agitator_truck", "chair")  # two known ones of the taxonomy, two novel ones
@@ -86,9 +95,8 @@ def ran(tiny_base: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactor
     """The output of an open-vocabulary run with a system of every kind that needs no mesh; its recipe is task.yaml."""
     output = tmp_path_factory.mktemp("open")
     mine = output / "mine.jsonl"
-    records = [(c, f"{c}/val0/0") for c in CATEGORIES]
-    true = Pose(0.1, 0.2, 0.3)
-    write_jsonl(mine, (Prediction(id_, "x", c, None, true, true).to_dict() for c, id_ in records))
+    answers = {"system": "x", "pose": Pose(0.1, 0.2, 0.3), "pred_category": None, "confidence": None}
+    write_jsonl(mine, (Prediction.of(record, **answers).to_dict() for record in read_records(prepared, "val")))
     train = {**QUICK, "language": "full", "learning_rate": 1e-3}
     systems = [
         classifier(),
@@ -116,6 +124,12 @@ def test_every_system_predicts_the_novel_objects_under_its_name(ran: Path) -> No
         assert [p.category for p in predictions] == NOVEL
         assert {p.system for p in predictions} == {name}
         assert json.loads((ran / name / "system_done.json").read_text())["seconds"] >= 0
+
+
+@pytest.mark.skipif("tables" not in COMMANDS, reason="llava-pose tables is not here")
+def test_the_table_has_every_system(ran: Path) -> None:
+    table = (ran / "table2.md").read_text()
+    assert all(name in table for name in ("general", "oracle (oracle)", "llava-pose", "described", "mine"))
 
 
 def test_only_the_oracle_has_seen_what_is_novel(ran: Path) -> None:
