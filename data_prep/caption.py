@@ -21,8 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_prep.caption_api import Captioner, Endpoint, map_threads, require_client
-from data_prep.caption_check import check_words
-from data_prep.caption_grammar import scene_caption
+from data_prep.caption_grammar import check_caption, scene_caption
 from data_prep.caption_lines import GRAMMAR, OK, CaptionLine, read_captions
 from data_prep.caption_prompt import first_messages
 from data_prep.scenes import Scene, make_scenes
@@ -231,7 +230,7 @@ def _made(
 def grammar_line(image: str, scene: Scene, seed: int) -> CaptionLine:
     """The grammar's caption of one picture: the same for the same seed and name, whatever other pictures there are."""
     text, objects = scene_caption(scene, random.Random(f"{seed}:{image}"))
-    check_words(text, objects)
+    check_caption(scene, text, [record.pose for record in objects])
     return CaptionLine(image, OK, text, tuple(record.id for record in objects), GRAMMAR)
 
 

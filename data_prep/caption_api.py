@@ -117,8 +117,8 @@ class Captioner:
             except self._openai.BadRequestError as error:  # of this picture: the next may be welcome
                 reason = f"the server refused the request: {self._clean(error)}"
                 break
-            prompt_tokens += getattr(usage, "prompt_tokens", None) or 0
-            completion_tokens += getattr(usage, "completion_tokens", None) or 0
+            prompt_tokens += _count(usage, "prompt_tokens")
+            completion_tokens += _count(usage, "completion_tokens")
             try:
                 found = read_answer(answer, scene.objects)
             except Mismatch as error:
@@ -146,17 +146,15 @@ class Captioner:
                     max_tokens=self._endpoint.max_tokens,
                     temperature=self._endpoint.temperature,
                 )
+                return _content(reply), getattr(reply, "usage", None)
             except api.APIStatusError as error:
                 if error.status_code == 400:
                     raise
                 if error.status_code != 429 and error.status_code not in (408, 409) and error.status_code < 500:
                     raise self._unusable(error) from error
                 trouble, delay = error, _retry_after(error.response.headers)
-            except (api.APIConnectionError, ValueError) as error:  # timeouts are among them; a body that is no JSON
+            except (api.APIConnectionError, ValueError) as error:  # timeouts are among them; a body that is no answer
                 trouble, delay = error, None
-            else:
-                choices = getattr(reply, "choices", None)
-                return (choices[0].message.content if choices else None), getattr(reply, "usage", None)
             if attempt + 1 < self._endpoint.tries:
                 self._wait(attempt, delay, trouble)
         raise self._unusable(trouble) from trouble
@@ -182,6 +180,32 @@ class Captioner:
         """What went wrong, in one short line without the key, which some servers send back."""
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return (text.replace(self._key, "***") if self._key else text)[:300]
+
+
+def _content(reply: Any) -> str | None:
+    """The text of a reply; None where the model said nothing. The client passes on whatever a server sends.
+
+    Raises:
+        ValueError: it is no chat completion: a web page, an error with status 200, an answer of another kind.
+    """
+    choices = getattr(reply, "choices", ...)
+    if choices == []:
+        return None
+    try:
+        content = choices[0].message.content
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError("the reply is no chat completion") from error
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):  # some servers send it in parts
+        content = "".join(str(part.get("text", "")) for part in content)
+    if content is not None and not isinstance(content, str):
+        raise ValueError("the reply is no chat completion: its content is no text")
+    return None if content is None else content.encode("utf-8", "replace").decode("utf-8")  # half a letter is none
+
+
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens; 0 where the server does not count."""
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _retry_after(headers: Any) -> float | None:

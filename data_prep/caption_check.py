@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from llava_pose.conversation import POSE_TOKEN
 from llava_pose.records import ObjectRecord
 
 MOST_WORDS = 150
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control signs, halves of letters, and ends of lines and paragraphs
 
 
 def _words(text: str) -> frozenset[str]:
@@ -68,7 +70,7 @@ def read_answer(text: str | None, objects: Sequence[ObjectRecord]) -> ModelCapti
     body = re.sub(r"\A```(?:json)?\s*\n(.*)\n```\Z", r"\1", text.strip(), flags=re.DOTALL)
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Mismatch("the answer is not one JSON object and nothing else") from error
     expect(
         isinstance(value, dict) and value.keys() == {"objects", "caption"},
@@ -97,6 +99,8 @@ def check_words(caption: str, objects: Sequence[ObjectRecord]) -> None:
     """
     expect(caption, "the caption is empty")
     expect("\n" not in caption, "the caption must be one paragraph")
+    strange = next((sign for sign in caption if unicodedata.category(sign) in _NO_TEXT), None)
+    expect(strange is None, f"the caption holds {strange!r}, which is no text")
     expect(len(caption.split()) <= MOST_WORDS, f"the caption has more than {MOST_WORDS} words")
     tokens = caption.count(POSE_TOKEN)
     expect(tokens == len(objects), f"the caption has {tokens} {POSE_TOKEN}, but declares {len(objects)} objects")

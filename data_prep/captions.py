@@ -57,6 +57,16 @@ SIDELESS_CAPTIONS = (
     "A picture of {an_object} at {pose}, {seen}{tilt}.",
     "The picture shows {an_object} at {pose}, {seen}{tilt}.",
 )
+UPLESS_CAPTIONS = (  # of a bow, which has a front and no upper end
+    "{An_object} at {pose}. It {facing}.",
+    "A picture of {an_object} at {pose}; it {facing}.",
+    "The picture shows {an_object} at {pose} that {facing}.",
+)
+BARE_CAPTIONS = (
+    "{An_object} at {pose}.",
+    "A picture of {an_object} at {pose}.",
+    "The picture shows {an_object} at {pose}.",
+)
 
 
 class Viewpoint(NamedTuple):
@@ -121,9 +131,9 @@ def _sector(angle: float) -> int:
 
 
 def _tilt(theta: float) -> str:
-    if abs(theta) < _TILTED:
+    if round(abs(theta) - _TILTED, _DECIMALS) < 0:
         return ""
-    if abs(theta) > _UPSIDE_DOWN:
+    if round(abs(theta) - _UPSIDE_DOWN, _DECIMALS) > 0:
         return "upside down"
     return f"tilted to the viewer's {'left' if theta > 0 else 'right'}"  # theta > 0 turns counter-clockwise
 
@@ -131,25 +141,32 @@ def _tilt(theta: float) -> str:
 def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
     """A caption with one `<pose6D>`, made without any model.
 
-    Of an object with continuous symmetry about its vertical, a bottle, only height and tilt are told: no side of it can be
-    told from another.
+    What no picture shows is not told: sides of a bottle or a table, and above and below of an hourglass.
 
     Args:
         rng: draws the phrasing.
     """
-    sides_differ = category.symmetry[2] != "continuous"
-    return rng.choice(CAPTIONS if sides_differ else SIDELESS_CAPTIONS).format(**caption_words(pose, category))
+    return rng.choice(caption_templates(category)).format(**caption_words(pose, category))
+
+
+def caption_templates(category: Category) -> tuple[str, ...]:
+    """Those that tell nothing which the category's symmetry takes away."""
+    about_x, about_y, about_z = (kind != "none" for kind in category.symmetry)
+    has_front, has_up = not (about_x or about_z), not (about_x or about_y)
+    if has_up:
+        return CAPTIONS if has_front else SIDELESS_CAPTIONS
+    return UPLESS_CAPTIONS if has_front else BARE_CAPTIONS
 
 
 def caption_words(pose: Pose, category: Category) -> dict[str, str]:
-    """What fills the slots of ``CAPTIONS`` and ``SIDELESS_CAPTIONS``."""
+    """What fills the slots of :func:`caption_templates`."""
     words = describe_viewpoint(pose)
     an_object = object_words(category)["an_object"]
     return {
         "an_object": an_object,
         "An_object": an_object[:1].upper() + an_object[1:],
         "pose": POSE_TOKEN,
-        "seen": words.seen if category.symmetry[2] != "continuous" else f"seen {words.height}",
+        "seen": words.seen if caption_templates(category) is CAPTIONS else f"seen {words.height}",
         "facing": words.facing,
         "tilt": f", {words.tilt}" if words.tilt else "",
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import write_list
+from data_prep.imagenet3d import is_plain_name, write_list
 from data_prep.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes
 from llava_pose.config import command, read_yaml, require_folder, save_config, write_atomic
 from llava_pose.errors import InputError
@@ -94,12 +94,20 @@ def _export_split(records: list[ObjectRecord], pictures: Path, layout: Processed
 
 def object_names(records: list[ObjectRecord]) -> list[tuple[str, str]]:
     """Category folder and file name of each record: ``<name>_<index>`` as published, and where objects of other folders
-    would have the name of another, with their own folder's name in front."""
+    would have the name of another, with their own folder's name in front.
+
+    Raises:
+        InputError: a record's category or id would lead out of its folder.
+    """
     taken: set[tuple[str, str]] = set()
     names = []
     for record in sorted(records, key=lambda record: record.id.split("/")[0] != filed_under(record)):
         folder, name, index = record.id.split("/")
         place = filed_under(record), f"{name}_{int(index):02d}"
+        if not all(map(is_plain_name, place)):
+            raise InputError(
+                f"record {record.id!r}: its category {record.category!r} or its id cannot name files; mend metadata.jsonl"
+            )
         if place in taken:
             place = place[0], f"{folder}_{place[1]}"
         taken.add(place)

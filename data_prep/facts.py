@@ -28,7 +28,7 @@ HEADING, HEIGHT, TILT, DISTANCE = "heading", "height", "tilt", "distance"
 ALL_ASPECTS = frozenset((HEADING, HEIGHT, TILT, DISTANCE))
 
 _POSES_AT_HAND = 256  # whose axes and angles are kept, since each is asked for many times in a row
-_DECIMALS = 9  # of what is compared with an edge, so that a pose and its mirror image fall on the same side of it
+DECIMALS = 9  # of what is compared with an edge, so that a pose and its mirror image fall on the same side of it
 POLAR = 70.0  # degrees of elevation: nearer to the pole, sides and tilt mean little
 
 
@@ -57,13 +57,13 @@ def angle_between(a: Iterable[float], b: Iterable[float]) -> float:
     """Degrees between two directions."""
     (ax, ay, az), (bx, by, bz) = a, b
     across = math.hypot(ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
-    return round(math.degrees(math.atan2(across, ax * bx + ay * by + az * bz)), _DECIMALS)
+    return round(math.degrees(math.atan2(across, ax * bx + ay * by + az * bz)), DECIMALS)
 
 
 @functools.lru_cache(_POSES_AT_HAND)
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth, elevation and theta in degrees."""
-    azimuth, elevation, theta = (round(math.degrees(float(x)), _DECIMALS) for x in canonicalize(*pose.angles))
+    azimuth, elevation, theta = (round(math.degrees(float(x)), DECIMALS) for x in canonicalize(*pose.angles))
     return azimuth, elevation, theta
 
 
@@ -115,7 +115,7 @@ class Predicate:
 
 def between(value: float, no: float, yes: float) -> bool | None:
     """True from ``yes`` on, False from ``no`` on, whichever way round they lie."""
-    value = round(value, _DECIMALS)
+    value = round(value, DECIMALS)
     if (value - yes) * (yes - no) >= 0:
         return True
     return False if (value - no) * (yes - no) <= 0 else None

@@ -137,8 +137,10 @@ def read_list(path: str | os.PathLike[str]) -> list[str]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a listed name stays inside its folder: a list from a stranger must not reach other files."""
-    return name not in ("", ".", "..") and not any(sign in name for sign in ("/", "\\", "\0"))
+    """Whether a name stays inside its folder and is text: a list from a stranger must not reach other files, and a file
+    name that is not UTF-8 cannot stand in a record."""
+    is_text = name == plain(name)
+    return is_text and name not in ("", ".", "..") and not any(sign in name for sign in ("/", "\\", "\0"))
 
 
 def read_annotation(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -270,7 +272,7 @@ def plain(value: Any) -> Any:
 
 
 def _extra(raw: Mapping[str, Any], center: tuple[float, float]) -> dict[str, Any]:
-    extra = {name: plain(value) for name, value in raw.items() if name not in _PARSED_FIELDS}
+    extra = {plain(name): plain(value) for name, value in raw.items() if name not in _PARSED_FIELDS}
     # principal repeats px and py; where it does not, it is kept
     principal = plain(raw.get("principal"))
     if principal is not None and _numbers(principal, 2) != list(center):

@@ -25,7 +25,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import RawLayout, read_list
+from data_prep.imagenet3d import RawLayout, is_plain_name, read_list
 from data_prep.journal import OutputFolder
 from data_prep.pool import map_processes
 from data_prep.prepare_image import ImageJob, ImageOptions, ImageResult, prepare_image, stamp
@@ -150,13 +150,16 @@ def list_jobs(layout: RawLayout, split: str) -> list[ImageJob]:
     """The images that a split lists, each once, in the order of category and list.
 
     Raises:
-        InputError: there is no list of that split.
+        InputError: there is no list of that split, or the name of one cannot stand in a record.
     """
     lists = layout.list_files()
     if split not in lists:
         found = f"there are lists of {', '.join(lists)}" if lists else "there are no lists"
         example = layout.list_file("car", split)
         raise InputError(f"{example.parent}: no list of the split {split!r} ({found}); name it like {example.name}")
+    for path in lists[split].values():
+        if not is_plain_name(path.name):
+            raise InputError(f"{path.parent}: the file name {path.name!r} is not UTF-8; rename it and its folders")
     jobs = [ImageJob(split, category, name) for category, path in lists[split].items() for name in read_list(path)]
     unique = list(dict.fromkeys(jobs))
     if len(unique) < len(jobs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,17 @@ from data_prep.imagenet3d import (
     parse_object,
     read_annotation,
 )
+from data_prep.safe_npz import shown
 from llava_pose import categories
 from llava_pose.errors import InputError
 from llava_pose.geometry import crop_principal
 from llava_pose.records import ObjectRecord, Pose
+
+_CATEGORY = re.compile(r"\w[\w .'()&+-]*")  # no marks such as <image>, no lists, no paths
+_MOST_LETTERS = 60
+_MOST_TIMES_LARGER = (
+    20  # than its crop: beyond, distances are no multiples of the object's size, and the crop one colour
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +180,7 @@ def _read_candidates(
             parsed = parse_object(raw)
             # the folder is where the image is filed; objects of other classes may stand in it
             category = parsed.category or job.category
-            _require_known(category, options)
+            _require_usable(category, options)
         except AnnotationError as error:
             result.reject(file, index, error.reason, f"{file} object {index}: {error}")
             continue
@@ -180,11 +188,20 @@ def _read_candidates(
     return candidates
 
 
-def _require_known(category: str, options: ImageOptions) -> None:
-    try:
-        categories.get(category, allow_custom=options.allow_custom_categories)
-    except InputError as error:
-        raise AnnotationError("unknown category", f"{error} with --allow-custom-categories") from error
+def _require_usable(category: str, options: ImageOptions) -> None:
+    """Known, or of the user's own if these are welcome: its name then goes into sentences and names folders."""
+    if categories.find(category) is not None:
+        return
+    if not options.allow_custom_categories:
+        try:
+            categories.get(category)
+        except InputError as error:
+            raise AnnotationError("unknown category", f"{error} with --allow-custom-categories") from error
+    if len(category) > _MOST_LETTERS or not _CATEGORY.fullmatch(category):
+        raise AnnotationError(
+            "category malformed",
+            f"'class' {shown(category)!r} cannot name a category; use letters, digits, spaces, and _ - . ' ( ) & + only",
+        )
 
 
 def _open_image(path: Path, candidates: Sequence[_Candidate]) -> tuple[RawImage, str]:
@@ -232,9 +249,13 @@ def _shows_object(
     else:
         left, top, right, bottom = crop.visible(image.width, image.height)
         bx1, by1, bx2, by2 = crop.box(candidate.object.bbox)
-        if max(left, bx1) < min(right, bx2) and max(top, by1) < min(bottom, by2):
+        if max(left, bx1) >= min(right, bx2) or max(top, by1) >= min(bottom, by2):
+            reason, why = "crop shows nothing", _WHY_NOTHING[options.crop]
+        elif max(bx2 - bx1, by2 - by1) > _MOST_TIMES_LARGER * crop.size:
+            times = f"{max(bx2 - bx1, by2 - by1) / crop.size:.0f} times as large as the crop that its distance gives"
+            reason, why = "crop shows too little", f"the bbox is {times} (is it in units of the object's size?)"
+        else:
             return True
-        reason, why = "crop shows nothing", _WHY_NOTHING[options.crop]
     sentence = f"{image_file} object {candidate.index}: {why}; annotate the object again"
     result.reject(image_file, candidate.index, reason, sentence)
     return False

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from data_prep.facts import angle_between, angles_in_degrees, between, front_of, up_of
+from data_prep.facts import DECIMALS, angle_between, angles_in_degrees, between, front_of, up_of
 from llava_pose.records import Pose
 
 
@@ -41,7 +41,7 @@ def turned_left(a: Pose, b: Pose) -> bool | None:
     up = (up_a + up_b) / np.linalg.norm(up_a + up_b)
     front_a, front_b = (front - (front @ up) * up for front in (front_of(a), front_of(b)))
     # seen from above, from the second to the first, counter-clockwise: to its own left
-    turn = math.degrees(math.atan2(float(up @ np.cross(front_b, front_a)), float(front_a @ front_b)))
+    turn = round(math.degrees(math.atan2(float(up @ np.cross(front_b, front_a)), float(front_a @ front_b))), DECIMALS)
     return None if not 25 <= abs(turn) <= 150 else turn > 0
 
 

@@ -18,6 +18,7 @@ from llava_pose.records import Pose
 
 IMAGE_TOKEN = "<image>"
 POSE_TOKEN = "<pose6D>"
+_POSE_AFTER_WORD = re.compile(rf"(?<=[^\s(\[\"']){re.escape(POSE_TOKEN)}")
 
 # The first phrasing of each kind is the one that evaluation asks. {object}: a display name, {an_object}: with article.
 POSE_QUESTIONS = (
@@ -121,6 +122,11 @@ def _mirror_box(match: re.Match[str]) -> str:
         return match.group()
     x1, x2 = 100 - x2, 100 - x1
     return f"[{x1 // 100}.{x1 % 100:02}, {y1}, {x2 // 100}.{x2 % 100:02}, {y2}]"
+
+
+def space_poses(text: str) -> str:
+    """A space before each `<pose6D>` that directly follows a word: the token itself holds it, and decoding drops it."""
+    return _POSE_AFTER_WORD.sub(f" {POSE_TOKEN}", text)
 
 
 def interleave_poses(text: str, poses: Sequence[Pose]) -> str:

@@ -27,6 +27,7 @@ from llava_pose.conversation import (
     POSE_QUESTIONS,
     POSE_TOKEN,
     interleave_poses,
+    space_poses,
 )
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_model, load_processor, underlying_model
@@ -291,7 +292,7 @@ class PosePredictor:
         complete = bool(tokens) and tokens[-1] in stops
         hidden = set(self._processor.tokenizer.all_special_ids) | stops
         hidden.discard(self._processor.pose_token_id)
-        text = self._processor.tokenizer.decode([token for token in tokens if token not in hidden]).strip()
+        text = space_poses(self._processor.tokenizer.decode([token for token in tokens if token not in hidden])).strip()
         if not states:
             return ChatAnswer(text, complete=complete)
         frame = frames[0] if frames else _Frame(0, 0, 1, 1.0)
@@ -319,9 +320,12 @@ class PosePredictor:
         text = self._processor.render(turns, add_generation_prompt=True)
         encoding = self._processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"], dtype=np.int64)
-        starts = [start for start, _ in encoding["offset_mapping"]]
         answer_spans = self._processor.answer_spans(turns, text)
-        in_answer = np.array([any(a <= start < b for a, b in answer_spans) for start in starts], dtype=bool)
+        in_answer = np.array(
+            # <pose6D> holds the space before it, which may be the last character of the prompt
+            [any(start < b and end > a for a, b in answer_spans) for start, end in encoding["offset_mapping"]],
+            dtype=bool,
+        )
         at_input_pose = (ids == self._processor.pose_token_id) & ~in_answer
         repeats = np.where(
             ids == self._processor.image_token_id,

@@ -149,6 +149,6 @@ def corner_normals(
 def off_text(mesh: Mesh) -> str:
     """The geometry (not the colours) as the text of an OFF file."""
     lines = ["OFF", f"{len(mesh.vertices)} {len(mesh.faces)} 0"]
-    lines += [f"{x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices.tolist()]
+    lines += [f"{x:.8g} {y:.8g} {z:.8g}" for x, y, z in mesh.vertices.tolist()]
     lines += [f"3 {a} {b} {c}" for a, b, c in mesh.faces.tolist()]
     return "\n".join(lines) + "\n"

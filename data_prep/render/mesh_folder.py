@@ -105,7 +105,13 @@ def _category_folders(folder: Path) -> list[Path]:
 
 
 def _mesh_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in MESH_SUFFIXES and path.is_file())
+    # hidden: what macOS puts beside every file on other people's disks is called ._01.off
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    found = [path for path in visible if path.suffix.lower() in MESH_SUFFIXES and path.is_file()]
+    for path in found:
+        if not is_plain_name(path.name):
+            raise InputError(f"{folder}: the file name {path.name!r} is not UTF-8; rename it.")
+    return found
 
 
 def _without_copies(files: list[Path]) -> list[Path]:

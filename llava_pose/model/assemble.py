@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -29,7 +28,7 @@ from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
-from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor, input_size, set_input_size
+from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS, LlavaPoseProcessor, input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 
 logger = logging.getLogger(__name__)
@@ -257,8 +256,7 @@ def _keep_first_layers(language: PreTrainedModel, count: int) -> None:
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> dict[str, int]:
     """Give `<image>` and `<pose6D>` an id; rows of the embedding are added only where none is free."""
-    new = [AddedToken(t, special=True, normalized=False) for t in (IMAGE_TOKEN, POSE_TOKEN)]
-    tokenizer.add_tokens([t for t in new if t.content not in tokenizer.get_vocab()], special_tokens=True)
+    tokenizer.add_tokens([t for t in SPECIAL_TOKENS if t.content not in tokenizer.get_vocab()], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model is not None and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
+from tokenizers import AddedToken
 from transformers import LlavaProcessor
 from transformers.image_utils import get_image_size, to_numpy_array
 
@@ -15,6 +16,13 @@ from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
 
 IGNORE_INDEX = -100
+SPECIAL_TOKENS = (
+    AddedToken(IMAGE_TOKEN, special=True, normalized=False),
+    # The space before it is part of it. Else a lone space would be the token that predicts it, whose state pretrained models
+    # fill with activations hundreds of times larger than what they know of the picture (Sun et al., "Massive activations
+    # in large language models", COLM 2024).
+    AddedToken(POSE_TOKEN, special=True, normalized=False, lstrip=True),
+)
 
 # Content is a string, or a list of {"type": "text" | "image"} parts as transformers' multimodal chats have it.
 _CONTENT = (

@@ -20,7 +20,7 @@ class Script:
 
     Attributes:
         steps: one for each request, GOOD after the last. A string is the model's answer; an int a status; (status,
-            headers) the same with headers; "cut", "slow", "no json" and GOOD are by name; a function gets the request.
+            headers) the same with headers; a dict the whole reply; "cut", "slow", "no json", "html" and GOOD are by name.
         good: the answer to a request that goes well.
         requests: (time, headers, body) as they came.
     """
@@ -72,6 +72,10 @@ def serving(script: Script) -> Iterator[Script]:
                 self._send(200, {}, b"{}")
             elif step == "no json":
                 self._send(200, {}, b"<html>Bad gateway</html>")
+            elif step == "html":
+                self._send(200, {}, b"<html>Sign in</html>", kind="text/html")
+            elif isinstance(step, dict):
+                self._send(200, {}, json.dumps(step).encode())
             elif isinstance(step, int):
                 self._send(step, {}, b'{"error": {"message": "told to fail, key sk-secret"}}')
             elif isinstance(step, tuple):
@@ -93,9 +97,9 @@ def serving(script: Script) -> Iterator[Script]:
                 "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
             }
 
-        def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        def _send(self, status: int, headers: dict[str, str], body: bytes, *, kind: str = "application/json") -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -173,9 +174,15 @@ def test_zero_distance(raw_dataset: Any, outcome: Callable[..., Outcome], crop: 
 def test_distance_that_leaves_no_pixel(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
     raw_dataset.add("n1", objects=[raw_dataset.object(distance=1e-7), raw_dataset.object(distance=1e9)])
     result = outcome(crop="pose")
-    (reject,) = result.rejects
-    assert (reject["object_index"], reject["reason"]) == (0, "crop shows nothing")
-    assert [record.id for record in result.records] == ["car/n1/1"]
+    found = [(reject["object_index"], reject["reason"]) for reject in result.rejects]
+    assert found == [(0, "crop shows nothing"), (1, "crop shows too little")]
+
+
+def test_distance_in_other_units_than_the_objects_size(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
+    raw_dataset.add("n1", objects=[raw_dataset.object(distance=4500.0, px=320.0, py=240.0)])
+    result = outcome(crop="pose")
+    words = "703 times as large as the crop that its distance gives (is it in units of the object's size?)"
+    assert_one_reject(result, "images/car/n1.JPEG", "crop shows too little", 0, words)
 
 
 @pytest.mark.parametrize("crop", ["pose", "box"])
@@ -267,6 +274,35 @@ def test_unknown_category_allowed(raw_dataset: Any, outcome: Callable[..., Outco
     raw_dataset.add("n1", category="flux_capacitor", objects=[raw_dataset.object(**{"class": "flux_capacitor"})])
     (record,) = outcome(allow_custom_categories=True).records
     assert record.category == "flux_capacitor"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil", "a/b", "..", "a <pose6D>", "<image>", "a cat, a dog", "a|b", "line\nend", "\x1b[31m", "x" * 300],
+)
+def test_a_category_that_can_be_no_name(raw_dataset: Any, outcome: Callable[..., Outcome], name: str) -> None:
+    raw_dataset.add("n1", objects=[raw_dataset.object(**{"class": name})])
+    result = outcome(allow_custom_categories=True)
+    assert_one_reject(result, "annotations/car/n1.npz", "category malformed", 0, "cannot name a category; use letters")
+    assert result.rejects[0]["sentence"].isprintable()
+
+
+@pytest.mark.parametrize("name", ["Élan", "汽车", "half-track (WW2)", "R2.D2", "lamp & shade", "_private"])
+def test_categories_of_peoples_own(raw_dataset: Any, outcome: Callable[..., Outcome], name: str) -> None:
+    raw_dataset.add("n1", category=name, objects=[raw_dataset.object(**{"class": ...})])
+    assert [record.category for record in outcome(allow_custom_categories=True).records] == [name]
+
+
+def test_text_that_is_no_text_in_names_of_fields_and_lists(
+    raw_dataset: Any, outcome: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    raw_dataset.add("n1", objects=[raw_dataset.object(**{"note \ud800": "\ud800"})])
+    (record,) = outcome().records
+    assert json.loads(record.source["extra"]) == {"note \\ud800": "\\ud800"}
+    latin_1 = os.fsdecode(b"caf\xe9_imagenet_train.txt")
+    (raw_dataset.root / "lists" / latin_1).write_text("n1\n")
+    with pytest.raises(InputError, match=r"lists: the file name 'caf.*' is not UTF-8; rename it"):
+        prepare(PrepareConfig(str(raw_dataset.root), str(tmp_path / "other"), splits="train", workers=1))
 
 
 def test_aliases_of_categories_are_known(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:

@@ -154,6 +154,9 @@ def test_costs_are_counted(prepared, server, caplog):
         ),
         ('{"objects": [1], "caption": "A car <pose6D>, turned by 40°."}', "an angle of its own"),
         ('{"objects": [7], "caption": "A car <pose6D>."}', "there is no object 7"),
+        ("[" * 100_000, "not one JSON object"),
+        (r'{"objects": [1], "caption": "A \ud83d car <pose6D>."}', "holds '\\ud83d', which is no text"),
+        (r'{"objects": [1], "caption": "A car <pose6D>.\u0000"}', "holds '\\x00', which is no text"),
     ],
 )
 def test_a_bad_answer_is_asked_again_with_the_reason(tmp_path, server, bad, reason):
@@ -185,12 +188,55 @@ def test_endless_bad_answers_are_recorded_as_failed(prepared, server):
     assert len(server.requests) == before + 1
 
 
+def a_reply(content, **changes) -> dict:
+    """What a server sends whose programmer knew the API by hearsay."""
+    message = {"role": "assistant", "content": content}
+    choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, **changes}
+
+
 @pytest.mark.parametrize("trouble", [500, 503, 429, 408, "cut", "no json"])
 def test_trouble_passes(prepared, server, trouble):
     server.steps = [trouble, trouble]
     lines = ask(prepared, server)
     assert all(line["status"] == "ok" and line["attempts"] == 1 for line in lines)
     assert len(server.requests) == 8
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "html",
+        {},
+        {"error": {"message": "overloaded"}},
+        a_reply("x", choices=None),
+        a_reply("x", choices="none"),
+        a_reply("x", choices=[{}]),
+        a_reply("x", choices=[{"message": None}]),
+        a_reply(7),
+    ],
+)
+def test_a_reply_that_is_no_chat_completion_is_no_pictures_fault(prepared, server, reply):
+    server.steps = [reply, reply]
+    assert all(line["status"] == "ok" and line["attempts"] == 1 for line in ask(prepared, server))
+    server.steps = [reply] * 3
+    with pytest.raises(InputError, match=r"gave no answer .*the reply is no chat completion"):
+        ask(prepared, server, prepared.parent / "b.jsonl", tries=3)
+
+
+def test_odd_replies_that_can_be_read_are_read(tmp_path, server):
+    prepared = make_prepared(tmp_path / "prepared", [r for r in make_records(1) if r.category == "car"])
+    parts = [{"type": "thinking"}, {"type": "text", "text": '{"objects": [1], '}]
+    parts.append({"type": "text", "text": '"caption": "A car <pose6D>."}'})
+    half_a_letter = "\ud83d"
+    server.steps = [
+        a_reply("x", choices=[], usage="many"),
+        a_reply(half_a_letter, usage={"prompt_tokens": "7"}),
+        a_reply(parts, usage={"prompt_tokens": 3, "completion_tokens": None}),
+    ]
+    (line,) = ask(prepared, server)
+    assert (line["status"], line["caption"], line["attempts"]) == ("ok", "A car <pose6D>.", 3)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 0)
 
 
 def test_a_slow_answer_is_given_up_and_asked_for_again(prepared, server):

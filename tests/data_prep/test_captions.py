@@ -9,7 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from data_prep.captions import CAPTIONS, SIDELESS_CAPTIONS, SIDES, describe_viewpoint, offline_caption
+from data_prep.captions import SIDES, caption_templates, describe_viewpoint, offline_caption
+from data_prep.facts import has_up
+from data_prep.scenes import mirrored_pose
 from llava_pose import categories
 from llava_pose.conversation import POSE_TOKEN, mirror_sides
 from llava_pose.geometry import flip_pose, project_points
@@ -139,7 +141,7 @@ def test_tilt_is_where_the_top_leans_in_the_picture():
             assert u_top > u
         elif tilt == "upside down":
             assert v_top > v
-    words = [describe_viewpoint(degrees(30, 10, theta)).tilt for theta in (-5, 5, 30, -30, 180, 350)]
+    words = [describe_viewpoint(degrees(30, 10, theta)).tilt for theta in (-5, 5, 30, -30, 180, 351)]
     assert words == ["", "", "tilted to the viewer's left", "tilted to the viewer's right", "upside down", ""]
 
 
@@ -176,7 +178,7 @@ def test_captions_hold_one_pose_before_the_words_that_tell_it():
             caption = offline_caption(pose, categories.get(name), rng)
             before, after = caption.split(POSE_TOKEN)
             assert categories.get(name).indefinite in before.lower()
-            assert "seen" in after
+            assert "seen" in after, name
             assert not re.search(r"\b(seen|front|rear|left|right|above|below|faces|points|tilted)\b", before)
             assert "{" not in caption
             assert caption[0].isupper()
@@ -187,7 +189,8 @@ def test_captions_hold_one_pose_before_the_words_that_tell_it():
 def test_all_phrasings_of_captions_come():
     rng = random.Random(0)
     pose = degrees(45, 20, 30)
-    for name, templates in (("car", CAPTIONS), ("bottle", SIDELESS_CAPTIONS)):
+    for name in ("car", "bottle", "bow", "pillow"):
+        templates = caption_templates(categories.get(name))
         captions = {offline_caption(pose, categories.get(name), rng) for _ in range(200)}
         assert len(captions) == len(set(templates)) == len(templates) >= 3
 
@@ -204,3 +207,28 @@ def test_a_bottle_has_no_sides():
     for pose in poses(300):
         caption = offline_caption(pose, categories.get("bottle"), random.Random(1))
         assert not re.search(r"\b(front|rear|faces|points|its)\b", caption.replace("its own height", ""))
+
+
+def test_what_a_symmetry_takes_away_is_not_told():
+    for category in categories.all_categories():
+        group = category.symmetry_group.sampled(45)
+        front_is_one = np.allclose(group[:, :, 1], (0, 1, 0))  # every turn of the group leaves it where it is
+        words = " ".join(caption_templates(category))
+        assert ("{facing}" in words) == front_is_one, category.name
+        assert ("{seen}" in words) == ("{tilt}" in words) == has_up(category), category.name
+    table = offline_caption(degrees(100, 20, 0), categories.get("diningtable"), random.Random(0))
+    assert "slightly from above" in table
+    assert not re.search(r"\b(front|rear|left|right|faces|points)\b", table)
+    assert offline_caption(degrees(100, 20, 30), categories.get("pillow"), random.Random(0)) in {
+        "A pillow at <pose6D>.",
+        "A picture of a pillow at <pose6D>.",
+        "The picture shows a pillow at <pose6D>.",
+    }
+
+
+def test_a_tilt_on_the_edge_has_the_words_of_its_mirror_image():
+    # 190 degrees with an elevation beyond the pole is a tilt of 10 degrees, up to rounding
+    pose = degrees(282, 247, 190)
+    assert [describe_viewpoint(degrees(30, 10, t)).tilt[-5:] for t in (10, 350, -10)] == [" left", "right", "right"]
+    words = describe_viewpoint(pose)
+    assert words.tilt == mirror_sides(describe_viewpoint(mirrored_pose(pose, 200.0)).tilt) != ""

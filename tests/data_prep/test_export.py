@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data_prep.prepare import PrepareConfig, prepare
 from data_prep.processed import raw_annotation, read_processed
 from llava_pose.errors import InputError
 from llava_pose.geometry import project_points
-from llava_pose.records import ObjectRecord, read_records
+from llava_pose.records import ObjectRecord, read_records, write_records
 
 POINTS = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
 PUBLISHED = {  # the keys that the published preprocessing writes
@@ -284,6 +285,18 @@ def test_what_is_wrong_is_said(raw_dataset: Any, tmp_path: Path, capsys: pytest.
     assert main(["--data", str(prepared), "--out", str(tmp_path / "other")]) == 2
     said = capsys.readouterr().err
     assert "n1_00.JPEG: the image of record 'car/n1/0' is missing; run llava-pose prepare again" in said
+
+
+@pytest.mark.parametrize("changes", [{"category": "../../evil"}, {"id": "../n1/0", "category": ".."}])
+def test_records_that_would_lead_elsewhere_are_refused(raw_dataset: Any, tmp_path: Path, changes: dict) -> None:
+    raw_dataset.add("n1")
+    prepared = prepared_from(raw_dataset, tmp_path / "prepared")
+    (record,) = read_records(prepared, "train")
+    write_records(prepared, "train", [replace(record, **changes)])
+    with pytest.raises(InputError, match="cannot name files; mend metadata"):
+        export(ExportConfig(str(prepared), str(tmp_path / "deep" / "out")))
+    assert not list(tmp_path.rglob("*evil*"))
+    assert [path.name for path in (tmp_path / "deep" / "out").rglob("*") if path.is_file()] == ["export.yaml"]
 
 
 def test_command_line(raw_dataset: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,10 +6,12 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
+from data_prep.caption import grammar_line
 from data_prep.instructions import InstructConfig, SampleWriter, deal, instruct, main
 from data_prep.questions import boxes, captioned, given, relative, single
 from data_prep.questions.base import LETTERS, Balance, Mismatch, Turn, listing, phrasings, split_listing, told
@@ -49,6 +51,17 @@ def test_every_kind_is_asked_and_every_sample_is_valid_and_true():
             asked.update(sample["kinds"])
     assert set(asked) == set(KIND_NAMES)
     assert min(asked.values()) >= 5, asked
+
+
+@pytest.mark.parametrize("name", ["picture", "The", "degrees", "theta", "left", "a|b"])
+def test_categories_of_peoples_own_may_have_any_name(name):
+    records = [replace(record, category=name) for record in make_records(6)]
+    writer = SampleWriter(InstructConfig(kinds=["all"], questions_per_object=40), records, None)
+    for record in writer.order:
+        for sample in writer.samples(record, writer.hands(record)):
+            rederive(sample, record, writer.scenes[record.id], "train", writer.kinds)
+        line = grammar_line(record.file_name, writer.scenes[record.id], 0)
+        assert line.caption.count(POSE_TOKEN) == len(line.objects)
 
 
 def test_what_may_be_mirrored_is_about_objects_that_mirror_about_x():

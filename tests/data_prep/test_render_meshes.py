@@ -113,6 +113,9 @@ def test_off_text_is_read_back_by_trimesh() -> None:
     loaded = trimesh.load(io.BytesIO(off_text(mesh).encode()), file_type="off", process=False)
     np.testing.assert_allclose(loaded.vertices, mesh.vertices, atol=1e-6)
     np.testing.assert_array_equal(loaded.faces, mesh.faces)
+    tiny = mesh.transformed(1e-6 * np.eye(3))  # a millimetre, of somebody who draws in kilometres
+    loaded = trimesh.load(io.BytesIO(off_text(tiny).encode()), file_type="off", process=False)
+    np.testing.assert_allclose(loaded.vertices, tiny.vertices, atol=1e-13)
 
 
 @pytest.mark.parametrize("category", BUILDERS)

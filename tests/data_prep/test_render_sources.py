@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ def folder(tmp_path: Path) -> Path:
     write_box(root / "trolleybus" / "02.obj", 1, 5, 1)
     write_box(root / "widget" / "only one.glb", 1, 1, 2)
     (root / "car" / "notes.txt").write_text("not a mesh")
+    (root / "car" / "._01.off").write_bytes(b"\0\5\x16\7")  # as macOS leaves them on other disks
     return root
 
 
@@ -63,6 +65,12 @@ def test_a_folder_is_listed_by_category_with_aliases_joined_and_copies_left_out(
     assert instances[-1].name == "widget_meshes_only-one"
     assert len({i.name for i in instances}) == len({i.key for i in instances}) == len(instances)
     assert {i.source for i in instances} == {"meshes"}
+
+
+def test_a_file_name_that_is_no_text_is_named(folder: Path) -> None:
+    write_box(folder / "car" / os.fsdecode(b"caf\xe9.off"), 1, 2, 9)
+    with pytest.raises(InputError, match=r"car: the file name 'caf.*off' is not UTF-8; rename it"):
+        source(folder).instances()
 
 
 def test_names_that_come_out_alike_are_told_apart() -> None:

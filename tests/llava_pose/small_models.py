@@ -23,9 +23,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.model import LlavaPoseConfig, LlavaPoseForConditionalGeneration, LlavaPoseProcessor
-from llava_pose.model.processing import CHAT_TEMPLATES
+from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS
 from llava_pose.model.tiny import tiny_tokenizer
 
 # ids in a model that no tokenizer goes with
@@ -116,8 +115,8 @@ def project_tokenizer() -> LlamaTokenizer:
     """The tiny base's tokenizer with all tokens of both templates. Read only: it is made once for all tests."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tiny_tokenizer(Path(folder))
-    tokens = (IMAGE_TOKEN, POSE_TOKEN, "<|im_start|>", "<|im_end|>")
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in tokens], special_tokens=True)
+    marks = [AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")]
+    tokenizer.add_tokens([*SPECIAL_TOKENS, *marks], special_tokens=True)
     return tokenizer
 
 

@@ -21,6 +21,7 @@ from llava_pose.conversation import (
     interleave_poses,
     mirror_sides,
     object_words,
+    space_poses,
     to_messages,
     validate_sample,
 )
@@ -131,6 +132,20 @@ def test_poses_are_interleaved_in_their_order():
     assert interleave_poses("No pose.", []) == "No pose."
     with pytest.raises(ValueError, match="1 <pose6D> in the text, but 2 poses"):
         interleave_poses("<pose6D>", poses)
+
+
+@pytest.mark.parametrize(
+    ("text", "spaced"),
+    [
+        ("A car at<pose6D>, a bus at<pose6D>.", "A car at <pose6D>, a bus at <pose6D>."),
+        ("At <pose6D>.", "At <pose6D>."),
+        ("<pose6D> and (<pose6D>)", "<pose6D> and (<pose6D>)"),
+        ("<pose6D><pose6D>", "<pose6D> <pose6D>"),
+        ("None.", "None."),
+    ],
+)
+def test_a_pose_stands_apart_from_the_word_before_it(text, spaced):
+    assert space_poses(text) == spaced
 
 
 # Mirrored text

@@ -60,7 +60,8 @@ def test_labels_are_the_answers_and_what_ends_them(template: str, answers: list[
     texts = [text for answer in answers for text in ("What is the pose of the car?", answer)]
     texts[0] = f"{IMAGE_TOKEN}\n{texts[0]}"
     found = supervised_text(processor, chat(*texts))
-    assert [text.strip() for text in found] == [answer + ENDS[template] for answer in answers]
+    as_tokens = [answer.replace(" <pose6D>", "<pose6D>") for answer in answers]  # which holds the space before it
+    assert [text.strip() for text in found] == [answer + ENDS[template] for answer in as_tokens]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -96,6 +97,15 @@ def test_pose_and_image_are_one_token_each_wherever_they_stand():
         assert (ids == processor.image_token_id).sum() == 4
     near = processor.encode_chat(chat("<pose6d> <pose> <Pose6D> < pose6D>", "<image > x")).input_ids
     assert not np.isin(near, [processor.pose_token_id, processor.image_token_id]).any()
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+def test_a_word_predicts_the_pose_and_no_lone_space(template: str):
+    """Pretrained models keep little of the picture in the state of a lone space."""
+    processor = small_processor(template=template)
+    ids = processor.encode_chat(chat("<image>\nWhat is the pose of the car?", "The car is at <pose6D>.")).input_ids
+    before = ids[np.flatnonzero(ids == processor.pose_token_id) - 1]
+    assert processor.tokenizer.decode(before).strip() == "at"
 
 
 def test_content_in_parts_is_content_as_text():
