@@ -26,6 +26,7 @@ from llava_pose.config import fill_config, read_yaml, require, require_folder, s
 from llava_pose.distributed import agreed, is_first_process, join_processes
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
+from llava_pose.trainer import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE, DONE_MARK = "system.yaml", "system_done.json"
@@ -227,16 +228,16 @@ def _digest(path: Path) -> str:
 def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
     """Run, or go on with, the systems that are asked for; returns all of the list that are done.
 
-    A system whose input is bad does not keep the others from running.
+    A system whose input is bad, or whose loss is no number, does not keep the others from running.
 
     Raises:
-        InputError: one was begun with other settings (nothing has run then), or, at the end, the input of some was bad.
+        InputError: one was begun with other settings (nothing has run then), or, at the end, some did not run.
     """
     join_processes()
     chosen = [system for system in systems if config.only is None or system.name in config.only]
     for system in chosen:
         _require_same_settings(system)
-    failed: dict[str, InputError] = {}
+    failed: dict[str, Exception] = {}
     for number, system in enumerate(chosen, start=1):
         which = f"system {number} of {len(chosen)}, {system.name} ({system.kind})"
         if agreed(system.done):
@@ -245,7 +246,7 @@ def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
         logger.info(which)
         try:
             _run_system(system)
-        except InputError as error:
+        except (InputError, NonFiniteLossError) as error:
             logger.warning(f"{which}: {error}")
             failed[system.name] = error
     if failed:
