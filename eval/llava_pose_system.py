@@ -1,20 +1,24 @@
-"""LLaVA-pose as one of the systems of a task: instruct, train and predict, or predict with a checkpoint that is there."""
+"""LLaVA-pose as one of the systems of a task: assemble, instruct, train and predict, or predict with a checkpoint."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval.predict import TASKS, PredictConfig, predict
 from llava_pose import cli
 from llava_pose.config import fill_config, require
 from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
+from llava_pose.model.assemble import AssembleConfig, assemble
 from llava_pose.training import TrainConfig, train
 
 logger = logging.getLogger(__name__)
+ASSEMBLED = "assemble.yaml"
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass
@@ -25,6 +29,9 @@ class LlavaPoseSystemConfig:
     output_dir: str | None = field(default=None, metadata={"help": "samples, checkpoint and predictions go there"})
     system: str = field(default="llava-pose", metadata={"help": "name in the tables"})
     model: str | None = field(default=None, metadata={"help": "the base to fine-tune"})
+    assemble: dict | None = field(
+        default=None, metadata={"help": "in place of a base that is there: options of llava-pose assemble"}
+    )
     checkpoint: str | None = field(default=None, metadata={"help": "in place of a base: a checkpoint, trained already"})
     train_json: str | None = field(
         default=None,
@@ -44,9 +51,10 @@ class LlavaPoseSystemConfig:
     batch_size: int = field(default=32, metadata={"help": "objects a forward pass, in predicting"})
 
     def __post_init__(self) -> None:
-        if (self.model is None) == (self.checkpoint is None):
+        """Wrong options of the stages are found here, before anything has run; those of ``instruct`` when it runs."""
+        if sum(way is not None for way in (self.model, self.assemble, self.checkpoint)) != 1:
             raise InputError(
-                f"{self.system}: give either model, a base to fine-tune, or checkpoint, one trained already"
+                f"{self.system}: give one of model, a base to fine-tune; assemble, to make one; checkpoint, trained already"
             )
         if self.checkpoint is not None:
             told = [name for name in ("train_json", "instruct", "train") if getattr(self, name) is not None]
@@ -54,24 +62,27 @@ class LlavaPoseSystemConfig:
                 raise InputError(f"{self.system}: {told[0]} has no effect on a checkpoint that is trained already")
         if self.train_json is not None and self.instruct is not None:
             raise InputError(f"{self.system}: instruct has no effect on a train_json that is there")
-        self.train_config = self._train_config() if self.model is not None else None
-
-    def _train_config(self) -> TrainConfig:
-        """Made at once, so that a wrong option is found before anything has run."""
         require(self.data, "data")
         require(self.output_dir, "output_dir")
-        given = {
-            "model": self.model,
-            "data": self.data,
-            "train_json": self.train_json or str(self.made_train_json),
-            "output_dir": self.output_dir,
-        }
-        twice = sorted(given.keys() & (self.train or {}).keys())
+        self.assemble_config: AssembleConfig | None = None
+        self.train_config: TrainConfig | None = None
+        if self.assemble is not None:
+            self.assemble_config = self._stage(AssembleConfig, "assemble", {"out": str(Path(self.output_dir) / "base")})
+        if self.checkpoint is None:
+            given = {
+                "model": self.model or self.assemble_config.out,
+                "data": self.data,
+                "train_json": self.train_json or str(self.made_train_json),
+                "output_dir": self.output_dir,
+            }
+            self.train_config = self._stage(TrainConfig, "train", given)
+
+    def _stage(self, config_class: type[ConfigT], name: str, given: Mapping[str, Any]) -> ConfigT:
+        options = getattr(self, name) or {}
+        twice = sorted(given.keys() & options.keys())
         if twice:
-            raise InputError(
-                f"{self.system}: train: '{twice[0]}' is an option of the system itself; take it out of train"
-            )
-        return fill_config(TrainConfig, {**(self.train or {}), **given}, source=f"{self.system}: train")
+            raise InputError(f"{self.system}: {name}: '{twice[0]}' is set by the system; take it out")
+        return fill_config(config_class, {**options, **given}, source=f"{self.system}: {name}")
 
     @property
     def made_train_json(self) -> Path:
@@ -80,19 +91,22 @@ class LlavaPoseSystemConfig:
 
 
 def run(config: LlavaPoseSystemConfig) -> Path:
-    """Make the samples, train (or go on), and predict; returns the path of predictions.jsonl.
+    """Make base and samples, train (or go on), and predict; returns the path of predictions.jsonl.
 
     Raises:
         InputError: bad data or settings.
     """
-    require(config.data, "data")
-    require(config.output_dir, "output_dir")
     checkpoint = config.checkpoint
     if config.train_config is not None:
-        if config.train_json is None:
-            if is_first_process() and not config.made_train_json.exists():  # which is written whole or not at all
+        if is_first_process():
+            made = config.assemble_config
+            if made is not None and not (Path(made.out) / ASSEMBLED).exists():  # which is written last
+                assemble(made)
+            if (
+                config.train_json is None and not config.made_train_json.exists()
+            ):  # which is written whole or not at all
                 make_samples(config)
-            agreed(None)  # the others wait for the file
+        agreed(None)  # the others wait for what the first has made
         checkpoint = str(train(config.train_config))
     return predict(
         PredictConfig(

@@ -162,7 +162,7 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
         shared = {"train_categories": scope.train_categories, "predict_categories": scope.predict_categories}
         shared |= {"predict_split": config.predict_split, "task": scope.task}
         settings = {"kind": kind, "options": dict(options), **shared, **digests}
-        _resolve_checkpoint(options, systems)
+        _resolve_names(options, systems)
         given = {"data": config.data, "output_dir": str(folder), "system": name, **shared}
         systems.append(System(name, kind, oracle, folder, _stage_config(name, kind, options, given), settings))
     unknown = sorted(set(config.only or ()) - {system.name for system in systems})
@@ -200,11 +200,14 @@ def _require_kind(kind: Any, where: str) -> None:
         raise InputError(f"{where}: there is no kind {kind!r}; choose one of {', '.join(STAGES)}")
 
 
-def _resolve_checkpoint(options: dict[str, Any], above: Sequence[System]) -> None:
-    """A checkpoint may be named as the system above that trains it, wherever output_dir is."""
-    folders = {system.name: str(system.folder) for system in above}
+def _resolve_names(options: dict[str, Any], above: Sequence[System]) -> None:
+    """A checkpoint, or a tower to assemble a base on, may be named as the system above that trains it."""
+    folders = {system.name: system.folder for system in above}
     if options.get("checkpoint") in folders:
-        options["checkpoint"] = folders[options["checkpoint"]]
+        options["checkpoint"] = str(folders[options["checkpoint"]])
+    assemble = options.get("assemble")
+    if isinstance(assemble, Mapping) and assemble.get("vision") in folders:
+        options["assemble"] = {**assemble, "vision": str(folders[assemble["vision"]] / "backbone")}
 
 
 def _stage_config(name: str, kind: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -26,6 +27,7 @@ from eval.task import STAGES
 from llava_pose.cli import COMMANDS
 from llava_pose.config import read_yaml
 from llava_pose.errors import InputError
+from llava_pose.model.loading import load_full
 from llava_pose.records import (
     ObjectRecord,
     Pose,
@@ -211,8 +213,13 @@ def test_a_bad_system_does_not_keep_the_others_from_running(prepared: Path, tmp_
     assert (tmp_path / "out" / "general" / "system_done.json").is_file()
 
 
-def test_joint_systems_name_the_class_and_the_pose(tiny_base: Path, prepared: Path, tmp_path: Path) -> None:
-    vlm = {"model": str(tiny_base), "train": {**QUICK, "language": "full"}, "instruct": {"kinds": ["joint"]}}
+def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Path) -> None:
+    """LLaVA-pose on the tower that the classifier above it has trained."""
+    vlm = {
+        "assemble": {"preset": "tiny", "vision": "general"},
+        "train": {**QUICK, "language": "full"},
+        "instruct": {"kinds": ["joint"]},
+    }
     systems = [classifier(), {"name": "llava-pose", "kind": "llava-pose", "options": vlm}]
     output = tmp_path / "out"
     assert joint_main(words(recipe_file(tmp_path, systems), prepared, output)) == 0
@@ -221,6 +228,9 @@ def test_joint_systems_name_the_class_and_the_pose(tiny_base: Path, prepared: Pa
         assert sorted(p.category for p in predictions) == sorted(CATEGORIES)
         assert all(p.pred_category in CATEGORIES and p.pose is not None for p in predictions)
     assert read_yaml(output / "llava-pose" / "predictions_settings.yaml")["task"] == "joint"
+    taught = load_classifier(output / "general")[0].backbone.state_dict()
+    tower = load_full(output / "llava-pose" / "base").model.vision_tower.state_dict()
+    assert all(torch.equal(value, tower[name]) for name, value in taught.items())
     assert {sample["category"] for sample in json.loads((output / "llava-pose" / "train.json").read_text())} == set(
         CATEGORIES
     )
@@ -265,7 +275,7 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
         ([classifier(max_steps="many")], "system 'general': options: the field 'max_steps' must be of type int"),
         ([classifier(rotation="euler")], "system 'general': --rotation euler: not known"),
         ([classifier(data="elsewhere")], "system 'general': the option 'data' is set by the task"),
-        ([{"name": "v", "kind": "llava-pose"}], "system 'v': v: give either model"),
+        ([{"name": "v", "kind": "llava-pose"}], "system 'v': v: give one of model"),
         (
             [{"name": "v", "kind": "llava-pose", "options": {"model": "b", "train": {"max_step": 1}}}],
             "system 'v': v: train: there is no field 'max_step'",
