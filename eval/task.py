@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import json
 import logging
 import re
 import shlex
@@ -149,7 +150,7 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
     for kind in config.defaults or {}:
         _require_kind(kind, "defaults")
     digests = {
-        f"{split}_records_digest": _digest(Path(config.data) / split / METADATA_FILE)
+        f"{split}_records_digest": _digest_of((Path(config.data) / split / METADATA_FILE).read_bytes())
         for split in sorted({"train", config.predict_split})
     }
     systems: list[System] = []
@@ -162,7 +163,9 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
         shared = {"train_categories": scope.train_categories, "predict_categories": scope.predict_categories}
         shared |= {"predict_split": config.predict_split, "task": scope.task}
         settings = {"kind": kind, "options": dict(options), **shared, **digests}
-        _resolve_names(options, systems)
+        used = _resolve_names(options, systems)
+        if used is not None:
+            settings["system_above_digest"] = _digest_of(json.dumps(used.settings, sort_keys=True).encode())
         given = {"data": config.data, "output_dir": str(folder), "system": name, **shared}
         systems.append(System(name, kind, oracle, folder, _stage_config(name, kind, options, given), settings))
     unknown = sorted(set(config.only or ()) - {system.name for system in systems})
@@ -196,18 +199,26 @@ def _check_entry(entry: Any, number: int, taken: set[str]) -> str:
 
 
 def _require_kind(kind: Any, where: str) -> None:
-    if kind not in STAGES:
+    if not isinstance(kind, str) or kind not in STAGES:
         raise InputError(f"{where}: there is no kind {kind!r}; choose one of {', '.join(STAGES)}")
 
 
-def _resolve_names(options: dict[str, Any], above: Sequence[System]) -> None:
-    """A checkpoint, or a tower to assemble a base on, may be named as the system above that trains it."""
-    folders = {system.name: system.folder for system in above}
-    if options.get("checkpoint") in folders:
-        options["checkpoint"] = str(folders[options["checkpoint"]])
+def _resolve_names(options: dict[str, Any], above: Sequence[System]) -> System | None:
+    """A checkpoint, or a tower to assemble a base on, may be named as the system above that trains it.
+
+    Returns:
+        That system; what it is trained on, and how, decides this one's predictions, too.
+    """
+    by_name = {system.name: system for system in above}
+    used = by_name.get(str(options.get("checkpoint")))
+    if used is not None:
+        options["checkpoint"] = str(used.folder)
+        return used
     assemble = options.get("assemble")
-    if isinstance(assemble, Mapping) and assemble.get("vision") in folders:
-        options["assemble"] = {**assemble, "vision": str(folders[assemble["vision"]] / "backbone")}
+    used = by_name.get(str(assemble.get("vision"))) if isinstance(assemble, Mapping) else None
+    if used is not None:
+        options["assemble"] = {**assemble, "vision": str(used.folder / "backbone")}
+    return used
 
 
 def _stage_config(name: str, kind: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
@@ -224,8 +235,8 @@ def _stage_config(name: str, kind: str, options: Mapping[str, Any], given: Mappi
         raise InputError(f"system '{name}': {error}") from error
 
 
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
+def _digest_of(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:

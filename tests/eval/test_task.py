@@ -194,6 +194,19 @@ def test_changed_options_are_refused(copied: Path, prepared: Path, tmp_path: Pat
     assert "delete the folder" in error
 
 
+def test_what_the_system_above_is_trained_on_counts(copied: Path, prepared: Path, capsys) -> None:
+    """A checkpoint that is to be trained anew, otherwise, does not leave the predictions of the old one standing."""
+    recipe = copied / "task.yaml"
+    values = read_yaml(recipe)
+    values["systems"][2]["options"]["train"]["max_steps"] = 3
+    recipe.write_text(yaml.safe_dump(values))
+    shutil.rmtree(copied / "llava-pose")
+    assert open_vocabulary_main(words(recipe, prepared, copied)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "described: was begun with system_above_digest" in error
+    assert not (copied / "llava-pose").exists()
+
+
 def test_other_records_are_refused(copied: Path, tmp_path: Path, capsys) -> None:
     data = make_prepared(tmp_path / "other", train=3)
     assert open_vocabulary_main(words(recipe_file(tmp_path, [classifier()]), data, copied)) == 2
@@ -267,6 +280,7 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
         ([classifier("a/b")], "the name 'a/b' must do for a folder"),
         ([classifier(), classifier()], "systems, number 2: the name 'general' is taken"),
         ([{**classifier(), "kind": "cnn"}], "system 'general': there is no kind 'cnn'; choose one of classifier"),
+        ([{**classifier(), "kind": ["classifier"]}], "system 'general': there is no kind ['classifier']"),
         ([{**classifier(), "option": {}}], "system 'general': there is no field 'option'; did you mean 'options'"),
         ([{**classifier(), "max_steps": 3}], "no field 'max_steps'; the stage's own fields stand under options"),
         ([{**classifier(), "oracle": "yes"}], "oracle must be true or false"),
