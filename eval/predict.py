@@ -81,6 +81,8 @@ def predict(config: PredictConfig) -> Path:
         require(getattr(config, option), f"--{option}")
     if config.task not in TASKS:
         raise InputError(f"--task {config.task}: not known; choose one of {', '.join(TASKS)}")
+    if config.categories and config.task != "joint":
+        raise InputError("--categories: are candidates of --task joint, and have no effect with --task pose")
     if config.batch_size < 1:
         raise InputError(f"--batch-size {config.batch_size}: must be at least 1")
     if config.limit is not None and config.limit < 1:
@@ -228,6 +230,8 @@ def claim_output(out: Path, settings: dict[str, Any]) -> None:
     Raises:
         InputError: naming what differs, or the file holds something and no settings stand beside it.
     """
+    if out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file, such as {out / 'predictions.jsonl'}")
     path = settings_file(out)
     if not out.exists() or out.stat().st_size == 0:
         save_config(settings, path)

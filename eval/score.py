@@ -18,7 +18,7 @@ from eval.figures import score_comparison
 from eval.report.plots import categories_figure, curve_figure, save_figure
 from eval.report.table import score_text
 from eval.systems import SampleRule, align, read_systems
-from llava_pose.config import command, write_json
+from llava_pose.config import command, require_seed, write_json
 from llava_pose.errors import InputError
 from llava_pose.metrics import DEFAULT_THRESHOLDS
 
@@ -60,6 +60,7 @@ class ScoreConfig:
         for degrees in self.thresholds:
             if not 0 < degrees <= 180:
                 raise InputError(f"--thresholds {degrees:g}: a threshold is an angle over 0 and up to 180 degrees")
+        require_seed(self.seed)
         if Path(self.out).suffix != ".json":
             raise InputError(f"--out {self.out}: the scores are JSON; give a name that ends in .json")
 

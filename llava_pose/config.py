@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +109,7 @@ def _make(config_class: type[ConfigT], values: Mapping[str, Any], source: str) -
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"{source}: {error}") from error
+        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -222,6 +223,12 @@ def require(value: Any, option: str) -> None:
         raise InputError(f"the option {option} is needed; see --help")
 
 
+def require_seed(seed: int) -> None:
+    """Raise InputError for a seed that numpy and torch do not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed}: must be at least 0 and less than 2^32")
+
+
 def require_folder(path: str | os.PathLike[str], option: str, remedy: str) -> Path:
     """The path if it is a folder.
 
@@ -231,6 +238,22 @@ def require_folder(path: str | os.PathLike[str], option: str, remedy: str) -> Pa
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{option} {path}: there is no such folder; {remedy}")
+    return folder
+
+
+def make_folder(path: str | os.PathLike[str], option: str) -> Path:
+    """The folder, made if it is not there: before long work, not after it.
+
+    Raises:
+        InputError: it cannot be made, or not written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {path}: cannot be written ({error.strerror}); give another folder") from error
     return folder
 
 

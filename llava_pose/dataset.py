@@ -22,7 +22,7 @@ from llava_pose.geometry import flip_pose
 from llava_pose.model.pose_head import pose_targets_of
 from llava_pose.model.processing import IGNORE_INDEX, ChatTooLongError, LlavaPoseProcessor
 from llava_pose.pictures import load_rgb
-from llava_pose.records import Pose
+from llava_pose.records import Pose, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -184,13 +184,17 @@ def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         InputError: the file cannot be read, is no JSON array, is empty, or a sample is malformed.
     """
     try:
-        samples = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); make it with llava-pose instruct") from error
+    try:
+        samples = parse_json(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: not valid JSON ({error.msg} at line {error.lineno}); the file may be cut off"
         ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); make it with llava-pose instruct") from error
     if not isinstance(samples, list) or not samples:
         raise InputError(
             f"{path}: expected a JSON array of samples that is not empty; make it with llava-pose instruct"

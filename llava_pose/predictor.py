@@ -98,6 +98,16 @@ def assumed_viewport(image: Image.Image) -> float:
     return float(max(image.size))
 
 
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second from a torch that was built without it
+        reason = str(error).splitlines()[0][:80]
+        raise InputError(
+            f"--device {device}: cannot be used here ({reason}); give cpu, or leave it out for a GPU if there is one"
+        ) from error
+
+
 class PosePredictor:
     """A LLaVA-pose checkpoint ready to answer.
 
@@ -128,9 +138,10 @@ class PosePredictor:
             dtype: by default the checkpoint's own on a GPU, float32 on a CPU.
 
         Raises:
-            InputError: the checkpoint is missing, incomplete, or not one of ours.
+            InputError: the checkpoint is missing, incomplete, or not one of ours, or there is no such device.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _require_device(device)
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
         model = load_model(path, base=base, device=device, dtype=dtype, **kwargs)
         return cls(model, load_processor(path))
@@ -313,7 +324,7 @@ class PosePredictor:
         if self._room is not None and prompt + answer > self._room:
             raise InputError(
                 f"the chat has {prompt} tokens, which with {answer} for the answer are more than the model's {self._room}: "
-                "start a new chat"
+                "start a new chat, or ask for shorter answers"
             )
 
     def _encode_prompt(self, turns: list[dict[str, str]]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +21,7 @@ from llava_pose.config import write_atomic
 from llava_pose.errors import InputError
 
 METADATA_FILE = "metadata.jsonl"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class ObjectRecord:
         """A record from JSON.
 
         Raises:
-            InputError: a field is missing or unknown, or a true angle is not finite; ``where`` names the place.
+            InputError: a field is missing, unknown or malformed, or a true angle is not finite; ``where`` names the place.
         """
         known = {f.name for f in fields(cls)}
         missing = {"file_name", "id", "category", "pose", "viewport", "width", "height", "bbox"} - value.keys()
@@ -122,12 +124,15 @@ class ObjectRecord:
         pose = Pose.from_dict(value["pose"], where=where)
         if not all(math.isfinite(angle) for angle in pose.angles):
             raise InputError(f"{where}: an angle of the annotated pose is not finite; drop the record")
-        for name in ("file_name", "id", "category"):
-            if not isinstance(value[name], str):
+        for name in ("file_name", "id", "category", "object_status"):
+            if name in value and not isinstance(value[name], str):
                 raise InputError(f"{where}: '{name}' must be text, not {_shorten(value[name])}")
         for name in ("width", "height", "viewport", "focal"):
-            if name in value and not _is_number(value[name]):
-                raise InputError(f"{where}: '{name}' must be a number, not {_shorten(value[name])}")
+            if name in value and not (_is_number(value[name]) and value[name] > 0):
+                raise InputError(f"{where}: '{name}' must be a positive number, not {_shorten(value[name])}")
+        for name in ("crop", "source"):
+            if name in value and not isinstance(value[name], dict):
+                raise InputError(f"{where}: '{name}' must be a JSON object, not {_shorten(value[name])}")
         bbox = value["bbox"]
         if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_number, bbox)):
             raise InputError(f"{where}: 'bbox' must be four numbers x1, y1, x2, y2, not {_shorten(bbox)}")
@@ -231,6 +236,25 @@ class Prediction:
         )
 
 
+def parse_json(text: str) -> Any:
+    """JSON from anybody's file.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply to be read, or escapes half of a letter, which no file could be
+            written with again.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("it escapes half of a letter, a lone surrogate") from error
+    return value
+
+
 def read_jsonl(path: str | os.PathLike[str], *, whole_lines_only: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pairs of ("file:line", object) from a JSON Lines file; blank lines are passed over.
 
@@ -248,9 +272,11 @@ def read_jsonl(path: str | os.PathLike[str], *, whole_lines_only: bool = False) 
                     continue
                 where = f"{path}:{number}"
                 try:
-                    value = json.loads(line.decode("utf-8-sig"))  # the mark that Windows puts in front is no text
+                    text = line.decode("utf-8-sig")  # the mark that Windows puts in front is no text
                 except UnicodeDecodeError as error:
                     raise InputError(f"{where}: cannot read the line (not UTF-8 text); check the path") from error
+                try:
+                    value = parse_json(text)
                 except ValueError as error:
                     reason = getattr(error, "msg", error)
                     raise InputError(f"{where}: not valid JSON ({reason}); the file may be cut off") from error

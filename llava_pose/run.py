@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from llava_pose.config import require_seed
 from llava_pose.errors import InputError
 
 
@@ -34,6 +36,16 @@ class RunConfig(TrainingArguments):
             raise InputError(
                 "save_total_limit: must be at least 2; the one before is deleted before the new one is whole"
             )
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise InputError(f"learning_rate: must be a number that is not negative, not {self.learning_rate}")
+        if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
+            raise InputError(f"num_train_epochs: must be over 0, not {self.num_train_epochs}, or max_steps given")
+        require_seed(self.seed)
+        if self.output_dir and Path(self.output_dir).is_file():
+            raise InputError(f"--output_dir {self.output_dir}: is a file; give a folder")
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         super().__post_init__()

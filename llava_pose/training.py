@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
 from llava_pose.collator import PoseCollator
-from llava_pose.config import command, require_folder, save_config, write_json
+from llava_pose.config import command, make_folder, require_folder, save_config, write_json
 from llava_pose.dataset import TrainingSamples, read_samples
 from llava_pose.distributed import agreed, join_deepspeed, this_place, whole_weights
 from llava_pose.errors import InputError
@@ -82,6 +83,8 @@ class TrainConfig(RunConfig):
             raise InputError("--quantize nf4 trains adapters only: it needs --language lora")
         if self.lora_r < 1:
             raise InputError(f"--lora-r {self.lora_r}: must be at least 1")
+        if not 0 < self.lora_alpha < math.inf:
+            raise InputError(f"--lora-alpha {self.lora_alpha}: must be over 0")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and less than 1")
         if self.cache_features and self.tune_vision:
@@ -139,6 +142,7 @@ def train(config: TrainConfig) -> Path:
     set_seed(config.seed)
     join_deepspeed()
     processor = load_processor(config.model)
+    make_folder(output, "--output_dir")
     model = build_model(config)
     dataset = build_dataset(config, samples, processor, model)
     parameters = count_parameters(model)

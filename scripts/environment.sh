@@ -20,7 +20,8 @@ make_environment() {
     local extras=$1 stamp python wanted
     wanted="$extras $(cat pyproject.toml constraints.txt | cksum)"
     stamp=.venv/.installed
-    if [ ! -x .venv/bin/python ]; then
+    # one that was stopped while it was made has a python and no pip
+    if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
         python=$(find_python) || return 2
         say "making .venv with $python"
         rm -rf .venv

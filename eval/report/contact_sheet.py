@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from eval.systems import canonical_category, read_systems
-from llava_pose.config import command, require, require_folder, write_atomic
+from llava_pose.config import command, require, require_folder, require_seed, write_atomic
 from llava_pose.drawing import AXIS_COLOURS, draw_axes, load_font
 from llava_pose.errors import InputError
 from llava_pose.metrics import pose_error
@@ -87,6 +87,9 @@ class ContactSheetConfig:
         for name, least in (("count", 1), ("columns", 1), ("tile", 64)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        require_seed(self.seed)
+        if Path(self.out).suffix.lower() != ".png":
+            raise InputError(f"--out {self.out}: the sheet is a PNG; give a name that ends in .png")
 
 
 def contact_sheet(config: ContactSheetConfig) -> Path:
@@ -264,7 +267,8 @@ def _write(
     width: int,
     colour: tuple[int, int, int] = _INK,
 ) -> None:
-    """One line of text, cut with an ellipsis where it is wider than ``width``."""
+    """One line of text, cut with an ellipsis where it is wider than ``width``; names come from other people's files."""
+    text = "".join(sign if sign.isprintable() else "?" for sign in text)
     font = load_font(size)
     if draw.textlength(text, font=font) > width:
         while text and draw.textlength(text + "…", font=font) > width:

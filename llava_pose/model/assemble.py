@@ -22,7 +22,7 @@ from transformers import (
     set_seed,
 )
 
-from llava_pose.config import command, require, save_config
+from llava_pose.config import command, make_folder, require, require_seed, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
@@ -97,6 +97,11 @@ def assemble(config: AssembleConfig) -> Path:
     if sum(ways) != 1:
         raise InputError("give either --vision and --language, or --llava, or --preset tiny")
     _refuse_without_effect(config)
+    for option in ("vision_merge", "image_size", "pose_head_hidden_size"):
+        value = getattr(config, option)
+        if value is not None and value < 1:
+            raise InputError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    require_seed(config.seed)
     if Path(config.out).is_file():
         raise InputError(f"--out {config.out}: is a file; give the folder of the new base")
     set_seed(config.seed)
@@ -107,7 +112,7 @@ def assemble(config: AssembleConfig) -> Path:
     else:
         model, processor = from_parts(config)
 
-    out = Path(config.out)
+    out = make_folder(config.out, "--out")
     # by the modules' own names, whatever the names in the checkpoints that the weights came from
     model.save_pretrained(out, save_original_format=False)
     processor.save_pretrained(out)

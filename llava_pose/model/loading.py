@@ -29,7 +29,7 @@ def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
     """
     try:
         return LlavaPoseProcessor.from_pretrained(path)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # the last two of JSON of another shape
         raise InputError(f"{path}: no LLaVA-pose processor there ({first_sentence(error)})") from error
 
 

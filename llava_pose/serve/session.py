@@ -71,7 +71,8 @@ class ChatSession:
         """Answer a question and remember both. A question that fails leaves the chat as it was.
 
         Raises:
-            InputError: the question is empty or holds one of the model's own tokens, or the chat has become too long.
+            InputError: the question is empty or holds one of the model's own tokens, the chat has become too long, or the
+                model answers with a pose that is not finite.
         """
         question = question.strip()
         if not question:
@@ -85,6 +86,10 @@ class ChatSession:
             viewport=self.viewport,
             max_new_tokens=self._max_new_tokens,
         )
+        if not all(math.isfinite(angle) for pose in answer.poses for angle in pose.angles):
+            raise InputError(
+                "the checkpoint answers with a pose that is no number; it is damaged or its training diverged"
+            )
         self.turns.append(Turn(question, answer))
         return answer
 

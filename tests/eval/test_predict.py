@@ -480,6 +480,8 @@ def test_a_split_without_one_good_picture_is_refused(tiny_base: Path, five: Path
         ({"task": "dance"}, "--task dance: not known; choose one of pose, joint"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"limit": 0}, "--limit 0: must be at least 1"),
+        ({"task": "pose", "categories": ["car"]}, "--categories: .* have no effect with --task pose"),
+        ({"out": "."}, r"--out \.: is a folder"),
         ({"task": "joint", "categories": ["car", "unicorn"]}, "unicorn"),
         ({"task": "joint", "describe": True}, "--describe: a description tells the category"),
         ({"predict_categories": ["bus"]}, "--predict-categories bus: no object of it in .*val"),

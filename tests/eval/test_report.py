@@ -209,6 +209,13 @@ def test_a_sheet_from_files(prepared):
         assert (np.abs(pixels - colour).sum(-1) < 30).sum() > 50
 
 
+def test_names_of_strangers_are_drawn_on_one_line(prepared):
+    strange = prediction(0, 3.0, system="a\nb").to_dict() | {"category": "ca\nr", "pred_category": "bu\x1bs"}
+    write_jsonl(prepared / "predictions.jsonl", [strange])
+    assert run(prepared) == 0
+    assert (prepared / "sheet.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -216,6 +223,8 @@ def test_a_sheet_from_files(prepared):
         (("--system", "c"), "--system c: not in"),
         (("--system", "a", "--split", "train"), "there is no such file"),
         (("--system", "a", "--count", "0"), "--count 0: must be at least 1"),
+        (("--system", "a", "--seed", "-1"), "--seed -1: must be at least 0"),
+        (("--system", "a", "--out", "sheet.jpg"), "--out sheet.jpg: the sheet is a PNG"),
     ],
 )
 def test_wrong_options_are_named(prepared, capsys, options, sentence):

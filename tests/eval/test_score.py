@@ -252,6 +252,8 @@ GOOD = json.dumps(line(0))
         (json.dumps({**line(0), "pose": {**TRUE, "theta": "much"}}), "'theta' must be a number"),
         (json.dumps({**line(0), "pose": {**TRUE, "theta": 10**400}}), "'theta' must be a number"),
         (json.dumps({"category": "car", "true": TRUE}), "the prediction has no 'id'"),
+        ("[" * 100_000, r"bad\.jsonl:1: not valid JSON \(nested too deeply\)"),
+        (json.dumps({**line(0), "system": "\ud800"}), r"bad\.jsonl:1: not valid JSON \(it escapes half of a letter"),
         (json.dumps({"id": "1", "true": TRUE}), "the prediction has no 'category'"),
     ],
 )
@@ -275,6 +277,7 @@ def test_a_hostile_file_gets_one_sentence_and_exit_code_2(tmp_path, capsys, cont
         (["GOOD", "--thresholds", "0"], "over 0 and up to 180"),
         (["GOOD", "--thresholds", "nan"], "over 0 and up to 180"),
         (["GOOD", "--out", "scores"], "ends in .json"),
+        (["GOOD", "--seed", "-1"], "--seed -1: must be at least 0"),
         (["GOOD", "--reference", "theirs"], "no such system; there are mine"),
         (["GOOD", "--names", "x", "y"], "2 names for 1"),
     ],

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from llava_pose.drawing import draw_axes
@@ -364,6 +365,15 @@ def test_a_question_that_fails_leaves_the_chat_as_it_was(taught, predictor):
     assert session.turns == before
     answer = session.ask(CUP_FOLLOW_UP)
     assert answer.text == "The cup is at <pose6D>."
+
+
+def test_a_pose_that_is_no_number_is_a_sentence(taught):
+    damaged = PosePredictor.from_checkpoint(taught.folder, device="cpu")
+    torch.nn.init.constant_(damaged._model.pose_head.linear_2.bias, float("nan"))
+    session = ChatSession(damaged, open_picture(taught.picture), viewport=taught.viewport)
+    with pytest.raises(InputError, match="a pose that is no number"):
+        session.ask(CAR_QUESTION)
+    assert session.turns == []
 
 
 def test_the_overlay_shows_the_latest_poses(taught, predictor):

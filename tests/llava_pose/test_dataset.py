@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from llava_pose.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.conversation import space_poses
 from llava_pose.dataset import TrainingSamples, read_samples
 from llava_pose.errors import InputError
 from llava_pose.geometry import rotation_matrix
@@ -123,7 +124,7 @@ def test_picture_pose_and_text_are_mirrored_together(data: Path):
     plain, mirrored = dataset(data, sample(*texts, poses=[OTHER, POSE]), flip=True)
     assert mirrored.image.tobytes() == ImageOps.mirror(plain.image).tobytes() != plain.image.tobytes()
     assert "on the right" in text_of(plain)
-    assert "on the left, at <pose6D>, upright?" in text_of(mirrored)
+    assert "on the left, at <pose6D>, upright?" in space_poses(text_of(mirrored))
     assert "Left. Its right side" in text_of(mirrored)
     for item, original in ((mirrored.input_poses[0], OTHER), (mirrored.pose_targets[0], POSE)):
         flipped = {name: -original[name] for name in ("azimuth", "theta")}
@@ -265,6 +266,8 @@ def test_samples_are_read(tmp_path: Path):
         (b"\xff\xfe\x00", "cannot be read .*llava-pose instruct"),
         (json.dumps([sample()]).encode()[:-30], r"not valid JSON \(.* at line 1\); the file may be cut off"),
         (b"", "not valid JSON"),
+        (b"[" * 100_000, r"not valid JSON \(nested too deeply\)"),
+        (json.dumps([sample("\ud800")]).encode(), r"not valid JSON \(it escapes half of a letter"),
         (b"[]", "expected a JSON array of samples that is not empty"),
         (json.dumps(sample()).encode(), "expected a JSON array of samples"),
         (json.dumps([sample(), "x"]).encode(), "sample 1 is no JSON object"),

@@ -239,6 +239,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, files: Mapping[str, str]
         load_model(tmp_path)
     with pytest.raises(InputError, match=rf"^{tmp_path}: no LLaVA-pose processor there"):
         load_processor(tmp_path)
+    (tmp_path / "processor_config.json").write_text("[]")
+    with pytest.raises(InputError, match=rf"^{tmp_path}: no LLaVA-pose processor there"):
+        load_processor(tmp_path)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path):

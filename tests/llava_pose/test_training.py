@@ -148,6 +148,12 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
         ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
         ({"lora_r": 0}, "--lora-r 0"),
         ({"lora_dropout": 1.5}, "--lora-dropout 1.5"),
+        ({"lora_alpha": 0}, "--lora-alpha 0"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: must be at least 1, not 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: must be at least 1, not 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: must be a number that is not negative, not nan"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs: must be over 0, not 0, or max_steps given"),
         ({"remove_unused_columns": True}, "remove_unused_columns: must stay false"),
         ({"data": "/none"}, "--data /none: there is no such folder; make it with llava-pose prepare"),
         ({"train_json": "/none.json"}, "/none.json: cannot be read .*make it with llava-pose instruct"),
@@ -159,6 +165,13 @@ def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
         train(TrainConfig(**{**recipe, **options}))
     assert "\n" not in str(caught.value)
     assert not Path(recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("under", ["", "below"])
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(recipe, tmp_path: Path, under: str):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"^--output_dir .*file.*; give "):
+        train(TrainConfig(**{**recipe, "output_dir": str(tmp_path / "file" / under)}))
 
 
 @pytest.mark.parametrize(("option", "still"), [("vision_learning_rate", "vision"), ("new_module_learning_rate", "new")])
