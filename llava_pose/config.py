@@ -81,12 +81,36 @@ def parse_config(
         values[positional] = bare
     if needs_word and values[positional] is None:
         parser.error(f"the following argument is required: {positional.upper()}")
+    return _make(config_class, {name: values[name] for name in names}, prog)
+
+
+def fill_config(config_class: type[ConfigT], values: Mapping[str, Any], *, source: str) -> ConfigT:
+    """Fill a config dataclass from a mapping, under the checks that the fields of a ``--config`` file get.
+
+    Args:
+        source: what names the mapping in a message, such as its file and its place there.
+
+    Raises:
+        InputError: a field is not known, of a wrong type, missing, or refused by the config itself.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(config_class, allow_abbrev=False)
+    _check_names(dict(values), [field.name for field in dataclasses.fields(config_class) if field.init], source)
+    _set_yaml_defaults(parser, dict(values), get_type_hints(config_class), source)
+    missing = next((action.dest for action in parser._actions if action.required), None)
+    if missing is not None:
+        raise InputError(f"{source}: the field '{missing}' is needed")
+    return _make(config_class, vars(parser.parse_args([])), source)
+
+
+def _make(config_class: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
     try:
-        return config_class(**{name: values[name] for name in names})
+        return config_class(**values)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"{prog}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -144,7 +168,7 @@ def _typed(action: argparse.Action, value: Any, hint: Any, where: str) -> Any:
         return value
     if isinstance(value, list):
         if takes_list:
-            return [_typed_word(action, item, hint, where) for item in value]
+            return [item if isinstance(item, Mapping) else _typed_word(action, item, hint, where) for item in value]
         if _mentions(hint, list):
             return value
         raise InputError(f"{where} takes one value, not the list {value!r}")

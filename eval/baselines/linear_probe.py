@@ -23,17 +23,16 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.baselines.classifier import category_of
 from eval.baselines.probe_backbone import ProbeBackbone, load_backbone
 from eval.baselines.probe_features import ProbeFeatures, build_features
 from eval.baselines.probe_training import ProbeTrainer, ProbeWeights, batch_order
-from llava_pose import categories
+from eval.baselines.record_images import category_of, select_records
 from llava_pose.config import require, require_folder, save_config, write_json
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_to_bins, bins_to_angles
 from llava_pose.metrics import pose_error
 from llava_pose.model.rotation import BINS
-from llava_pose.records import ObjectRecord, Pose, Prediction, read_records, write_jsonl
+from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
 
 logger = logging.getLogger(__name__)
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -131,7 +130,7 @@ def training_records(config: ProbeSettings) -> list[ObjectRecord]:
     Raises:
         InputError: there are none, or none of a category that is asked for.
     """
-    records = _of_categories(read_records(config.data, "train"), config.train_categories, config, "train")
+    records = select_records(config.data, "train", config.train_categories, "--train-categories")
     if config.limit is not None and config.limit < len(records):
         chosen = np.random.default_rng(config.seed).permutation(len(records))[: config.limit]
         records = [records[index] for index in sorted(chosen)]
@@ -144,25 +143,7 @@ def predict_records(config: ProbeSettings) -> list[ObjectRecord]:
     Raises:
         InputError: as :func:`training_records`.
     """
-    records = read_records(config.data, config.predict_split)
-    return _of_categories(records, config.predict_categories, config, config.predict_split)
-
-
-def _of_categories(
-    records: list[ObjectRecord], names: Sequence[str] | None, config: ProbeSettings, split: str
-) -> list[ObjectRecord]:
-    if not records:
-        raise InputError(
-            f"{config.data}/{split}: there is no object in it; run llava-pose prepare, or give another split"
-        )
-    if not names:
-        return records
-    wanted = {categories.get(name, allow_custom=True).name for name in names}
-    absent = wanted - {category_of(record).name for record in records}
-    if absent:
-        option = "--train-categories" if names is config.train_categories else "--predict-categories"
-        raise InputError(f"{option} {min(absent)}: no object of it in {config.data}/{split}")
-    return [record for record in records if category_of(record).name in wanted]
+    return select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
 
 
 def hold_out(records: Sequence[ObjectRecord], share: float, seed: int) -> np.ndarray:

@@ -23,8 +23,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.baselines.classifier import category_of
-from eval.baselines.neural_mesh_data import MeshImages, select_records, with_cameras
+from eval.baselines.neural_mesh_data import MeshImages, square_records, with_cameras
 from eval.baselines.neural_mesh_geometry import Cuboid, cuboids_of
 from eval.baselines.neural_mesh_grid import (
     GRIDS,
@@ -37,6 +36,7 @@ from eval.baselines.neural_mesh_grid import (
 )
 from eval.baselines.neural_mesh_model import KINDS, NeuralMesh, NeuralMeshConfig
 from eval.baselines.neural_mesh_search import SCORES, Meshes, PoseSearch, Starts, classify_and_search, interpolated
+from eval.baselines.record_images import category_of
 from llava_pose.config import command, require_folder, save_config, write_json
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
@@ -177,7 +177,7 @@ def train(config: NeuralMeshRunConfig) -> None:
     """Train, and save model and processor to the output folder."""
     output = Path(config.output_dir)
     where = f"{config.data}/train"
-    records = with_cameras(select_records(config.data, "train", config.train_categories, "--train-categories"), where)
+    records = with_cameras(square_records(config.data, "train", config.train_categories, "--train-categories"), where)
     names = None if config.shares_bank else sorted({category_of(record).name for record in records})
     cuboids = cuboids_of(config.cad, names) if config.kind == "cuboid" else []
     set_seed(config.seed)
@@ -350,7 +350,7 @@ def predict(
         score, steps, starts: of the search.
         search_classes: how many classes, most votes first, have their poses searched; the best pose decides.
     """
-    records = select_records(data, split, only, "--predict-categories")
+    records = square_records(data, split, only, "--predict-categories")
     model, image_processor = load_neural_mesh(folder)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model.to(device)

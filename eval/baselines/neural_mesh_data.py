@@ -13,32 +13,23 @@ import torch
 from PIL import ImageOps
 from torch.utils.data import Dataset
 
-from eval.baselines.classifier import category_of
 from eval.baselines.neural_mesh_grid import Cameras
-from llava_pose import categories
+from eval.baselines.record_images import category_of, select_records
 from llava_pose.errors import InputError
 from llava_pose.geometry import flip_pose, rotation_matrix
 from llava_pose.pictures import load_rgb
-from llava_pose.records import ObjectRecord, read_records
+from llava_pose.records import ObjectRecord
 
 logger = logging.getLogger(__name__)
 
 
-def select_records(data: str | Path, split: str, names: Sequence[str] | None, option: str) -> list[ObjectRecord]:
-    """The records of a split, of some categories or of all.
+def square_records(data: str | Path, split: str, names: Sequence[str] | None, option: str) -> list[ObjectRecord]:
+    """:func:`eval.baselines.record_images.select_records`, of square pictures alone.
 
     Raises:
-        InputError: there is none, a category has none, or a picture is not square.
+        InputError: as that does, or a picture is not square.
     """
-    records = read_records(data, split)
-    if names:
-        wanted = {categories.get(name, allow_custom=True).name for name in names}
-        absent = wanted - {category_of(record).name for record in records}
-        if absent:
-            raise InputError(f"{option} {sorted(absent)[0]}: no object of it in {data}/{split}")
-        records = [record for record in records if category_of(record).name in wanted]
-    if not records:
-        raise InputError(f"{data}/{split}: there is no object in it; run llava-pose prepare or choose another split")
+    records = select_records(data, split, names, option)
     oblong = next((record for record in records if record.width != record.height), None)
     if oblong is not None:
         raise InputError(
