@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<15} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<16} {what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
         + "\n".join(lines)
