@@ -26,6 +26,7 @@ COMMANDS = {
         "llava_pose.training",
         "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
     ),
+    "merge": ("llava_pose.model.merge", "an adapter and its base to one full checkpoint that answers the same"),
     "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
     "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
     "score": ("eval.score", "predictions to tables and plots"),
