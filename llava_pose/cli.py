@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from llava_pose.noise import quiet_others
+
 COMMANDS = {
     "render": (
         "data_prep.render.generate",
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         sys.stderr.write(f"error: there is no command '{words[0]}'; there are {', '.join(COMMANDS)}\n")
         return 2
+    quiet_others()  # some speak while they are imported
     try:
         return import_module(COMMANDS[words[0]][0]).main(words[1:])
     except KeyboardInterrupt:  # in the seconds of the import, before the stage's own main can say it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
 
 T = TypeVar("T")
 
@@ -68,9 +68,9 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def whole_weights(module: nn.Module) -> AbstractContextManager[Any]:
-    """While it lasts, every process can read the module's whole weights, also where ZeRO-3 has sharded them."""
-    sharded = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+def whole_weights(weights: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
+    """While it lasts, every process can read these weights whole, also where ZeRO-3 has sharded them."""
+    sharded = [weight for weight in weights if hasattr(weight, "ds_id")]
     if not sharded:
         return nullcontext()
     import deepspeed

@@ -32,7 +32,7 @@ from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.pictures import load_rgb
 from llava_pose.records import ObjectRecord, Pose, Prediction, read_records, write_jsonl
-from llava_pose.run import RunConfig
+from llava_pose.run import RunConfig, require_same_recipe
 from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
 from llava_pose.training import find_checkpoint
 
@@ -139,6 +139,7 @@ def run(config: ClassifierConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
+    require_same_recipe(config, output / "classifier.yaml")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     if (output / DONE_MARK).is_file() and config.resume:
         logger.info(f"{output}: this run has ended; delete {output / DONE_MARK} to run again")

@@ -146,6 +146,7 @@ def lost(model: nn.Module, base: Any, part: str) -> None:
 
 def test_what_cannot_be_merged_is_one_sentence(base: Path, tmp_path: Path, capsys):
     adapter = save_adapter(base, tmp_path / "adapter")
+    capsys.readouterr()  # the bars of loading
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "notes.txt").touch()
