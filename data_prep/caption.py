@@ -6,28 +6,27 @@ line is on disk before the next picture's is awaited, and the same command goes 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.caption_api import Captioner, Endpoint, map_threads, require_client
+from data_prep.caption_api import Captioner
 from data_prep.caption_grammar import check_caption, scene_caption
 from data_prep.caption_lines import GRAMMAR, OK, CaptionLine, read_captions
 from data_prep.caption_prompt import first_messages
 from data_prep.scenes import Scene, make_scenes
-from llava_pose.config import command, read_yaml, require, require_folder, save_config, write_json
+from llava_pose.config import command, only_writer, read_yaml, require, require_folder, save_config, write_json
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, append_jsonl, drop_torn_line, read_records, write_jsonl
+from llava_pose.served_model import Endpoint, map_threads, require_client
 
 logger = logging.getLogger(__name__)
 _LINES_AT_ONCE = 256  # of the grammar's, which need no saving one by one
@@ -106,7 +105,7 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
     out = Path(config.out)
     if out.is_dir():
         raise InputError(f"--out {out}: this is a folder; name a file, such as {out / 'captions.jsonl'}")
-    with _held(out):
+    with only_writer(out, "--out", "caption"):
         known = _earlier_lines(out, config)
         save_config(_settings(config), _settings_file(out))
         wanted = [image for image in scenes if image not in known]
@@ -128,24 +127,6 @@ def _pictures(prepared: Path, split: str) -> dict[str, Scene]:
         if not (prepared / image).is_file():
             raise InputError(f"{prepared / image}: the picture is missing; run llava-pose prepare again")
     return pictures
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """The file is written by one process at a time; the lock goes with the process, however it ends."""
-    lock = out.with_name(f".{out.name}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")  # noqa: SIM115 (held until the end)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot write there ({error.strerror}); choose another path") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"--out {out}: another caption is writing it; wait for it to end") from error
-        yield
-        lock.unlink(missing_ok=True)
 
 
 def _earlier_lines(out: Path, config: CaptionConfig) -> dict[str, CaptionLine]:
@@ -211,9 +192,8 @@ def _made(
         first_wait=config.first_wait,
         max_tokens=config.max_tokens,
         temperature=config.temperature,
-        send_images=config.send_images,
     )
-    captioner = Captioner(endpoint, attempts=config.attempts)
+    captioner = Captioner(endpoint, attempts=config.attempts, send_images=config.send_images)
     try:
         lines = map_threads(
             lambda image: captioner.caption(image, scenes[image], prepared / image),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from data_prep.captions import describe_viewpoint
 from data_prep.scenes import Scene, box_text, category_of, noun
 from llava_pose.conversation import POSE_TOKEN, describe_pose, object_words
 from llava_pose.records import ObjectRecord
+from llava_pose.served_model import picture_part
 
 RULES = f"""You write captions that train a vision-language model to tell how objects are turned in space.
 You get one picture and a list of its annotated objects. Write one coherent caption of one to three sentences.
@@ -71,16 +71,5 @@ def first_messages(scene: Scene, picture: Path | None) -> list[dict[str, Any]]:
     """
     text: list[dict[str, Any]] = [{"type": "text", "text": prompt_text(scene.objects)}]
     if picture is not None:
-        kind = "png" if picture.suffix.lower() == ".png" else "jpeg"
-        data = base64.b64encode(picture.read_bytes()).decode("ascii")
-        text.append({"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}})
+        text.append(picture_part(picture))
     return [{"role": "system", "content": RULES}, {"role": "user", "content": text}]
-
-
-def next_messages(first: Sequence[dict[str, Any]], answer: str, reason: str) -> list[dict[str, Any]]:
-    """The messages after an answer that could not be used; only the latest one is sent again."""
-    return [
-        *first,
-        {"role": "assistant", "content": answer or "(nothing)"},
-        {"role": "user", "content": f"This answer cannot be used: {reason}. Write it anew, as one JSON object only."},
-    ]

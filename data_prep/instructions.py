@@ -29,6 +29,7 @@ from data_prep.questions.base import Asking, Balance, Kind, Told, Turn
 from data_prep.questions.kinds import KIND_NAMES, make_kinds
 from data_prep.rederive import rederive
 from data_prep.scenes import Scene, category_of, make_scenes
+from llava_pose import categories
 from llava_pose.config import atomic_file, command, require, require_folder, write_json
 from llava_pose.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
 from llava_pose.errors import InputError
@@ -53,6 +54,9 @@ class InstructConfig:
     data: str | None = field(default=None, metadata={"help": "the prepared folder, as llava-pose prepare writes it"})
     out: str | None = field(default=None, metadata={"help": "the JSON file to write, such as train.json"})
     split: str = field(default="train", metadata={"help": "which split of the prepared folder"})
+    categories: list[str] | None = field(
+        default=None, metadata={"help": "only objects of these; default: every category of the split"}
+    )
     kinds: list[str] = field(
         default_factory=lambda: ["pose", "joint", "caption"],
         metadata={"help": f"which questions are asked: {', '.join(KIND_NAMES)}, or all (docs/DATA.md)"},
@@ -122,6 +126,10 @@ def instruct(config: InstructConfig) -> InstructResult:
     records = read_records(prepared, config.split)
     if not records:
         raise InputError(f"{prepared / config.split / METADATA_FILE}: there is no record in it; run llava-pose prepare")
+    if config.categories:
+        # of the others no question may tell anything: pictures are taken not to show them
+        place = f"{config.data}/{config.split}"
+        records = categories.only_of(config.categories, records, option="--categories", place=place)
     captions = None if config.captions is None else captions_of_split(config.captions, config.split)
 
     writer = SampleWriter(config, records, captions)

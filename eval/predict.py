@@ -1,7 +1,9 @@
 """`llava-pose predict`: a checkpoint's answer for every object of a split, a line each, resumable.
 
 Beside ``predictions.jsonl`` stands ``predictions_settings.yaml``: what decides an answer (checkpoint and its weights, records,
-split, task, candidates, system). A run with others does not go on with the file.
+split, task, candidates, descriptions, what is predicted, system). A run with others does not go on with the file.
+
+Several processes (``torchrun --nproc_per_node 2 -m eval.predict …``) take turns at the batches; the file is the same.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from llava_pose import categories
 from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import object_words
+from llava_pose.distributed import agreed, is_first_process, join_processes, map_over_processes, process_count
 from llava_pose.errors import InputError
 from llava_pose.pictures import load_rgb
 from llava_pose.predictor import PoseAnswer, PosePredictor
@@ -33,6 +36,7 @@ from llava_pose.records import (
 
 logger = logging.getLogger(__name__)
 TASKS = ("pose", "joint")
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,6 +52,15 @@ class PredictConfig:
     task: str = field(default="pose", metadata={"help": "pose: the category is given; joint: category and pose"})
     categories: list[str] | None = field(
         default=None, metadata={"help": "candidates of the joint task; default: every category of the prepared folder"}
+    )
+    describe: bool = field(
+        default=False,
+        metadata={
+            "help": "ask for an object by the taxonomy's description, not by name, as instruct --kinds described does"
+        },
+    )
+    predict_categories: list[str] | None = field(
+        default=None, metadata={"help": "only objects of these; default: every object of the split"}
     )
     system: str | None = field(default=None, metadata={"help": "name in the tables; default: the checkpoint folder's"})
     base: str | None = field(default=None, metadata={"help": "an adapter's base, if it has moved"})
@@ -74,28 +87,46 @@ def predict(config: PredictConfig) -> Path:
         raise InputError(f"--batch-size {config.batch_size}: must be at least 1")
     if config.limit is not None and config.limit < 1:
         raise InputError(f"--limit {config.limit}: must be at least 1")
+    if config.describe and config.task != "pose":
+        raise InputError("--describe: a description tells the category; give it with --task pose alone")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = read_records(config.data, config.split)
     if not records:
         raise InputError(
             f"--data {config.data} --split {config.split}: there is no object in it; choose another --split"
         )
+    if config.predict_categories:
+        place = f"{config.data}/{config.split}"
+        records = categories.only_of(config.predict_categories, records, option="--predict-categories", place=place)
     candidates = candidate_names(config) if config.task == "joint" else {}
     if config.task == "pose":
         _require_known(records, config)
     system = config.system or Path(config.checkpoint).resolve().name
     out = Path(config.out)
-    claim_output(out, run_settings(config, list(candidates), system))
-    answered = answered_ids(out, records, system, config.task)
+    join_processes()
+    answered: set[str] = set()
+    if is_first_process():
+        claim_output(out, run_settings(config, list(candidates), system))
+        answered = answered_ids(out, records, system, config.task)
+    answered = agreed(answered)
     left = [record for record in records[: config.limit] if record.id not in answered]
     unreadable: list[InputError] = []
     if left:
         predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
-        for batch in tqdm(list(_batches(left, config.batch_size)), desc=f"predict {config.split}", unit="batch"):
-            readable, images = _load_pictures(batch, config, unreadable)
-            if readable:
-                predictions = predict_batch(predictor, readable, images, config, candidates, system)
-                append_jsonl(out, (prediction.to_dict() for prediction in predictions))
+
+        def answer(batch: Sequence[ObjectRecord]) -> tuple[list[Prediction], list[InputError]]:
+            readable, images, faults = _load_pictures(batch, config)
+            if not readable:
+                return [], faults
+            return predict_batch(predictor, readable, images, config, candidates, system), faults
+
+        batches = list(_batches(left, config.batch_size))
+        rounds = list(_batches(batches, process_count()))
+        for batches in tqdm(rounds, desc=f"predict {config.split}", unit="batch", disable=not is_first_process()):
+            for predictions, faults in map_over_processes(answer, batches):
+                unreadable += faults
+                if is_first_process() and predictions:
+                    append_jsonl(out, (prediction.to_dict() for prediction in predictions))
     count = len(records[: config.limit])  # the file may answer more, from a run without the limit
     if unreadable:
         for error in unreadable:
@@ -109,17 +140,17 @@ def predict(config: PredictConfig) -> Path:
 
 
 def _load_pictures(
-    records: Sequence[ObjectRecord], config: PredictConfig, unreadable: list[InputError]
-) -> tuple[list[ObjectRecord], list[Image.Image]]:
-    """The records whose pictures can be read, and the pictures; what is wrong with the others is added to the list."""
-    readable, images = [], []
+    records: Sequence[ObjectRecord], config: PredictConfig
+) -> tuple[list[ObjectRecord], list[Image.Image], list[InputError]]:
+    """The records whose pictures can be read, the pictures, and what is wrong with the others."""
+    readable, images, unreadable = [], [], []
     for record in records:
         try:
             images.append(load_rgb(Path(config.data) / config.split / record.file_name))
             readable.append(record)
         except InputError as error:
             unreadable.append(error)
-    return readable, images
+    return readable, images, unreadable
 
 
 def predict_batch(
@@ -135,8 +166,10 @@ def predict_batch(
     if candidates:
         answers = predictor.classify(images, candidates, viewports=viewports)
     else:
-        names = [object_words(_category(record.category, config))["object"] for record in records]
-        answers = predictor.predict(images, names, viewports=viewports)
+        asked = [_category(record.category, config) for record in records]
+        names = [object_words(category)["object"] for category in asked]
+        descriptions = [category.description for category in asked] if config.describe else None
+        answers = predictor.predict(images, names, descriptions=descriptions, viewports=viewports)
     return [_prediction(r, a, system, found=bool(candidates)) for r, a in zip(records, answers, strict=True)]
 
 
@@ -164,7 +197,9 @@ def _category(name: str, config: PredictConfig, source: str | None = None) -> ca
 
 
 def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> None:
-    for name in {record.category for record in records}:
+    for name in sorted({record.category for record in records}):
+        if config.describe and not _category(name, config).description:
+            raise InputError(f"--describe: the taxonomy has no description of {name!r}; leave it out or --describe")
         _category(name, config)
 
 
@@ -184,6 +219,9 @@ def run_settings(config: PredictConfig, candidates: list[str], system: str) -> d
         "split": config.split,
         "task": config.task,
         "categories": candidates,
+        # None where they are not given, as in files that were begun before these options were there
+        "describe": config.describe or None,
+        "predict_categories": config.predict_categories or None,
         "system": system,
         "weights_digest": _digest(weights),
         "records_digest": _digest([Path(config.data) / config.split / "metadata.jsonl"]),
@@ -261,9 +299,9 @@ def _is_one_torn_line(out: Path) -> bool:
     return b"\n" not in content and content.startswith(b'{"id": ')
 
 
-def _batches(records: Sequence[ObjectRecord], size: int) -> Iterator[Sequence[ObjectRecord]]:
-    for start in range(0, len(records), size):
-        yield records[start : start + size]
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 main = command(

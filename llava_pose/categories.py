@@ -21,10 +21,10 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -191,6 +191,30 @@ def get(name: str, *, allow_custom: bool = False, source: str | None = None) -> 
     near = list(dict.fromkeys(_index()[key] for key in keys))[:3]
     hint = f"did you mean {' or '.join(near)}" if near else "llava_pose/categories.json lists the names"
     raise InputError(f"{where}unknown category {name!r}: {hint}, or allow categories of your own")
+
+
+class _Categorised(Protocol):
+    category: str
+
+
+CategorisedT = TypeVar("CategorisedT", bound=_Categorised)
+
+
+def only_of(names: Iterable[str], objects: Iterable[CategorisedT], *, option: str, place: str) -> list[CategorisedT]:
+    """The records, or what else has a category, whose category is one of the names, whatever alias it is filed under.
+
+    Args:
+        option, place: by which the names were given, and where the objects are from, for the message.
+
+    Raises:
+        InputError: there is no object of one of the names.
+    """
+    wanted = {get(name, allow_custom=True).name for name in names}
+    named = [(one, get(one.category, allow_custom=True).name) for one in objects]
+    absent = wanted - {name for _, name in named}
+    if absent:
+        raise InputError(f"{option} {sorted(absent)[0]}: no object of it in {place}; choose among those that are there")
+    return [one for one, name in named if name in wanted]
 
 
 def canonical_name(name: str) -> str:

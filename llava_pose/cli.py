@@ -30,8 +30,15 @@ COMMANDS = {
     ),
     "merge": ("llava_pose.model.merge", "an adapter and its base to one full checkpoint that answers the same"),
     "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
+    "neural-mesh": ("eval.baselines.neural_mesh", "train a neural mesh model (NMM-Sphere, NOVUM) and predict with it"),
+    "linear-probing": ("eval.linear_probing", "linear probes of frozen backbones, the whole grid of each at once"),
+    "vlm-api": ("eval.baselines.vlm_api", "poses from a vision-language model behind an OpenAI-compatible server"),
+    "orient-anything": ("eval.baselines.orient_anything", "answers in Orient Anything's convention to predictions"),
+    "open-vocabulary": ("eval.open_vocabulary", "systems trained on known categories, predicting novel ones: Table 2"),
+    "joint": ("eval.joint", "systems trained on all categories, predicting class and pose: Table 3"),
     "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
     "score": ("eval.score", "predictions to tables and plots"),
+    "tables": ("eval.tables", "the report's tables 1, 2 and 3, with intervals and the published rows"),
     "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
     "chat": ("llava_pose.serve.chat", "ask about one picture in the terminal"),
     "demo": ("llava_pose.serve.demo", "ask about pictures in the browser"),
@@ -65,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<16} {what}" for name, (_, what) in COMMANDS.items()]
     return (
         "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
         + "\n".join(lines)

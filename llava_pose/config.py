@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import fcntl
 import json
 import logging
 import os
@@ -81,12 +82,36 @@ def parse_config(
         values[positional] = bare
     if needs_word and values[positional] is None:
         parser.error(f"the following argument is required: {positional.upper()}")
+    return _make(config_class, {name: values[name] for name in names}, prog)
+
+
+def fill_config(config_class: type[ConfigT], values: Mapping[str, Any], *, source: str) -> ConfigT:
+    """Fill a config dataclass from a mapping, under the checks that the fields of a ``--config`` file get.
+
+    Args:
+        source: what names the mapping in a message, such as its file and its place there.
+
+    Raises:
+        InputError: a field is not known, of a wrong type, missing, or refused by the config itself.
+    """
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(config_class, allow_abbrev=False)
+    _check_names(dict(values), [field.name for field in dataclasses.fields(config_class) if field.init], source)
+    _set_yaml_defaults(parser, dict(values), get_type_hints(config_class), source)
+    missing = next((action.dest for action in parser._actions if action.required), None)
+    if missing is not None:
+        raise InputError(f"{source}: the field '{missing}' is needed")
+    return _make(config_class, vars(parser.parse_args([])), source)
+
+
+def _make(config_class: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
     try:
-        return config_class(**{name: values[name] for name in names})
+        return config_class(**values)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"{prog}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -144,7 +169,7 @@ def _typed(action: argparse.Action, value: Any, hint: Any, where: str) -> Any:
         return value
     if isinstance(value, list):
         if takes_list:
-            return [_typed_word(action, item, hint, where) for item in value]
+            return [item if isinstance(item, Mapping) else _typed_word(action, item, hint, where) for item in value]
         if _mentions(hint, list):
             return value
         raise InputError(f"{where} takes one value, not the list {value!r}")
@@ -277,6 +302,32 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[An
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: cannot write the file ({error.strerror}); choose another path")
+
+
+@contextmanager
+def only_writer(out: Path, option: str, what: str) -> Iterator[None]:
+    """A file that is appended to is written by one process at a time; the lock goes with the process, however it ends.
+
+    Args:
+        option: by which the file was named, for messages.
+        what: the command, for messages.
+
+    Raises:
+        InputError: the folder cannot be written, or another process holds the file.
+    """
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115 (held until the end)
+    except OSError as error:
+        raise InputError(f"{option} {out}: cannot write there ({error.strerror}); choose another path") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{option} {out}: another {what} is writing it; wait for it to end") from error
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -45,6 +45,15 @@ JOINT_QUESTIONS = (
 )
 JOINT_ANSWER = "This is {an_object} at {pose}."
 
+# The object's kind is described, not named, as one would ask for a category that no training picture shows. The last asks
+# for the name as well, and is answered by JOINT_ANSWER.
+DESCRIBED_QUESTIONS = (
+    "Find the object of this description and give its pose. {description}",
+    "{description} What is the pose of this object in the picture?",
+    "Somebody describes an object: “{description}” What is it called, and how is it turned here?",
+)
+DESCRIBED_ANSWER = "The object described is at {pose}."
+
 CAPTION_QUESTIONS = (
     "Describe the picture with the pose of the object.",
     "Write a caption with the 6D pose of the object.",

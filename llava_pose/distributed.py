@@ -1,18 +1,22 @@
-"""What the processes of one training run do together. In a run of one process, nothing here waits or communicates."""
+"""What the processes of one run do together. In a run of one process, nothing here waits or communicates."""
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,40 @@ class Place:
 
 def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def join_processes() -> None:
+    """Join the other processes where torchrun or accelerate started several; TrainingArguments do so by themselves."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.accelerator.is_available())
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes what all have done."""
+    return not several_processes() or dist.get_rank() == 0
+
+
+def process_count() -> int:
+    return dist.get_world_size() if several_processes() else 1
+
+
+def map_over_processes(
+    work: Callable[[T], ResultT], items: Sequence[T], *, description: str | None = None
+) -> list[ResultT]:
+    """The results of ``work`` for all items, in their order, on every process; the processes take turns at the items.
+
+    An item is done whole by one process, so that the results are the same however many there are. Waits for all.
+
+    Args:
+        description: of a progress bar; none is shown without it.
+    """
+    rank, count = (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
+    mine = range(rank, len(items), count)
+    shown = tqdm(mine, desc=description, unit="batch", disable=description is None or rank > 0)
+    results = [(index, work(items[index])) for index in shown]
+    if count > 1:
+        results = sorted(gather_object(results), key=lambda pair: pair[0])
+    return [result for _, result in results]
 
 
 def join_deepspeed() -> None:

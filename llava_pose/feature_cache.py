@@ -36,19 +36,29 @@ class FeatureCache:
     another tower or a changed picture never meets old features. A build that was stopped goes on where it was.
     """
 
-    def __init__(self, folder: Path, images: Sequence[str], shape: tuple[int, int, int], *, flips: bool):
+    def __init__(
+        self,
+        folder: Path,
+        images: Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        flips: bool,
+        dtype: type[np.floating] = np.float16,
+    ):
         """
         Args:
             folder: of this fingerprint.
             images: names of pictures.
             shape: (rows, columns, channels) of one picture's patches.
             flips: whether mirror images are held too.
+            dtype: of the numbers that are held.
 
         Raises:
             InputError: the folder cannot be written.
         """
         self.folder = folder
         self.flips = flips
+        self._dtype = np.dtype(dtype)
         self._row = {name: row for row, name in enumerate(images)}
         self._shape = (len(images), 2 if flips else 1, *shape)
         try:
@@ -56,12 +66,12 @@ class FeatureCache:
             with open(folder / "lock", "w") as lock:
                 # several processes may do this at once: none of them may empty what another has begun to fill
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if self._resize("features.mmap", math.prod(self._shape) * np.dtype(np.float16).itemsize):
+                if self._resize("features.mmap", math.prod(self._shape) * self._dtype.itemsize):
                     self._resize("done.mmap", 0)  # what was cut off is not done, whatever the marks say
                 self._resize("done.mmap", len(images))
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); give another cache_dir") from error
-        self._features = np.memmap(folder / "features.mmap", dtype=np.float16, mode="r+", shape=self._shape)
+        self._features = np.memmap(folder / "features.mmap", dtype=self._dtype, mode="r+", shape=self._shape)
         self._done = np.memmap(folder / "done.mmap", dtype=np.uint8, mode="r+", shape=(len(images),))
 
     def _resize(self, name: str, size: int) -> bool:
@@ -77,7 +87,7 @@ class FeatureCache:
         return self._features.nbytes
 
     def __getitem__(self, key: tuple[str, bool]) -> np.ndarray:
-        """(rows, columns, channels) float16 of (picture, mirrored)."""
+        """(rows, columns, channels) of (picture, mirrored)."""
         name, mirrored = key
         return self._features[self._row[name], int(mirrored)]
 
@@ -99,7 +109,7 @@ class FeatureCache:
             share: (index, count): of ``count`` processes that fill this cache together, this is number ``index``.
 
         Raises:
-            InputError: the tower gave something that is not finite in float16.
+            InputError: the tower gave something that is not finite in the type that is held.
         """
         index, count = share
         rows = [row for row in self.missing() if row % count == index]
@@ -121,9 +131,11 @@ class FeatureCache:
         views = [pictures, [ImageOps.mirror(picture) for picture in pictures]] if self.flips else [pictures]
         for side, view in enumerate(views):
             features = extract(view)
-            if not np.isfinite(features).all() or np.abs(features).max() > np.finfo(np.float16).max:
-                raise InputError(f"{self.folder}: the tower's features overflow float16; set cache_features to false")
-            self._features[rows, side] = features.astype(np.float16)
+            if not np.isfinite(features).all() or np.abs(features).max() > np.finfo(self._dtype).max:
+                raise InputError(
+                    f"{self.folder}: the tower's features overflow {self._dtype}; set cache_features to false"
+                )
+            self._features[rows, side] = features.astype(self._dtype)
 
     def _mark_done(self, rows: list[int]) -> None:
         """Features must be on disk before they are called done."""

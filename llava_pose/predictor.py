@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from llava_pose.answer_trie import AnswerTrie
 from llava_pose.conversation import (
+    DESCRIBED_ANSWER,
+    DESCRIBED_QUESTIONS,
     IMAGE_TOKEN,
     JOINT_ANSWER,
     JOINT_QUESTIONS,
@@ -146,17 +148,30 @@ class PosePredictor:
 
     @torch.inference_mode()
     def predict(
-        self, images: Sequence[Image.Image], objects: Sequence[str], *, viewports: Sequence[float] | None = None
+        self,
+        images: Sequence[Image.Image],
+        objects: Sequence[str],
+        *,
+        descriptions: Sequence[str] | None = None,
+        viewports: Sequence[float] | None = None,
     ) -> list[PoseAnswer]:
         """Poses of named objects, one a picture, in one forward pass without generation.
 
         Args:
             images: any sizes.
             objects: what to ask about in each, display names.
+            descriptions: of the objects; they are then asked for by these, as ``instruct --kinds described`` does, and not
+                by their names.
             viewports: pixels per unit focal length of each picture.
+
+        Raises:
+            InputError: a question is longer than the language model can take.
         """
         frames, patches = self._see(images, viewports)
-        chats = [self._prefix(POSE_QUESTIONS[0], POSE_ANSWER, name) for name in objects]
+        if descriptions is None:
+            chats = [self._prefix(POSE_QUESTIONS[0], POSE_ANSWER, object=name) for name in objects]
+        else:
+            chats = [self._prefix(DESCRIBED_QUESTIONS[0], DESCRIBED_ANSWER, description=text) for text in descriptions]
         length = max(map(len, chats))
         ids = torch.full((len(chats), length), self._processor.tokenizer.pad_token_id, device=self._device)
         attended = torch.zeros_like(ids)
@@ -195,7 +210,9 @@ class PosePredictor:
             twice = sorted(candidates.values(), key=list(candidates.values()).count)[-1]
             raise InputError(f"two categories to choose from are both called {twice!r}; leave one of them out")
         frames, patches = self._see(images, viewports)
-        trie = AnswerTrie([self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, name) for name in candidates.values()])
+        trie = AnswerTrie(
+            [self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, an_object=name) for name in candidates.values()]
+        )
         scores, states = self._score_trie(trie, patches)
         names = list(candidates)
         probabilities = scores.softmax(-1)
@@ -298,11 +315,15 @@ class PosePredictor:
         configured = configured if isinstance(configured, list) else [configured]
         return {self._processor.tokenizer.eos_token_id, *(token for token in configured if token is not None)}
 
+    @property
+    def _room(self) -> int | None:
+        """Tokens that the language model can take."""
+        return getattr(self._model.config.text_config, "max_position_embeddings", None)
+
     def _require_room(self, prompt: int, answer: int) -> None:
-        room = getattr(self._model.config.text_config, "max_position_embeddings", None)
-        if room is not None and prompt + answer > room:
+        if self._room is not None and prompt + answer > self._room:
             raise InputError(
-                f"the chat has {prompt} tokens, which with {answer} for the answer are more than the model's {room}: "
+                f"the chat has {prompt} tokens, which with {answer} for the answer are more than the model's {self._room}: "
                 "start a new chat, or ask for shorter answers"
             )
 
@@ -349,16 +370,21 @@ class PosePredictor:
         dtype = next(self._model.model.vision_tower.parameters()).dtype
         return frames, self._model.model.extract_patches(pixels.to(device=self._device, dtype=dtype))
 
-    def _prefix(self, question: str, answer: str, name: str) -> np.ndarray:
+    def _prefix(self, question: str, answer: str, **words: str) -> np.ndarray:
         """Token ids of question and answer up to the state that predicts `<pose6D>`, as training saw them."""
-        words = {"object": name, "an_object": name, "pose": POSE_TOKEN}
         chat = self._processor.encode_chat(
             [
                 {"role": "user", "content": f"{IMAGE_TOKEN}\n{question.format(**words)}"},
-                {"role": "assistant", "content": answer.format(**words)},
+                {"role": "assistant", "content": answer.format(pose=POSE_TOKEN, **words)},
             ]
         )
-        return chat.input_ids[: int(np.flatnonzero(chat.labels == self._processor.pose_token_id)[0])]
+        length = int(np.flatnonzero(chat.labels == self._processor.pose_token_id)[0])
+        if self._room is not None and length > self._room:
+            raise InputError(
+                f"a question and its answer have {length} tokens, more than the model's {self._room}: ask without "
+                "descriptions, or take a base with room for more"
+            )
+        return chat.input_ids[:length]
 
     def _answers(self, output: PoseHeadOutput, frames: Sequence[_Frame], names: Sequence[str]) -> list[PoseAnswer]:
         side = torch.tensor([frame.side for frame in frames], dtype=torch.float64)

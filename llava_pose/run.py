@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,13 +114,14 @@ class RunConfig(TrainingArguments):
         }
 
 
-def require_same_recipe(config: RunConfig, file: Path) -> None:
+def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> None:
     """Refuse to go on with a run, or to take an ended one for done, under another recipe than it was begun with.
 
     A folder without a whole checkpoint holds nothing to go on with: any recipe may start in it.
 
     Args:
         file: the recipe beside the run, as :meth:`RunConfig.resolved` gave it to ``save_config``.
+        may_differ: fields of this kind of run that do not touch the weights.
 
     Raises:
         InputError: naming what differs and what to do.
@@ -133,7 +135,7 @@ def require_same_recipe(config: RunConfig, file: Path) -> None:
     }  # a field that was not written down had its default
     earlier, now = ({**defaults, **values} for values in (read_yaml(file), as_written(config.resolved())))
     for name in sorted(earlier.keys() | now.keys()):
-        if name in MAY_DIFFER or name.startswith(MAY_DIFFER_BEGINNINGS):
+        if name in MAY_DIFFER or name in may_differ or name.startswith(MAY_DIFFER_BEGINNINGS):
             continue
         was, wanted = earlier.get(name), now.get(name)
         if was != wanted and not (name in PATHS and was and wanted and _same_path(was, wanted)):

@@ -24,6 +24,8 @@ from data_prep.questions.base import (
 from data_prep.scenes import Scene, category_of, noun
 from llava_pose import categories
 from llava_pose.conversation import (
+    DESCRIBED_ANSWER,
+    DESCRIBED_QUESTIONS,
     JOINT_ANSWER,
     JOINT_QUESTIONS,
     POSE_ANSWER,
@@ -138,12 +140,8 @@ class DescribedKind:
     """The object's kind is described, not named, as one would ask for a category that no training picture shows."""
 
     name, balanced, rank = "described", False, 0
-    questions = phrasings(
-        "Find the object of this description and give its pose. {description}",
-        "{description} What is the pose of this object in the picture?",
-        "Somebody describes an object: “{description}” What is it called, and how is it turned here?",
-    )
-    pose_answer = f"The object described is at {POSE_TOKEN}."
+    questions = phrasings(*DESCRIBED_QUESTIONS)
+    pose_answer = DESCRIBED_ANSWER.format(pose=POSE_TOKEN)
 
     def applies(self, scene: Scene, record: ObjectRecord) -> bool:
         alone = len(scene.owners) == 1 or noun(record) in scene.references[record.id]

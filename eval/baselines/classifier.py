@@ -1,39 +1,40 @@
 """`llava-pose classifier`: train a pose classifier on prepared data, and predict a split with it.
 
-The defaults of rotation, pooling and heads are those of the published "General" networks. The recipe of the quickstart is
-``scripts/recipes/quickstart_tower.yaml``. The backbone is saved by itself as well, in ``OUTPUT_DIR/backbone``: a tower that
-``llava-pose assemble --vision`` takes.
+The defaults of rotation, pooling and heads are those of the published "General" networks, whose schedules are
+``scripts/recipes/resnet50_general.yaml`` and ``swin_t_general.yaml``. Several processes (``torchrun --nproc_per_node 2 -m
+eval.baselines.classifier …``) train together and take turns at predicting.
+
+The backbone is saved by itself as well, in ``OUTPUT_DIR/backbone``: a tower that ``llava-pose assemble --vision`` takes. The
+recipe of the quickstart's is ``scripts/recipes/quickstart_tower.yaml``.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import ImageOps
-from torch.utils.data import Dataset
-from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
 from eval.baselines.classifier_model import POOLINGS, PoseClassifier, PoseClassifierConfig
-from llava_pose import categories
+from eval.baselines.classifier_trainer import ClassifierTrainer
+from eval.baselines.record_images import RecordImages, category_of, select_records
 from llava_pose.config import command, require_folder, save_config, write_json
+from llava_pose.distributed import agreed, is_first_process, map_over_processes
 from llava_pose.errors import InputError
-from llava_pose.geometry import angles_from_rotation, flip_pose
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
+from llava_pose.geometry import angles_from_rotation
+from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
 from llava_pose.model.processing import input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
-from llava_pose.pictures import load_rgb
-from llava_pose.records import ObjectRecord, Pose, Prediction, read_records, write_jsonl
+from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
 from llava_pose.run import RunConfig, require_same_recipe
-from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
+from llava_pose.trainer import CompleteCheckpoints, LossHistory
 from llava_pose.training import find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ class ClassifierConfig(RunConfig):
         default=None,
         metadata={"help": "hub id or folder that AutoModel can load, or tiny: the random tower of --preset tiny"},
     )
+    backbone_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "in place of a backbone: model_type and fields of a transformers config, for random weights"},
+    )
     rotation: str = field(default="bins", metadata={"help": f"one of {', '.join(ROTATION_NAMES)}; bins: as published"})
     pooling: str = field(default="mean", metadata={"help": f"one of {', '.join(POOLINGS)}; mean: as published"})
     head_hidden_size: int = field(
@@ -63,73 +68,54 @@ class ClassifierConfig(RunConfig):
         default=None, metadata={"help": "train on these alone; default: every category of the train split"}
     )
     predict_split: str = field(default="val", metadata={"help": "split to predict at the end"})
+    predict_categories: list[str] | None = field(
+        default=None, metadata={"help": "predict objects of these alone; default: every object of the split"}
+    )
     system: str = field(default="pose-classifier", metadata={"help": "name in the tables"})
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "samples a step and device"})
     learning_rate: float = field(default=1e-3, metadata={"help": "of everything"})
+    lr_step_epochs: float = field(
+        default=0.0,
+        metadata={
+            "help": "the learning rate falls every so many epochs, instead of by lr_scheduler_type; 0: it does not"
+        },
+    )
+    lr_step_factor: float = field(default=0.1, metadata={"help": "what it is then multiplied by"})
+    decay_all: bool = field(default=False, metadata={"help": "weight decay on biases and norms too, as published"})
     num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the samples, mirror images included"})
     logging_steps: float = field(default=20, metadata={"help": "steps between lines of the log"})
     save_steps: float = field(default=500, metadata={"help": "steps between checkpoints"})
 
     def __post_init__(self) -> None:
-        self.require("data", "output-dir", "backbone")
+        self.require("data", "output-dir")
+        if isinstance(self.backbone_config, str):
+            self.backbone_config = _parse_backbone_config(self.backbone_config)
+        if (self.backbone is None) == (self.backbone_config is None):
+            raise InputError("the option --backbone is needed, or --backbone-config in its place; see --help")
         for option, known in (("rotation", ROTATION_NAMES), ("pooling", POOLINGS)):
             if getattr(self, option) not in known:
                 raise InputError(f"--{option} {getattr(self, option)}: not known; choose one of {', '.join(known)}")
         if self.head_hidden_size < 0:
             raise InputError(f"--head-hidden-size {self.head_hidden_size}: must not be negative")
+        if self.lr_step_epochs < 0 or not 0 < self.lr_step_factor <= 1:
+            raise InputError(
+                f"--lr-step-epochs {self.lr_step_epochs} --lr-step-factor {self.lr_step_factor}: the first must not be "
+                "negative, the second more than 0 and at most 1"
+            )
+        if self.lr_step_epochs and self.warmup_steps:
+            raise InputError("--lr-step-epochs: the rate begins at its height; set --warmup-steps to 0")
         super().__post_init__()
 
 
-class RecordImages(Dataset):
-    """Prepared records as inputs of a pose classifier; with ``flip``, mirror-symmetric ones a second time mirrored."""
-
-    def __init__(
-        self,
-        records: Sequence[ObjectRecord],
-        folder: Path,
-        image_processor: Any,
-        names: Sequence[str],
-        *,
-        flip: bool = False,
-    ):
-        """
-        Args:
-            folder: of the split; file names are relative to it.
-            names: of the categories, in the order of the outputs.
-        """
-        self.records = records
-        self.folder = folder
-        self.image_processor = image_processor
-        self._index = {name: index for index, name in enumerate(names)}
-        self.items = [(index, False) for index in range(len(records))]
-        if flip:
-            self.items += [
-                (index, True) for index, record in enumerate(records) if category_of(record).mirror_axis == "x"
-            ]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        index, mirrored = self.items[item]
-        record = self.records[index]
-        picture = load_rgb(self.folder / record.file_name)
-        angles = record.pose.angles
-        if mirrored:
-            picture = ImageOps.mirror(picture)
-            angles = tuple(float(angle) for angle in flip_pose(*angles, 0.0, 0.0)[:3])
-        pixels = self.image_processor(picture, return_tensors="np")["pixel_values"][0]
-        return {
-            "pixel_values": torch.from_numpy(np.asarray(pixels, dtype=np.float32)),
-            "angles": torch.tensor(angles, dtype=torch.float32),
-            "category": torch.tensor(self._index.get(category_of(record).name, 0)),
-        }
-
-
-def category_of(record: ObjectRecord) -> categories.Category:
-    """As the taxonomy has it, whatever alias it was filed under."""
-    return categories.get(record.category, allow_custom=True, source=record.id)
+def _parse_backbone_config(text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--backbone-config {text}: not valid JSON ({error}); see --help") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--backbone-config {text}: must be a JSON object with a model_type")
+    return values
 
 
 def run(config: ClassifierConfig) -> Path:
@@ -141,13 +127,21 @@ def run(config: ClassifierConfig) -> Path:
     output = Path(config.output_dir)
     require_same_recipe(config, output / "classifier.yaml")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
-    if (output / DONE_MARK).is_file() and config.resume:
+    records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
+    if agreed((output / DONE_MARK).is_file()) and config.resume:
         logger.info(f"{output}: this run has ended; delete {output / DONE_MARK} to run again")
     else:
         train(config)
     predictions = output / "predictions.jsonl"
-    if config.process_index == 0:
-        predict(output, config.data, config.predict_split, predictions, system=config.system)
+    predict(
+        output,
+        records,
+        Path(config.data) / config.predict_split,
+        predictions,
+        system=config.system,
+        device=config.device,
+    )
+    if is_first_process():
         logger.info(f"{predictions}; next: llava-pose score {predictions} --out {output / 'scores.json'}")
     return predictions
 
@@ -155,7 +149,7 @@ def run(config: ClassifierConfig) -> Path:
 def train(config: ClassifierConfig) -> None:
     """Train, and save model, processor and backbone to the output folder."""
     output = Path(config.output_dir)
-    records = _training_records(config)
+    records = select_records(config.data, "train", config.train_categories, "--train-categories")
     names = sorted({category_of(record).name for record in records})
     set_seed(config.seed)
     model, image_processor = build_classifier(config, names)
@@ -165,7 +159,7 @@ def train(config: ClassifierConfig) -> None:
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
     history = LossHistory(output / "log.jsonl")
-    trainer = ResumableTrainer(model=model, args=config, train_dataset=dataset, callbacks=[history])
+    trainer = ClassifierTrainer(model=model, args=config, train_dataset=dataset, callbacks=[history])
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
     checkpoint = find_checkpoint(config)
     if trainer.is_world_process_zero():
@@ -178,30 +172,18 @@ def train(config: ClassifierConfig) -> None:
         image_processor.save_pretrained(output / "backbone")
         write_json(output / DONE_MARK, {"steps": trainer.state.global_step, "loss": history.last_loss()})
         logger.info(f"the classifier is in {output}, its backbone in {output / 'backbone'}")
-
-
-def _training_records(config: ClassifierConfig) -> list[ObjectRecord]:
-    records = read_records(config.data, "train")
-    if config.train_categories:
-        wanted = {categories.get(name, allow_custom=True).name for name in config.train_categories}
-        absent = wanted - {category_of(record).name for record in records}
-        if absent:
-            raise InputError(f"--train-categories {sorted(absent)[0]}: no object of it in {config.data}/train")
-        records = [record for record in records if category_of(record).name in wanted]
-    if not records:
-        raise InputError(f"{config.data}/train: there is no object in it; run llava-pose prepare")
-    return records
+    trainer.accelerator.wait_for_everyone()
 
 
 def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[PoseClassifier, Any]:
     """A new classifier on the backbone's own weights, and the backbone's image processor.
 
     Raises:
-        InputError: the backbone cannot be loaded whole.
+        InputError: the backbone cannot be loaded whole, or its config is none.
     """
-    if config.backbone == TINY:
-        backbone, size = None, config.image_size or TINY_IMAGE_SIZE
-        backbone_config = tiny_vision_config()
+    if config.backbone_config is not None or config.backbone == TINY:
+        backbone, backbone_config = None, _new_backbone_config(config.backbone_config)
+        size = config.image_size or getattr(backbone_config, "image_size", TINY_IMAGE_SIZE)
         image_processor = ViTImageProcessor(size={"height": size, "width": size})
     else:
         backbone, image_processor = _load_backbone(config.backbone)
@@ -223,6 +205,20 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
     return model, image_processor
 
 
+def _new_backbone_config(values: dict[str, Any] | None) -> PreTrainedConfig:
+    """Of a backbone with random weights; without values that of the tiny tower."""
+    if values is None:
+        return tiny_vision_config()
+    try:
+        options = dict(values)
+        return AutoConfig.for_model(options.pop("model_type"), **options)
+    except (KeyError, ValueError, TypeError, *LOADING_ERRORS) as error:
+        raise InputError(
+            f"--backbone-config {values}: no transformers config can be made of it ({first_sentence(error)}); "
+            "give a model_type and its fields"
+        ) from error
+
+
 def _load_backbone(path: str) -> tuple[Any, Any]:
     try:
         backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32)
@@ -242,10 +238,8 @@ def load_classifier(folder: Path) -> tuple[PoseClassifier, Any]:
     Raises:
         InputError: the folder holds none, or not a whole one.
     """
+    require_model_type(folder, PoseClassifierConfig.model_type, "make one with llava-pose classifier")
     try:
-        config = PoseClassifierConfig.from_pretrained(folder)
-        if config.backbone_config is None:
-            raise InputError(f"{folder}: not a pose classifier; make one with llava-pose classifier")
         model, info = PoseClassifier.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
         image_processor = AutoImageProcessor.from_pretrained(folder)
     except LOADING_ERRORS as error:
@@ -256,35 +250,50 @@ def load_classifier(folder: Path) -> tuple[PoseClassifier, Any]:
 
 
 @torch.inference_mode()
-def predict(folder: Path, data: str | Path, split: str, out: Path, *, system: str, batch_size: int = 64) -> None:
-    """Write a prediction for each object of a split, whole or not at all.
+def predict(
+    folder: Path,
+    records: Sequence[ObjectRecord],
+    pictures: Path,
+    out: Path,
+    *,
+    system: str,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+) -> None:
+    """Write a prediction for each record, whole or not at all.
 
     The category is the one that the category head prefers; angles do not depend on it.
+
+    Args:
+        folder: of the trained classifier.
+        pictures: the folder that the records' files are in.
     """
-    records = read_records(data, split)
-    if not records:
-        raise InputError(f"{data}/{split}: there is no object in it; choose another split")
     model, image_processor = load_classifier(folder)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model.to(device)
     names = model.config.categories
-    dataset = RecordImages(records, Path(data) / split, image_processor, names)
-    lines: list[dict[str, Any]] = []
-    for start in tqdm(range(0, len(records), batch_size), desc=f"predict {split}", unit="batch"):
-        items = [dataset[index] for index in range(start, min(start + batch_size, len(records)))]
-        output = model(torch.stack([item["pixel_values"] for item in items]).to(device))
+    dataset = RecordImages(records, pictures, image_processor, names)
+
+    def answer(batch: range) -> list[dict[str, Any]]:
+        pixels = torch.stack([dataset[index]["pixel_values"] for index in batch])
+        output = model(pixels.to(device))
         angles = torch.stack(angles_from_rotation(model.rotations(output.raw_rotation).double().cpu()), -1)
         probabilities = output.category_logits.softmax(-1).cpu()
-        for record, row, chances in zip(records[start:], angles.tolist(), probabilities, strict=False):
-            prediction = Prediction.of(
-                record,
+        return [
+            Prediction.of(
+                records[index],
                 system=system,
                 pose=Pose(*row),
                 pred_category=names[int(chances.argmax())],
                 confidence=float(chances.max()),
-            )
-            lines.append(prediction.to_dict())
-    write_jsonl(out, lines)
+            ).to_dict()
+            for index, row, chances in zip(batch, angles.tolist(), probabilities, strict=True)
+        ]
+
+    starts = range(0, len(records), batch_size)
+    batches = [range(start, min(start + batch_size, len(records))) for start in starts]
+    answered = map_over_processes(answer, batches, description=f"predict {pictures.name}")
+    if is_first_process():
+        write_jsonl(out, (line for lines in answered for line in lines))
 
 
 main = command(

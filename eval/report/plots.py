@@ -174,8 +174,55 @@ def _draw_categories(
     axes.hlines(np.arange(len(names)), 0, 1, color="#f0f0f0", linewidth=0.7, zorder=0)
 
 
+def meta_classes_figure(table: Scores) -> Figure:
+    """The columns of a report's table (``eval.report.report_table``): a dot a system with its interval, a panel a threshold."""
+    columns, systems, figures = table["columns"], table["systems"], table["figures"]
+    height = 3.1 * len(figures) + 0.9 + 0.22 * math.ceil(len(systems) / 3)
+    figure = Figure(figsize=(10.5, height), layout="constrained")
+    for axes, name in zip(figure.subplots(len(figures), 1, squeeze=False)[:, 0], figures, strict=True):
+        for number, (system, entry) in enumerate(systems.items()):
+            groups = [
+                entry["overall"] if c["meta_class"] is None else entry["meta_class"].get(c["meta_class"])
+                for c in columns
+            ]
+            there = [place for place, group in enumerate(groups) if group and name in group]
+            values = [groups[place][name] for place in there]
+            share = np.array([value["value"] for value in values])
+            reach = np.array([[v["value"] - v["low"], v["high"] - v["value"]] for v in values]).T.reshape(2, -1)
+            axes.errorbar(
+                np.array(there) + 0.72 * ((number + 0.5) / len(systems) - 0.5),
+                share,
+                yerr=np.maximum(reach, 0),
+                fmt="D" if entry["oracle"] else "os^vP"[number // len(PALETTE) % 5],
+                markerfacecolor="white" if entry["oracle"] else None,
+                markersize=5,
+                linewidth=1.3,
+                color=_look(number)[0],
+                label=_label(f"{system} (oracle)" if entry["oracle"] else system),
+                clip_on=False,
+                zorder=3,
+            )
+        axes.axvline(0.5, color=_FAINT, linewidth=0.8)
+        for border in range(1, len(columns) - 1):
+            axes.axvline(border + 0.5, color="#ececec", linewidth=0.8)
+        axes.set_xticks(range(len(columns)), [f"{_label(c['name'])}\nn = {c['n']:,}" for c in columns])
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_title(_spoken(name), fontsize=10, color=_INK)
+        _plain(axes)
+        axes.tick_params(axis="x", length=0)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    _legend(figure, figure.axes[0], loc="outside lower center", ncols=3)
+    figure.suptitle(
+        f"Table {table['table']}: {table['title']}, 95% intervals, {table['n']:,} objects", fontsize=12, color=_INK
+    )
+    return figure
+
+
 def _spoken(figure: str) -> str:
-    return f"error under {figure.removeprefix('acc@')}°"
+    under = f"error under {figure.removeprefix('3d_').removeprefix('acc@')}°"
+    return f"class right and {under}" if figure.startswith("3d_") else under
 
 
 def _label(name: str) -> str:

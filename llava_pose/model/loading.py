@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
@@ -113,6 +113,21 @@ def require_complete(info: dict[str, Any], path: str | os.PathLike[str], *, may_
             raise InputError(
                 f"{path}: {len(keys)} weights {what}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
             )
+
+
+def require_model_type(folder: str | os.PathLike[str], model_type: str, remedy: str) -> None:
+    """Refuse a checkpoint of another system: its weights would be missing one by one.
+
+    Raises:
+        InputError: the folder has no config.json, or one of another ``model_type``.
+    """
+    try:
+        found = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    except LOADING_ERRORS as error:
+        raise InputError(f"{folder}: no checkpoint can be read there ({first_sentence(error)})") from error
+    if found != model_type:
+        kind, wanted = (str(name).replace("_", " ") for name in (found or "nameless", model_type))
+        raise InputError(f"{folder}: a {kind} model, not a {wanted}; {remedy}")
 
 
 def _load_adapter(

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from data_prep.caption import CaptionConfig, caption, main
-from data_prep.caption_api import map_threads
 from data_prep.caption_lines import read_captions
 from llava_pose.errors import InputError
+from llava_pose.served_model import map_threads
 from tests.conftest import REPOSITORY
 from tests.data_prep.made_scenes import make_prepared, make_records
-from tests.data_prep.misbehaving import GOOD, Script, serving
+from tests.misbehaving import GOOD, Script, serving
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_a_request_that_is_refused_is_one_pictures_matter(prepared, server):
 
 def test_the_key_comes_from_the_environment_and_is_written_nowhere(prepared, server, monkeypatch, caplog, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    caplog.set_level("DEBUG", logger="data_prep")
+    caplog.set_level("DEBUG", logger="llava_pose")
     server.steps = [400, 500]  # their bodies hold the key
     ask(prepared, server)
     assert {headers["authorization"] for _, headers, _ in server.requests} == {"Bearer sk-secret"}
@@ -292,7 +292,9 @@ def test_the_key_comes_from_the_environment_and_is_written_nowhere(prepared, ser
     argv = ["--data", str(prepared), "--out", str(prepared.parent / "b.jsonl"), "--api-base", server.url]
     assert main([*argv, "--model", "tester"]) == 2
     written = "".join(path.read_text() for path in prepared.parent.glob("*.*") if path.is_file())
-    said = "".join(record.getMessage() for record in caplog.records if record.name.startswith("data_prep"))
+    said = "".join(
+        record.getMessage() for record in caplog.records if record.name.startswith(("data_prep", "llava_pose"))
+    )
     captured = capsys.readouterr()
     assert "***" in written + captured.err
     assert "sk-secret" not in written + said + captured.out + captured.err

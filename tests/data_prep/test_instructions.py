@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,28 @@ def test_samples_do_not_depend_on_the_other_records(prepared, tmp_path):
     assert [sample["record"] for sample in reordered[::3]] == [record.id for record in some]
     for sample in reordered:
         assert sample == whole[sample["id"]]
+
+
+def test_only_some_categories_are_asked_about(prepared):
+    """By any of their names; the samples are those that a data set of these alone gives."""
+    samples = run(prepared, categories=["airplane", "cup"])
+    assert {sample["category"] for sample in samples} == {"aeroplane", "cup"}
+    assert samples == [sample for sample in run(prepared) if sample["category"] in ("aeroplane", "cup")]
+    with pytest.raises(InputError, match=r"--categories bus: no object of it in .*train"):
+        run(prepared, categories=["cup", "bus"])
+
+
+def test_of_other_categories_nothing_is_told(tmp_path):
+    """Two objects of one picture: a question about the first may not tell of the second, which is left out."""
+    records = [make_record(0, bbox=(0.0, 50.0, 80.0, 150.0)), make_record(4, bbox=(140.0, 50.0, 220.0, 150.0))]
+    records[1] = replace(records[1], file_name=records[0].file_name)
+    prepared = make_prepared(tmp_path / "prepared", records)
+    options = {"kinds": ["joint", "pose", "several", "which"], "questions_per_object": 12}
+    assert any("cup" in text_of(sample) for sample in run(prepared, **options) if sample["category"] == "car")
+    for sample in run(prepared, categories=["car"], **options):
+        assert sample["kind"] in ("joint", "pose")
+        assert "cup" not in text_of(sample)
+        assert sample["poses"] == [records[0].pose.to_dict()]
 
 
 def test_kinds_follow_their_weights(prepared):

@@ -13,8 +13,11 @@ import torch
 from transformers import AutoModel, ResNetConfig, SwinConfig, ViTImageProcessor
 
 from data_prep.prepare import PrepareConfig, prepare
-from eval.baselines.classifier import ClassifierConfig, RecordImages, load_classifier, main, predict, run
+from eval.baselines.classifier import ClassifierConfig, build_classifier, load_classifier, main, predict, run
 from eval.baselines.classifier_model import PoseClassifier, PoseClassifierConfig
+from eval.baselines.classifier_trainer import ClassifierTrainer
+from eval.baselines.record_images import RecordImages
+from llava_pose.config import parse_config
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation, angles_to_bins, bins_to_angles
 from llava_pose.metrics import pose_error
@@ -51,6 +54,10 @@ def recipe(prepared: Path, tmp_path: Path) -> dict[str, Any]:
         "use_cpu": True,
         "disable_tqdm": True,
     }
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def small_resnet() -> ResNetConfig:
@@ -116,10 +123,96 @@ def test_a_few_pictures_are_learnt_and_predicted(recipe, prepared):
     assert {p.system for p in predictions} == {"pose-classifier"}
 
 
+def test_thirty_two_pictures_are_overfitted_by_the_published_heads(raw_dataset, recipe):
+    """Every pose of the training pictures within 10 degrees, every category right."""
+    for index in range(32):
+        category = ("bus", "cup", "chair", "sofa")[index % 4]
+        pose = {"azimuth": 0.19 * index, "elevation": 0.1 + 0.01 * index, "theta": 0.1, "class": category}
+        raw_dataset.add(f"n{index}", category=category, objects=[raw_dataset.object(**pose)])
+    folder = raw_dataset.root.parent / "thirty_two"
+    prepare(PrepareConfig(str(raw_dataset.root), str(folder), crop="box", size=32, workers=1))
+    backbone = {"model_type": "bit", "embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "num_groups": 4}
+    values = {**recipe, "data": str(folder), "backbone": None, "backbone_config": backbone, "head_hidden_size": 0}
+    values |= {"flip": False, "per_device_train_batch_size": 32, "max_steps": 60, "learning_rate": 1e-2}
+    values |= {name: ["bus", "cup", "chair", "sofa"] for name in ("train_categories", "predict_categories")}
+    run(ClassifierConfig(**{**values, "predict_split": "train", "logging_steps": 20}))
+    predictions = read_predictions(Path(recipe["output_dir"]) / "predictions.jsonl")
+    assert len(predictions) == 32
+    errors = pose_error([p.pose.angles for p in predictions], [p.true.angles for p in predictions])
+    assert errors.max() < math.pi / 18
+    assert all(p.pred_category == p.category for p in predictions)
+
+
+@pytest.mark.parametrize("backbone", [small_resnet, small_swin])
+def test_resnet_and_swin_go_the_whole_way(recipe, backbone, capsys):
+    """Real classes, random weights, the published heads and optimiser, by the command."""
+    described = {
+        k: v for k, v in backbone().to_diff_dict().items() if k not in ("transformers_version", "architectures")
+    }
+    options = {
+        **{"data": recipe["data"], "output_dir": recipe["output_dir"], "backbone-config": json.dumps(described)},
+        **{"image-size": 32, "optim": "sgd", "optim-args": "momentum=0.9", "learning-rate": 0.01, "weight-decay": 1e-4},
+        **{"max-steps": 2, "per-device-train-batch-size": 4, "logging-steps": 1, "predict-categories": "car"},
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert main([*words, "--decay-all", "--use-cpu", "--disable-tqdm"]) == 0, capsys.readouterr().err
+    model, _ = load_classifier(Path(recipe["output_dir"]))
+    assert type(model.backbone).__name__ == type(AutoModel.from_config(backbone())).__name__
+    assert model.config.rotation == "bins"
+    (prediction,) = read_predictions(Path(recipe["output_dir"]) / "predictions.jsonl")
+    assert (prediction.category, prediction.pred_category in ("car", "guitar")) == ("car", True)
+
+
+def test_the_rate_falls_by_epochs(recipe):
+    """Eight pictures in batches of four are two steps an epoch, so that 1.5 epochs are three."""
+    values = {**recipe, "flip": False, "per_device_train_batch_size": 4, "max_steps": -1, "num_train_epochs": 4}
+    run(ClassifierConfig(**values, learning_rate=0.01, lr_step_epochs=1.5, lr_step_factor=0.1))
+    rates = [line["learning_rate"] for line in log_of(Path(recipe["output_dir"]))]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001, 0.001, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize("name", ["resnet50_general", "swin_t_general"])
+def test_the_published_schedule(recipe, prepared, name):
+    """SGD 0.01, momentum 0.9, weight decay 1e-4 on everything, batch 64, 120 epochs, a tenth every 40."""
+    file = Path(__file__).parents[2] / "scripts" / "recipes" / f"{name}.yaml"
+    words = ["--config", str(file), "--data", str(prepared), "--output-dir", recipe["output_dir"], "--use-cpu"]
+    words += ["--dataloader-num-workers", "0"]
+    config = parse_config(ClassifierConfig, words, prog="classifier", description="", example="")
+    assert (config.rotation, config.pooling, config.head_hidden_size) == ("bins", "mean", 0)
+    assert (config.num_train_epochs, config.max_steps) == (120, -1)
+    config.backbone, config.backbone_config, config.image_size = None, small_resnet().to_diff_dict(), 32
+    model, processor = build_classifier(config, ["car"])
+    records = read_records(prepared, "train") * 16  # two batches of 64
+    trainer = ClassifierTrainer(
+        model=model, args=config, train_dataset=RecordImages(records, prepared / "train", processor, ["car"])
+    )
+    trainer.create_optimizer_and_scheduler(num_training_steps=240)
+    optimizer = trainer.optimizer
+    assert type(optimizer) is torch.optim.SGD
+    assert sum(len(group["params"]) for group in optimizer.param_groups if group["weight_decay"] == 1e-4) == len(
+        list(model.parameters())
+    )
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+    rates = []
+    for _ in range(240):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        trainer.lr_scheduler.step()
+    expected = [0.01] * 80 + [0.001] * 80 + [1e-4] * 80
+    assert rates == pytest.approx(expected)
+
+
+def test_bins_are_those_of_the_report():
+    """Forty over [0, 2 pi), floor binning of wrapped angles, decoded at (b + 1/2) 9 degrees; theta 0 is on an edge."""
+    degrees = np.array([[0.0, 8.9, 9.1], [359.9, -0.1, -89.0], [180.0, 360.0, 725.0]])
+    assert angles_to_bins(np.radians(degrees)).tolist() == [[0, 0, 1], [39, 39, 30], [20, 0, 0]]
+    np.testing.assert_allclose(np.degrees(bins_to_angles(np.array([0, 1, 39]))), [4.5, 13.5, 355.5])
+
+
 @pytest.mark.parametrize("lost", [["checkpoint-4"], []])
 def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
-    """Stopped on its way, or after its last checkpoint and before its end was marked."""
-    whole = {**recipe, "max_steps": 4, "save_steps": 2}
+    """Stopped on its way, or after its last checkpoint and before its end was marked; the rate falls in between."""
+    whole = {**recipe, "max_steps": 4, "save_steps": 2, "lr_step_epochs": 1.5}
     run(ClassifierConfig(**whole))
     stopped = tmp_path / "stopped"
     run(ClassifierConfig(**{**whole, "output_dir": str(stopped)}))
@@ -130,8 +223,9 @@ def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
     expected, found = (load_classifier(Path(f))[0].state_dict() for f in (recipe["output_dir"], stopped))
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
-    logs = [(Path(folder) / "log.jsonl").read_text().splitlines() for folder in (recipe["output_dir"], stopped)]
-    assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
+    logs = [log_of(Path(folder)) for folder in (recipe["output_dir"], stopped)]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+    assert [line["learning_rate"] for line in logs[0]] == [line["learning_rate"] for line in logs[1]]
 
 
 def test_the_backbone_is_a_tower(recipe, tmp_path):
@@ -147,6 +241,16 @@ def test_the_backbone_is_a_tower(recipe, tmp_path):
     ("options", "match"),
     [
         ({"backbone": None}, "--backbone is needed"),
+        ({"backbone_config": {"model_type": "resnet"}}, "--backbone is needed, or --backbone-config in its place"),
+        ({"backbone": None, "backbone_config": {"depths": [1]}}, "--backbone-config .*: no transformers config"),
+        (
+            {"backbone": None, "backbone_config": {"model_type": "no-such"}},
+            "--backbone-config .*: no transformers config",
+        ),
+        ({"backbone": None, "backbone_config": "[1]"}, "--backbone-config .*: must be a JSON object"),
+        ({"lr_step_epochs": -1.0}, "--lr-step-epochs -1.0 .*: the first must not be negative"),
+        ({"lr_step_epochs": 1.0, "warmup_steps": 3}, "--lr-step-epochs: the rate begins at its height"),
+        ({"predict_categories": ["sofa"]}, "--predict-categories sofa: no object of it in .*val"),
         ({"backbone": "/none"}, "--backbone /none: cannot be loaded"),
         ({"rotation": "euler"}, "--rotation euler: not known; choose one of svd9d"),
         ({"pooling": "max"}, "--pooling max: not known; choose one of mean, flatten"),
@@ -165,7 +269,7 @@ def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
 
 def test_a_checkpoint_of_another_system_is_refused(tiny_base, prepared, tmp_path):
     with pytest.raises(InputError, match=f"{tiny_base}: ") as caught:
-        predict(tiny_base, prepared, "val", tmp_path / "p.jsonl", system="x")
+        predict(tiny_base, read_records(prepared, "val"), prepared / "val", tmp_path / "p.jsonl", system="x")
     assert "pose classifier" in str(caught.value)
     assert not (tmp_path / "p.jsonl").exists()
 

@@ -16,9 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data_prep.instructions import InstructConfig, instruct
 from eval.predict import PredictConfig, main, predict, predict_batch, settings_file
 from eval.score import main as score_main
+from llava_pose import categories
 from llava_pose.config import read_yaml
+from llava_pose.conversation import to_messages
 from llava_pose.errors import InputError
 from llava_pose.metrics import pose_error
 from llava_pose.model.loading import load_full, load_processor
@@ -321,7 +324,8 @@ def test_what_was_taught_is_predicted_and_scored(taught: Any, tmp_path: Path, ta
     write_records(tmp_path, "val", [record, other])
     out, scores = tmp_path / "predictions.jsonl", tmp_path / "scores.json"
     words = ["--checkpoint", str(taught.folder), "--data", str(tmp_path), "--task", task, "--device", "cpu"]
-    assert main([*words, "--out", str(out), "--categories", "car", "cup", "chair", "--system", "taught"]) == 0
+    candidates = ["--categories", "car", "cup", "chair"] if task == "joint" else []
+    assert main([*words, "--out", str(out), *candidates, "--system", "taught"]) == 0
     for prediction in read_predictions(out):
         assert prediction.system == "taught"
         assert prediction.pred_category == (None if task == "pose" else "car")
@@ -332,6 +336,59 @@ def test_what_was_taught_is_predicted_and_scored(taught: Any, tmp_path: Path, ta
     assert (overall["n"], overall["acc@10"]["value"]) == (2, 1)
     if task == "joint":
         assert overall["class_accuracy"]["value"] == 1
+
+
+# --- asked by description, and only some ---
+
+
+def test_a_description_is_asked_as_instruct_writes_it(
+    whole: dict[str, PredictConfig], five: Path, tmp_path: Path
+) -> None:
+    """The words before `<pose6D>` are those of a sample of the kind described, to the token."""
+    sample_file = tmp_path / "train.json"
+    instruct(
+        InstructConfig(data=str(five), out=str(sample_file), split="val", kinds=["described"], phrasings=1),
+    )
+    sample = next(s for s in json.loads(sample_file.read_text()) if s["category"] == "diningtable")
+    chat = load_processor(whole["pose"].checkpoint).encode_chat(to_messages(sample["conversations"]))
+    seen = []
+
+    class Watched(PosePredictor):
+        def _prefix(self, *args: Any, **kwargs: Any) -> np.ndarray:
+            seen.append(super()._prefix(*args, **kwargs))
+            return seen[-1]
+
+    predictor = Watched.from_checkpoint(whole["pose"].checkpoint, device="cpu")
+    image = Image.open(five / "val" / "diningtable" / "4.png")
+    description = categories.get("diningtable").description
+    [answer] = predictor.predict([image], ["dining table"], descriptions=[description], viewports=[180.0])
+    pose_token = int(np.flatnonzero(chat.input_ids == load_processor(whole["pose"].checkpoint).pose_token_id)[0])
+    np.testing.assert_array_equal(seen[0], chat.input_ids[:pose_token])
+    config = replace(whole["pose"], out=str(tmp_path / "p.jsonl"), describe=True)
+    predict(config)
+    described = read_predictions(config.out)
+    assert described[4].pose.to_dict() == pytest.approx(answer.pose.to_dict())
+    assert all(p.pred_category is None for p in described)
+    named = read_predictions(whole["pose"].out)
+    assert all(a.pose != b.pose for a, b in zip(described, named, strict=True))
+    assert read_yaml(settings_file(Path(config.out)))["describe"] is True
+    with pytest.raises(InputError, match="begun with describe True, not None"):
+        predict(replace(config, describe=False))
+
+
+def test_only_some_categories_are_predicted(whole: dict[str, PredictConfig], tmp_path: Path) -> None:
+    config = replace(whole["joint"], out=str(tmp_path / "p.jsonl"), predict_categories=["dining table", "cup"])
+    predict(config)
+    undisturbed = [p for p in read_predictions(whole["joint"].out) if p.category in ("cup", "diningtable")]
+    assert_same_answers(read_predictions(config.out), undisturbed, 1e-4)
+    with pytest.raises(InputError, match=r"begun with predict_categories .*, not None"):
+        predict(replace(config, predict_categories=None))
+
+
+def test_a_question_that_is_too_long_is_refused(tiny_base: Path, five: Path) -> None:
+    predictor = PosePredictor.from_checkpoint(tiny_base, device="cpu")
+    with pytest.raises(InputError, match=r"have \d+ tokens, more than the model's 1024: ask without descriptions"):
+        predictor.predict([Image.new("RGB", (32, 32))], ["car"], descriptions=["A car. " * 400])
 
 
 # --- runs that were cut off ---
@@ -463,6 +520,8 @@ def test_no_logits_are_kept(tiny_base: Path, five: Path, task: str) -> None:
         ({"task": "pose", "categories": ["car"]}, "--categories: .* have no effect with --task pose"),
         ({"out": "."}, r"--out \.: is a folder"),
         ({"task": "joint", "categories": ["car", "unicorn"]}, r"--categories: unknown category 'unicorn'"),
+        ({"task": "joint", "describe": True}, "--describe: a description tells the category"),
+        ({"predict_categories": ["bus"]}, "--predict-categories bus: no object of it in .*val"),
         ({"checkpoint": "no-such-checkpoint"}, "no-such-checkpoint"),
     ],
 )
@@ -485,6 +544,8 @@ def test_a_category_outside_the_taxonomy_is_named_or_allowed(
     for task in ("pose", "joint"):
         with pytest.raises(InputError, match=r"data/val/metadata\.jsonl: unknown category 'unicorn'"):
             predict(replace(config, task=task))
+    with pytest.raises(InputError, match="--describe: the taxonomy has no description of 'unicorn'"):
+        predict(replace(config, describe=True, allow_custom_categories=True))
     predict(replace(config, allow_custom_categories=True))
     assert {p.category for p in read_predictions(out)} == {"unicorn"}
 

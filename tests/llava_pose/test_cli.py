@@ -64,7 +64,7 @@ def start(words: Sequence[str]) -> subprocess.Popen[str]:
 def test_help_lists_every_command(run, word):
     code, out, err = run(word)
     assert (code, err) == (0, "")
-    listed = re.findall(r"^  (\w+) {2,}(\S.*)$", out, re.MULTILINE)
+    listed = re.findall(r"^  ([\w-]+) {2,}(\S.*)$", out, re.MULTILINE)
     assert listed == [(name, what) for name, (_, what) in COMMANDS.items()]
     assert "usage: llava-pose COMMAND" in out
     assert "example:" in out

@@ -17,6 +17,7 @@ import yaml
 from llava_pose.config import (
     atomic_file,
     command,
+    fill_config,
     parse_config,
     read_yaml,
     require,
@@ -51,6 +52,11 @@ class DemoConfig:
 class NeedsPredictions:
     predictions: str = field(metadata={"help": "the file"})
     seed: int = 0
+
+
+@dataclass
+class HoldsMappings:
+    entries: list[dict] = field(default_factory=list, metadata={"help": "in YAML alone"})
 
 
 def parse(argv: list[str], config_class: type = DemoConfig, positional: str | None = None):
@@ -118,6 +124,32 @@ def test_a_saved_config_reads_back_as_the_same_config(tmp_path):
     values = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
     assert values.pop("derived") == 18  # made by the config itself, not an option
     assert parse(["--config", write_yaml(tmp_path, yaml.safe_dump(values))]) == config
+
+
+def test_a_mapping_fills_a_config_as_a_yaml_file_does(tmp_path):
+    values = {"learning_rate": "1e-2", "weights": [3], "mode": "full", "extra": {"a": [1]}, "data": None}
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(values))
+    assert fill_config(DemoConfig, values, source="here") == parse(["--config", str(tmp_path / "demo.yaml")])
+    assert fill_config(DemoConfig, {}, source="here") == DemoConfig()
+    for wrong, match in (
+        ({"epoch": 1}, "here: there is no field 'epoch'; did you mean 'epochs'"),
+        ({"epochs": "many"}, "here: the field 'epochs' must be of type int"),
+        ({"epochs": -1}, "here: epochs must not be negative"),
+        ({"derived": 1}, "here: there is no field 'derived'"),
+    ):
+        with pytest.raises(InputError, match=match):
+            fill_config(DemoConfig, wrong, source="here")
+    with pytest.raises(InputError, match="here: the field 'predictions' is needed"):
+        fill_config(NeedsPredictions, {"seed": 1}, source="here")
+
+
+def test_a_list_may_hold_mappings(tmp_path):
+    (tmp_path / "list.yaml").write_text("entries:\n- {name: a}\n- {name: b, size: 2}\n")
+    config = parse(["--config", str(tmp_path / "list.yaml")], HoldsMappings)
+    assert config.entries == [{"name": "a"}, {"name": "b", "size": 2}]
+    (tmp_path / "list.yaml").write_text("entries: [a]")
+    with pytest.raises(InputError, match="the field 'entries' must be of type dict, not 'a'"):
+        parse(["--config", str(tmp_path / "list.yaml")], HoldsMappings)
 
 
 def test_a_positional_word_or_its_option(tmp_path):

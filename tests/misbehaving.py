@@ -22,6 +22,7 @@ class Script:
         steps: one for each request, GOOD after the last. A string is the model's answer; an int a status; (status,
             headers) the same with headers; a dict the whole reply; "cut", "slow", "no json", "html" and GOOD are by name.
         good: the answer to a request that goes well.
+        finish_reason: of every answer; "length" for one that was cut off.
         requests: (time, headers, body) as they came.
     """
 
@@ -32,6 +33,7 @@ class Script:
     most_at_once: int = 0
     delay: float = 0.0
     url: str = ""
+    finish_reason: str = "stop"
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next_step(self) -> Any:
@@ -92,7 +94,11 @@ def serving(script: Script) -> Iterator[Script]:
                 "created": 0,
                 "model": "m",
                 "choices": [
-                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+                    {
+                        "index": 0,
+                        "finish_reason": script.finish_reason,
+                        "message": {"role": "assistant", "content": content},
+                    }
                 ],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
             }

@@ -1,0 +1,87 @@
+"""Prepared records as what a network of one picture learns from: pixels, angles, the category's number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from torch.utils.data import Dataset
+
+from llava_pose import categories
+from llava_pose.errors import InputError
+from llava_pose.geometry import flip_pose
+from llava_pose.pictures import load_rgb
+from llava_pose.records import ObjectRecord, read_records
+
+
+def category_of(record: ObjectRecord) -> categories.Category:
+    """As the taxonomy has it, whatever alias it was filed under."""
+    return categories.get(record.category, allow_custom=True, source=record.id)
+
+
+def select_records(data: str | Path, split: str, names: Sequence[str] | None, option: str) -> list[ObjectRecord]:
+    """The records of a split; with ``names``, of these categories alone.
+
+    Args:
+        option: that gave the names, for messages.
+
+    Raises:
+        InputError: there is no such split, no object in it, or none of one of the names.
+    """
+    records = read_records(data, split)
+    if not records:
+        raise InputError(f"{data}/{split}: there is no object in it; run llava-pose prepare, or choose another split")
+    if names:
+        records = categories.only_of(names, records, option=option, place=f"{data}/{split}")
+    return records
+
+
+class RecordImages(Dataset):
+    """Prepared records as inputs of a pose classifier; with ``flip``, mirror-symmetric ones a second time mirrored."""
+
+    def __init__(
+        self,
+        records: Sequence[ObjectRecord],
+        folder: Path,
+        image_processor: Any,
+        names: Sequence[str],
+        *,
+        flip: bool = False,
+    ):
+        """
+        Args:
+            folder: of the split; file names are relative to it.
+            names: of the categories, in the order of the outputs.
+        """
+        self.records = records
+        self.folder = folder
+        self.image_processor = image_processor
+        self._index = {name: index for index, name in enumerate(names)}
+        self.items = [(index, False) for index in range(len(records))]
+        if flip:
+            self.items += [
+                (index, True) for index, record in enumerate(records) if category_of(record).mirror_axis == "x"
+            ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """pixel_values (3, height, width); angles (3,) radians; category, an index of the names, 0 of one not among them."""
+        index, mirrored = self.items[item]
+        record = self.records[index]
+        picture = load_rgb(self.folder / record.file_name)
+        angles = record.pose.angles
+        if mirrored:
+            picture = ImageOps.mirror(picture)
+            angles = tuple(float(angle) for angle in flip_pose(*angles, 0.0, 0.0)[:3])
+        pixels = self.image_processor(picture, return_tensors="np")["pixel_values"][0]
+        return {
+            "pixel_values": torch.from_numpy(np.asarray(pixels, dtype=np.float32)),
+            "angles": torch.tensor(angles, dtype=torch.float32),
+            "category": torch.tensor(self._index.get(category_of(record).name, 0)),
+        }

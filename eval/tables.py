@@ -1,0 +1,233 @@
+"""`llava-pose tables`: one of the three tables of the ImageNet3D report from the prediction files of any systems.
+
+Table 1 is linear probing, table 2 open-vocabulary pose (scored on novel categories), table 3 joint classification and pose
+(3D-aware accuracy). Each has an average and a column for each of the seven meta classes, with intervals, counts and paired
+tests, and the published rows beside it. All figures come from ``eval.figures``, as those of ``llava-pose score`` do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.figures import score_comparison
+from eval.report.plots import meta_classes_figure, save_figure
+from eval.report.report_table import KINDS, make_table, notes_of, sections_of, title_of
+from eval.report.sections import as_markdown, as_text
+from eval.systems import SampleRule, align, canonical_category, read_systems
+from llava_pose import categories
+from llava_pose.config import command, write_atomic, write_json
+from llava_pose.errors import InputError
+from llava_pose.metrics import threshold_name
+from llava_pose.records import Prediction, read_predictions
+
+logger = logging.getLogger(__name__)
+PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
+_OURS = "llava-pose"
+Systems = Mapping[str, Sequence[Prediction]]
+
+
+@dataclass
+class TablesConfig:
+    """Options of ``llava-pose tables``."""
+
+    predictions: list[str] = field(
+        metadata={"help": "prediction files, of one system each or of several mixed, over the same samples"}
+    )
+    table: int = field(
+        default=3,
+        metadata={
+            "help": "1: linear probing, 2: open vocabulary, 3: joint classification and pose",
+            "choices": [1, 2, 3],
+        },
+    )
+    out: str = field(
+        default="table.md",
+        metadata={"help": "the Markdown file; its figures (.json) and a plot (.png) stand beside it"},
+    )
+    names: list[str] | None = field(
+        default=None, metadata={"help": "one system name a file, instead of the names in the files"}
+    )
+    samples: SampleRule = field(
+        default="same",
+        metadata={
+            "help": "where systems answered different samples: 'same' refuses, 'common' scores what all answered, "
+            "'all' counts a missing answer as a failure"
+        },
+    )
+    thresholds: list[float] = field(
+        default_factory=lambda: [30.0],
+        metadata={"help": "error thresholds in degrees, a table for each; the report has 30 and 10"},
+    )
+    reference: str | None = field(
+        default=None,
+        metadata={"help": f"the system that the others are tested against; default: {_OURS}'s, else the first"},
+    )
+    novel: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "table 2: the novel categories, or all; default: those that the taxonomy does not call known"
+        },
+    )
+    oracle: list[str] | None = field(
+        default=None,
+        metadata={"help": "table 2: systems trained on all categories; default: those with oracle in their name"},
+    )
+    seed: int = field(default=0, metadata={"help": "of the bootstrap intervals"})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.predictions, str):
+            self.predictions = [self.predictions]
+        if not self.predictions:
+            raise InputError("there is no prediction file to make a table of; see --help")
+        if self.table not in KINDS:
+            raise InputError(f"--table {self.table}: there is no such table; choose 1, 2 or 3")
+        if not self.thresholds:
+            raise InputError("--thresholds needs at least one angle in degrees")
+        for degrees in self.thresholds:
+            if not 0 < degrees <= 180:
+                raise InputError(f"--thresholds {degrees:g}: a threshold is an angle over 0 and up to 180 degrees")
+        if Path(self.out).suffix not in (".md", ".json"):
+            raise InputError(f"--out {self.out}: the table is Markdown and JSON; give a name that ends in .md or .json")
+        for option in ("novel", "oracle"):
+            if getattr(self, option) and self.table != 2:
+                raise InputError(f"--{option}: belongs to --table 2")
+
+
+def tables(config: TablesConfig) -> dict[str, Any]:
+    """Score the systems and write the table as Markdown, JSON and a plot.
+
+    Returns:
+        What the JSON file holds: :func:`eval.report.report_table.make_table`, and the names of the files.
+
+    Raises:
+        InputError: a file is bad, the systems cannot be compared, or they lack what the table shows.
+    """
+    systems = read_systems(config.predictions, config.names)
+    oracles: list[str] = []
+    if config.table == 2:
+        oracles = _oracles(systems, config.oracle)
+        systems = only_novel(systems, config.novel)
+    if config.table == 3:
+        _require_categories(systems)
+    thresholds = [math.radians(degrees) for degrees in dict.fromkeys(config.thresholds)]
+    scores = score_comparison(
+        align(systems, config.samples),
+        thresholds=thresholds,
+        reference=config.reference or _ours(systems),
+        seed=config.seed,
+    )
+    selected = _test_selected(config, [threshold_name(t) for t in thresholds]) if config.table == 1 else {}
+    table = {
+        "files": [str(path) for path in config.predictions],
+        **make_table(config.table, scores, oracles=oracles, test_selected=selected),
+    }
+    markdown, figures, plot = output_paths(config.out)
+    write_json(figures, table)
+    write_atomic(markdown, as_markdown(title_of(table), sections_of(table), notes_of(table)))
+    save_figure(meta_classes_figure(table), plot)
+    return table
+
+
+def output_paths(out: str | Path) -> tuple[Path, Path, Path]:
+    """Where the Markdown, the figures and the plot go."""
+    out = Path(out)
+    return out.with_suffix(".md"), out.with_suffix(".json"), out.with_suffix(".png")
+
+
+def _ours(systems: Systems) -> str | None:
+    return next((name for name in systems if name.lower().startswith(_OURS)), None)
+
+
+def _oracles(systems: Systems, named: Sequence[str] | None) -> list[str]:
+    if named is None:
+        return [name for name in systems if "oracle" in name.lower()]
+    for name in named:
+        if name not in systems:
+            raise InputError(f"--oracle {name}: there is no such system; there are {', '.join(systems)}")
+    return list(named)
+
+
+def only_novel(systems: Systems, named: Sequence[str] | None) -> dict[str, list[Prediction]]:
+    """The predictions for objects of novel categories.
+
+    Args:
+        named: the novel categories, or ["all"] where the files hold no others; None for those that the taxonomy does not
+            call known.
+
+    Raises:
+        InputError: a system has no such prediction.
+    """
+    novel = None if named is None else {canonical_category(name) for name in named}
+
+    def is_novel(name: str) -> bool:
+        category = categories.find(name)
+        if novel is None:
+            return category is None or not category.known
+        return novel == {"all"} or canonical_category(name) in novel
+
+    kept = {system: [p for p in answers if is_novel(p.category)] for system, answers in systems.items()}
+    for system, answers in kept.items():
+        if not answers:
+            raise InputError(
+                f"--table 2: '{system}' answers no object of a novel category; predict novel ones with it, or say with "
+                "--novel which they are"
+            )
+        left_out = len(systems[system]) - len(answers)
+        if left_out:
+            logger.info("%s: %d answers for known categories are left out of table 2", system, left_out)
+    return kept
+
+
+def _require_categories(systems: Systems) -> None:
+    for system, answers in systems.items():
+        if all(answer.pred_category is None for answer in answers):
+            raise InputError(
+                f"--table 3: '{system}' names no category ('pred_category' is null in all of its lines), and 3D-aware "
+                "accuracy needs one; predict with --task joint, or leave the file out"
+            )
+
+
+def _test_selected(config: TablesConfig, accuracies: Sequence[str]) -> dict[str, dict[str, float]]:
+    """System -> accuracy's name -> figure of the probe that is best on the test set, of the files that have it beside them."""
+    found: dict[str, dict[str, float]] = {}
+    for number, path in enumerate(config.predictions):
+        grid = Path(path).with_name(PROBE_GRID)
+        if not grid.is_file():
+            continue
+        try:
+            best = json.loads(grid.read_text(encoding="utf-8"))["selected_on_predicted"]["predicted"]
+            values = {name: float(best[name]) for name in accuracies if name in best}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{grid}: cannot be read as linear probing writes it ({error!r}); make it anew, or move it away"
+            ) from error
+        names = [config.names[number]] if config.names else {p.system for p in read_predictions(path)}
+        found |= dict.fromkeys(names, values)
+    return found
+
+
+def _make_and_show(config: TablesConfig) -> None:
+    table = tables(config)
+    markdown, figures, plot = output_paths(config.out)
+    sys.stdout.write(as_text(sections_of(table), notes_of(table)))
+    sys.stdout.write(f"\ntable: {markdown}   figures: {figures}   plot: {plot}\n")
+
+
+main = command(
+    TablesConfig,
+    _make_and_show,
+    prog="llava-pose tables",
+    description="One of the three tables of the ImageNet3D report from predictions.jsonl files of any systems.",
+    example="llava-pose tables --table 3 runs/ours/predictions.jsonl runs/resnet50/predictions.jsonl --out table3.md",
+    positional="predictions",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,230 @@
+"""Linear probing from prepared data to predictions: the grid, the hold-out, what is done once, bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
+
+from eval.baselines.linear_probe import LinearProbeConfig, hold_out, run
+from eval.baselines.probe_backbone import load_backbone
+from eval.baselines.probe_features import build_features
+from eval.linear_probing import main
+from llava_pose.errors import InputError
+from llava_pose.geometry import angles_to_bins, bins_to_angles
+from llava_pose.metrics import pose_error
+from llava_pose.pictures import load_rgb
+from llava_pose.records import ObjectRecord, Pose, read_predictions, read_records, write_records
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def a_record(category: str, image: str, instance: str = "", pose: Pose | None = None) -> ObjectRecord:
+    source = {"image": image, "instance": instance, "source": "made"}
+    return ObjectRecord(image, image, category, pose or Pose(0.0, 0.0, 0.0), 1.0, 32, 32, (0, 0, 32, 32), source=source)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, large enough that pictures differ."""
+    folder = tmp_path_factory.mktemp("backbone") / "vit"
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    ViTModel(ViTConfig(**shape, image_size=32, patch_size=8, initializer_range=0.2)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """32 objects to train on, of two categories and 16 instances; three to predict."""
+    rng = np.random.default_rng(0)
+
+    def made(split: str, name: str, category: str, azimuth: float, elevation: float, instance: str) -> ObjectRecord:
+        small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        path = tmp_path / "prepared" / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small.resize((32, 32), Image.Resampling.BICUBIC).save(path)
+        return a_record(category, path.name, instance, pose=Pose(azimuth, elevation, 0.1))
+
+    train = [
+        made("train", f"{category}{i}", category, 0.2 + 0.39 * i, 0.3 - 0.02 * i, f"i{i // 2}")
+        for i in range(16)
+        for category in ("car", "guitar")
+    ]
+    val = [
+        made("val", name, category, 0.7, 0.2, "v") for name, category in (("a", "car"), ("b", "car"), ("c", "guitar"))
+    ]
+    write_records(tmp_path / "prepared", "train", train)
+    write_records(tmp_path / "prepared", "val", val)
+    return tmp_path / "prepared"
+
+
+@pytest.fixture
+def recipe(prepared: Path, backbone: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "data": str(prepared),
+        "output_dir": str(tmp_path / "run"),
+        "backbone": str(backbone),
+        "learning_rates": [0.001, 0.05],
+        "epochs": 4,
+    }
+
+
+def grid_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    return json.loads((Path(recipe["output_dir"]) / "probe_grid.json").read_text())
+
+
+def test_32_pictures_are_learnt_by_heart(recipe):
+    values = {**recipe, "predict_split": "train", "epochs": 400, "learning_rates": [0.05], "batch_size": 32}
+    predictions = read_predictions(run(LinearProbeConfig(**values)))
+    assert len(predictions) == 32
+    true = np.array([p.true.angles for p in predictions])
+    errors = pose_error([p.pose.angles for p in predictions], true)
+    assert (errors < np.radians(10)).all(), "within the width of a bin: accuracy 100%"
+    expected = bins_to_angles(angles_to_bins(true))
+    assert pose_error([p.pose.angles for p in predictions], expected).max() < 1e-6
+
+
+def test_the_cell_is_chosen_on_the_hold_out_and_what_the_predicted_split_would_choose_stands_beside_it(recipe):
+    predictions = read_predictions(run(LinearProbeConfig(**recipe, system="probe")))
+    grid = grid_of(recipe)
+    cells = grid["cells"]
+    assert len(cells) == 2 * 2 * 2  # of four layers, last four and four uniform are the same
+    assert {(c["layers"], c["pooling"], c["learning_rate"]) for c in cells} >= {("last-4", "cls+patches", 0.05)}
+    assert grid["selected"]["holdout"]["acc@30"] == max(cell["holdout"]["acc@30"] for cell in cells)
+    assert grid["selected_on_predicted"]["predicted"]["acc@30"] == max(c["predicted"]["acc@30"] for c in cells)
+    assert grid["objects"] == {"train": 32, "held_out": 8, "predicted": 3}
+    assert [p.id for p in predictions] == [record.id for record in read_records(recipe["data"], "val")]
+    assert {p.system for p in predictions} == {"probe"}
+    assert all(p.pred_category is None and 0 < p.confidence <= 1 for p in predictions)
+    errors = pose_error([p.pose.angles for p in predictions], [p.true.angles for p in predictions])
+    assert np.isclose((errors < np.pi / 6).mean(), grid["selected"]["predicted"]["acc@30"])
+    probe = load_file(Path(recipe["output_dir"]) / "probe.safetensors")
+    assert probe["weight"].shape[:2] == probe["bias"].shape == (3, 40)
+
+
+def test_what_is_done_is_not_done_again_and_another_setting_is(recipe):
+    out = run(LinearProbeConfig(**recipe))
+    before = out.stat().st_mtime_ns
+    assert run(LinearProbeConfig(**recipe)).stat().st_mtime_ns == before
+    features = next((Path(recipe["output_dir"]) / "features").glob("*/features.mmap"))
+    held = features.stat().st_mtime_ns
+    assert run(LinearProbeConfig(**{**recipe, "epochs": 5})).stat().st_mtime_ns > before
+    assert features.stat().st_mtime_ns == held, "features do not depend on the probes' settings"
+
+
+def test_categories_and_limit_choose_objects(recipe):
+    values = {**recipe, "train_categories": ["car"], "predict_categories": ["Guitar"], "limit": 10}
+    predictions = read_predictions(run(LinearProbeConfig(**values)))
+    assert [p.category for p in predictions] == ["guitar"]
+    assert grid_of(recipe)["objects"]["train"] == 10
+
+
+def test_instances_are_held_out_whole_and_of_every_category():
+    records = [a_record("car", f"c{i}", f"model{i // 5}") for i in range(50)]
+    records += [a_record("cup", f"u{i // 2}") for i in range(20)] + [a_record("bus", "b")]
+    held = hold_out(records, 0.2, seed=0)
+    for name in {r.source["instance"] for r in records if r.source["instance"]}:
+        assert len({bool(h) for h, r in zip(held, records, strict=True) if r.source["instance"] == name}) == 1
+    assert held[:50].sum() == 10
+    assert held[50:70].sum() == 4
+    assert held[50:70:2].tolist() == held[51:70:2].tolist(), "two objects of one picture stay together"
+    assert not held[70], "the only object of its category is trained on"
+    assert not np.array_equal(held, hold_out(records, 0.2, seed=1))
+    assert np.array_equal(held, hold_out(records, 0.2, seed=0))
+
+
+def test_processes_that_share_the_features_get_those_of_one(prepared, backbone, tmp_path):
+    records = read_records(prepared, "train")
+    images = [f"train/{record.file_name}" for record in records]
+    loaded = load_backbone(str(backbone))
+    for index in (1, 0):
+        both = build_features(tmp_path / "both", prepared, images, loaded, share=(index, 2))
+    alone = build_features(tmp_path / "alone", prepared, images, load_backbone(str(backbone)))
+    assert both.name == alone.name
+    assert both.cache.missing() == []
+    torch.testing.assert_close(both.of(images), alone.of(images), rtol=1e-5, atol=1e-5)
+    expected = loaded.features([load_rgb(prepared / image) for image in images[:2]])
+    np.testing.assert_allclose(alone.of(images[:2]).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_predict_what_one_does(recipe, tmp_path):
+    words = [f"--{name.replace('_', '-')}={recipe[name]}" for name in ("data", "epochs")]
+    words += ["--backbones", f"vit={recipe['backbone']}", "--learning-rates", "0.001", "0.05"]
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"by{count}"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        command = [*launcher, "-m", "eval.linear_probing", *words, "--output-dir", str(out)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append([(p.id, p.pose.angles) for p in read_predictions(out / "vit" / "predictions.jsonl")])
+    assert found[0] == found[1]
+
+
+def test_the_command_runs_several_backbones_and_says_what_is_next(recipe, backbone, capsys, caplog):
+    out = Path(recipe["output_dir"])
+    words = ["--data", recipe["data"], "--output-dir", str(out), "--epochs", "2", "--learning-rates", "0.01"]
+    words += ["--backbones", f"ViT-A/8={backbone}", f"B={backbone}"]
+    with caplog.at_level("INFO"):
+        assert main(words) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["ViT-A/8", "B"]
+    files = [out / folder / "predictions.jsonl" for folder in ("ViT-A-8", "B")]
+    assert {p.system for p in read_predictions(files[0])} == {"ViT-A/8"}
+    assert f"llava-pose tables --table 1 {files[0]} {files[1]}" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"data": ""}, "--data is needed"),
+        ({"data": "/none"}, "--data /none: there is no such folder"),
+        ({"output_dir": ""}, "--output-dir is needed"),
+        ({"backbone": ""}, "--backbone is needed"),
+        ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
+        ({"predict_categories": ["sofa"]}, "--predict-categories sofa: no object of it"),
+        ({"predict_split": "test"}, "test/metadata.jsonl: there is no such file"),
+        ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"holdout": 1.0}, "--holdout 1.0: must be a share"),
+        ({"learning_rates": [0.0]}, "--learning-rates"),
+        ({"limit": 1}, "1 objects are too few to hold some out"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
+    with pytest.raises(InputError, match=match) as caught:
+        run(LinearProbeConfig(**{**recipe, **options}))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_split_is_one_sentence(recipe):
+    write_records(recipe["data"], "val", [])
+    with pytest.raises(InputError, match="val: there is no object in it"):
+        run(LinearProbeConfig(**recipe))
+
+
+def test_backbones_are_looked_at_before_the_first_is_run(recipe, backbone, tmp_path, capsys):
+    text = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(text).save_pretrained(tmp_path / "llama")
+    words = ["--data", recipe["data"], "--output-dir", recipe["output_dir"], "--backbones"]
+    for backbones, expected in (
+        ([f"A={backbone}", f"B={tmp_path / 'llama'}"], "is a llama model, not a vision model"),
+        ([f"A={backbone}", f"A={backbone}"], "has the same folder"),
+        ([str(backbone)], "write NAME=HUB_ID_OR_FOLDER"),
+    ):
+        assert main([*words, *backbones]) == 2
+        error = capsys.readouterr().err
+        assert expected in error.splitlines()[-1]
+        assert "Traceback" not in error
+    assert not Path(recipe["output_dir"]).exists()

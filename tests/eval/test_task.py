@@ -1,0 +1,433 @@
+"""`llava-pose open-vocabulary` and `llava-pose joint`: systems of every kind from one YAML, restartable, checked early."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from eval.baselines.classifier import load_classifier
+from eval.joint import main as joint_main
+from eval.open_vocabulary import OpenVocabularyConfig, known_and_novel
+from eval.open_vocabulary import main as open_vocabulary_main
+from eval.task import STAGES
+from llava_pose.cli import COMMANDS
+from llava_pose.config import read_yaml
+from llava_pose.errors import InputError
+from llava_pose.model.loading import load_full
+from llava_pose.records import (
+    ObjectRecord,
+    Pose,
+    Prediction,
+    read_predictions,
+    read_records,
+    write_jsonl,
+    write_records,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CATEGORIES = ("car", "bus", "agitator_truck", "chair")  # two known ones of the taxonomy, two novel ones
+NOVEL = ["agitator_truck", "chair"]
+SIDE = 32
+QUICK = {"max_steps": 2, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 4}
+BACKBONE = {"model_type": "bit", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_groups": 4}
+CLASSIFIER = {"backbone_config": BACKBONE, "image_size": SIDE, **QUICK}
+
+
+def make_prepared(folder: Path, *, train: int = 2, val: int = 1) -> Path:
+    """So many objects of each category in either split."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        records = []
+        for category in CATEGORIES:
+            for index in range(count):
+                angles = (rng.uniform(0, 6), rng.uniform(-0.5, 1), rng.uniform(-0.3, 0.3))
+                record = ObjectRecord(
+                    file_name=f"{category}/{split}{index}.png",
+                    id=f"{category}/{split}{index}/0",
+                    category=category,
+                    pose=Pose(*angles, 4.0, SIDE / 2, SIDE / 2),
+                    viewport=200.0,
+                    width=SIDE,
+                    height=SIDE,
+                    bbox=(4.0, 4.0, 28.0, 28.0),
+                )
+                path = folder / split / record.file_name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
+                records.append(record)
+        write_records(folder, split, records)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_prepared(tmp_path_factory.mktemp("prepared"))
+
+
+def classifier(name: str = "general", **changes: Any) -> dict[str, Any]:
+    return {"name": name, "kind": "classifier", "options": {**CLASSIFIER, **changes}}
+
+
+def recipe_file(folder: Path, systems: list[Any], **others: Any) -> Path:
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump({"systems": systems, **others}), encoding="utf-8")
+    return path
+
+
+def words(recipe: Path, data: Path, output: Path) -> list[str]:
+    return ["--config", str(recipe), "--data", str(data), "--output-dir", str(output)]
+
+
+@pytest.fixture(scope="module")
+def ran(tiny_base: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of an open-vocabulary run with a system of every kind that needs no mesh; its recipe is task.yaml."""
+    output = tmp_path_factory.mktemp("open")
+    mine = output / "mine.jsonl"
+    answers = {"system": "x", "pose": Pose(0.1, 0.2, 0.3), "pred_category": None, "confidence": None}
+    write_jsonl(mine, (Prediction.of(record, **answers).to_dict() for record in read_records(prepared, "val")))
+    train = {**QUICK, "language": "full", "learning_rate": 1e-3}
+    systems = [
+        classifier(),
+        {"name": "oracle", "kind": "classifier", "oracle": True},
+        {
+            "name": "llava-pose",
+            "kind": "llava-pose",
+            "options": {
+                "model": str(tiny_base),
+                "instruct": {"kinds": ["pose", "described"], "questions_per_object": 2},
+                "train": train,
+            },
+        },
+        {"name": "described", "kind": "llava-pose", "options": {"checkpoint": "llava-pose", "describe": True}},
+        {"name": "mine", "kind": "predictions", "options": {"file": str(mine)}},
+    ]
+    recipe = recipe_file(output, systems, defaults={"classifier": CLASSIFIER})
+    assert open_vocabulary_main(words(recipe, prepared, output)) == 0
+    return output
+
+
+def test_every_system_predicts_the_novel_objects_under_its_name(ran: Path) -> None:
+    for name in ("general", "oracle", "llava-pose", "described", "mine"):
+        predictions = read_predictions(ran / name / "predictions.jsonl")
+        assert [p.category for p in predictions] == NOVEL
+        assert {p.system for p in predictions} == {name}
+        assert json.loads((ran / name / "system_done.json").read_text())["seconds"] >= 0
+
+
+@pytest.mark.skipif("tables" not in COMMANDS, reason="llava-pose tables is not here")
+def test_the_table_has_every_system(ran: Path) -> None:
+    table = (ran / "table2.md").read_text()
+    assert all(name in table for name in ("general", "oracle (oracle)", "llava-pose", "described", "mine"))
+
+
+def test_only_the_oracle_has_seen_what_is_novel(ran: Path) -> None:
+    assert load_classifier(ran / "general")[0].config.categories == ["bus", "car"]
+    assert load_classifier(ran / "oracle")[0].config.categories == sorted(CATEGORIES)
+    samples = json.loads((ran / "llava-pose" / "train.json").read_text())
+    assert {sample["category"] for sample in samples} == {"car", "bus"}
+    assert {sample["kind"] for sample in samples} == {"pose", "described"}
+
+
+def test_the_description_is_asked_with_the_checkpoint_of_the_system_above(ran: Path) -> None:
+    settings = [read_yaml(ran / name / "predictions_settings.yaml") for name in ("llava-pose", "described")]
+    assert {s["checkpoint"] for s in settings} == {str(ran / "llava-pose")}
+    assert [s["describe"] for s in settings] == [None, True]
+    answers = [read_predictions(ran / name / "predictions.jsonl") for name in ("llava-pose", "described")]
+    assert all(a.pose != b.pose for a, b in zip(*answers, strict=True)), "another question has another answer"
+
+
+@pytest.fixture
+def copied(ran: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(ran, tmp_path / "copy")
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix in (".jsonl", ".yaml")
+    }
+
+
+def test_what_is_done_is_not_done_again(copied: Path, prepared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = stamps(copied)
+    caplog.set_level("INFO")
+    assert open_vocabulary_main(words(copied / "task.yaml", prepared, copied)) == 0
+    assert stamps(copied) == before
+    assert sum("is done" in message for message in caplog.messages) == 5
+
+
+def test_a_system_that_was_stopped_goes_on_alone(copied: Path, prepared: Path) -> None:
+    whole = (copied / "oracle" / "predictions.jsonl").read_bytes()
+    (copied / "oracle" / "predictions.jsonl").unlink()
+    before = stamps(copied)
+    assert open_vocabulary_main([*words(copied / "task.yaml", prepared, copied), "--only", "oracle"]) == 0
+    assert (copied / "oracle" / "predictions.jsonl").read_bytes() == whole
+    changed = {path for path, stamp in stamps(copied).items() if before.get(path) != stamp}
+    assert changed == {"oracle/predictions.jsonl", "oracle/system.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"max_steps": 3}, "was begun with max_steps 2, not 3"),
+        ({"learning_rate": 0.5}, "was begun with learning_rate None, not 0.5"),
+    ],
+)
+def test_changed_options_are_refused(copied: Path, prepared: Path, tmp_path: Path, capsys, changes, sentence) -> None:
+    recipe = recipe_file(tmp_path, [classifier(**changes)])
+    assert open_vocabulary_main(words(recipe, prepared, copied)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert sentence in error
+    assert "delete the folder" in error
+
+
+def test_what_the_system_above_is_trained_on_counts(copied: Path, prepared: Path, capsys) -> None:
+    """A checkpoint that is to be trained anew, otherwise, does not leave the predictions of the old one standing."""
+    recipe = copied / "task.yaml"
+    values = read_yaml(recipe)
+    values["systems"][2]["options"]["train"]["max_steps"] = 3
+    recipe.write_text(yaml.safe_dump(values))
+    shutil.rmtree(copied / "llava-pose")
+    assert open_vocabulary_main(words(recipe, prepared, copied)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "described: was begun with system_above_digest" in error
+    assert not (copied / "llava-pose").exists()
+
+
+def test_other_records_are_refused(copied: Path, tmp_path: Path, capsys) -> None:
+    data = make_prepared(tmp_path / "other", train=3)
+    assert open_vocabulary_main(words(recipe_file(tmp_path, [classifier()]), data, copied)) == 2
+    assert "was begun with train_records_digest" in capsys.readouterr().err
+
+
+def test_a_bad_system_does_not_keep_the_others_from_running(prepared: Path, tmp_path: Path, capsys) -> None:
+    one = tmp_path / "one.jsonl"
+    write_jsonl(one, [Prediction("agitator_truck/val0/0", "x", "agitator_truck", None, None, Pose(0, 0, 0)).to_dict()])
+    recipe = recipe_file(
+        tmp_path, [{"name": "mine", "kind": "predictions", "options": {"file": str(one)}}, classifier()]
+    )
+    assert open_vocabulary_main(words(recipe, prepared, tmp_path / "out")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 2 systems did not run; the first, mine: file" in error
+    assert "1 of 2 objects have no line, the first 'chair/val0/0'" in error
+    assert (tmp_path / "out" / "general" / "system_done.json").is_file()
+
+
+def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Path) -> None:
+    """LLaVA-pose on the tower that the classifier above it has trained."""
+    vlm = {
+        "assemble": {"preset": "tiny", "vision": "general"},
+        "train": {**QUICK, "language": "full"},
+        "instruct": {"kinds": ["joint"]},
+    }
+    systems = [classifier(), {"name": "llava-pose", "kind": "llava-pose", "options": vlm}]
+    output = tmp_path / "out"
+    assert joint_main(words(recipe_file(tmp_path, systems), prepared, output)) == 0
+    for name in ("general", "llava-pose"):
+        predictions = read_predictions(output / name / "predictions.jsonl")
+        assert sorted(p.category for p in predictions) == sorted(CATEGORIES)
+        assert all(p.pred_category in CATEGORIES and p.pose is not None for p in predictions)
+    assert read_yaml(output / "llava-pose" / "predictions_settings.yaml")["task"] == "joint"
+    taught = load_classifier(output / "general")[0].backbone.state_dict()
+    tower = load_full(output / "llava-pose" / "base").model.vision_tower.state_dict()
+    assert all(torch.equal(value, tower[name]) for name, value in taught.items())
+    assert {sample["category"] for sample in json.loads((output / "llava-pose" / "train.json").read_text())} == set(
+        CATEGORIES
+    )
+
+
+def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Path, tmp_path: Path) -> None:
+    def split(**options: Any) -> tuple[list[str], list[str]]:
+        return known_and_novel(
+            OpenVocabularyConfig(data=str(prepared), output_dir=str(tmp_path), systems=[classifier()], **options)
+        )
+
+    assert split() == (["bus", "car"], NOVEL)
+    assert split(known=["car", "airplane", "concrete mixer truck"]) == (["agitator_truck", "car"], ["bus", "chair"])
+    file = tmp_path / "known.txt"
+    file.write_text("chair\nsofa\n")
+    assert split(known_file=str(file)) == (["chair"], ["agitator_truck", "bus", "car"])
+    with pytest.raises(InputError, match="every category of it is known"):
+        split(known=list(CATEGORIES))
+    with pytest.raises(InputError, match="no category of it is known"):
+        split(known=["sofa"])
+    with pytest.raises(InputError, match="give one of them"):
+        split(known=["sofa"], known_file=str(file))
+    file.write_text("\n")
+    with pytest.raises(InputError, match="there is no category in it"):
+        split(known_file=str(file))
+
+
+@pytest.mark.parametrize(
+    ("systems", "sentence"),
+    [
+        ([], "systems: there is none"),
+        (["general"], "field 'systems' must be of type dict"),
+        ([{"kind": "classifier"}], "systems, number 1: expected a mapping with a name"),
+        ([classifier("a/b")], "the name 'a/b' must do for a folder"),
+        ([classifier(), classifier()], "systems, number 2: the name 'general' is taken"),
+        ([{**classifier(), "kind": "cnn"}], "system 'general': there is no kind 'cnn'; choose one of classifier"),
+        ([{**classifier(), "kind": ["classifier"]}], "system 'general': there is no kind ['classifier']"),
+        ([{**classifier(), "option": {}}], "system 'general': there is no field 'option'; did you mean 'options'"),
+        ([{**classifier(), "max_steps": 3}], "no field 'max_steps'; the stage's own fields stand under options"),
+        ([{**classifier(), "oracle": "yes"}], "oracle must be true or false"),
+        ([{**classifier(), "options": [1]}], "options must be 'field: value' lines"),
+        ([classifier(max_step=3)], "system 'general': options: there is no field 'max_step'; did you mean 'max_steps'"),
+        ([classifier(max_steps="many")], "system 'general': options: the field 'max_steps' must be of type int"),
+        ([classifier(rotation="euler")], "system 'general': --rotation euler: not known"),
+        ([classifier(data="elsewhere")], "system 'general': the option 'data' is set by the task"),
+        ([{"name": "v", "kind": "llava-pose"}], "system 'v': v: give one of model"),
+        (
+            [{"name": "v", "kind": "llava-pose", "options": {"model": "b", "train": {"max_step": 1}}}],
+            "system 'v': v: train: there is no field 'max_step'",
+        ),
+        (
+            [{"name": "v", "kind": "llava-pose", "options": {"checkpoint": "c", "train": {"max_steps": 1}}}],
+            "train has no effect on a checkpoint",
+        ),
+        (
+            [{"name": "p", "kind": "predictions", "options": {"file": "none.jsonl"}}],
+            "file none.jsonl: there is no such",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_said_before_anything_runs(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], systems: list[Any], sentence: str
+) -> None:
+    recipe = recipe_file(tmp_path, systems)
+    assert open_vocabulary_main(words(recipe, prepared, tmp_path / "out")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_joint_needs_every_category_in_training(prepared: Path, tmp_path: Path, capsys) -> None:
+    data = shutil.copytree(prepared, tmp_path / "data")
+    lines = (data / "train" / "metadata.jsonl").read_text().splitlines()
+    (data / "train" / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines if "chair" not in line))
+    recipe = recipe_file(tmp_path, [classifier()])
+    assert joint_main(words(recipe, data, tmp_path / "out")) == 2
+    assert "nothing of the category 'chair' is in the train split" in capsys.readouterr().err
+    recipe = recipe_file(tmp_path, [{**classifier(), "oracle": True}])
+    assert joint_main(words(recipe, prepared, tmp_path / "out")) == 2
+    assert "oracle has no meaning here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", list(STAGES))
+def test_a_stage_is_what_the_task_takes_it_for(kind: str) -> None:
+    stage = STAGES[kind]
+    module = pytest.importorskip(stage.module)
+    names = {f.name for f in fields(getattr(module, stage.config_class))}
+    expected = {"data", "output_dir", "system", "predict_split", "predict_categories"}
+    assert expected | (set() if kind == "predictions" else {"train_categories"}) <= names
+    assert callable(getattr(module, stage.function))
+
+
+@pytest.mark.parametrize("name", ["benchmark_open_vocabulary", "benchmark_joint"])
+def test_the_recipes_name_options_that_there_are(name: str, prepared: Path, tmp_path: Path) -> None:
+    """Every system of them is built, with its options checked, on another data set."""
+    from eval.task import Scope, build_systems
+    from llava_pose.config import parse_config
+
+    task = import_module("eval.open_vocabulary" if "open" in name else "eval.joint")
+    config_class = task.OpenVocabularyConfig if "open" in name else task.JointConfig
+    given = ["--data", str(prepared), "--output-dir", str(tmp_path / "out")]
+    recipe = REPOSITORY / "scripts" / "recipes" / f"{name}.yaml"
+    config = parse_config(config_class, ["--config", str(recipe), *given], prog="x", description="", example="")
+    for kind in {entry["kind"] for entry in config.systems}:
+        pytest.importorskip(STAGES[kind].module)
+    systems = build_systems(config, lambda oracle: Scope(None, None, "pose"))
+    assert {"classifier", "neural-mesh", "llava-pose"} <= {system.kind for system in systems}
+
+
+# --- at length, by the real commands ---
+
+# An audit hook sees every file that Python opens or renames: the process dies at a chosen place in a chosen write.
+_UNTIL_KILLED = """
+import os, signal, sys
+place = os.environ["KILL_AT"]
+def die(event, arguments):
+    if place and event in ("open", "os.rename") and any(str(a).endswith(place) for a in arguments[:2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die)
+from llava_pose.cli import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def start(folder: Path, *command: str, kill_at: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "KILL_AT": kill_at, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    return subprocess.run(
+        [sys.executable, "-c", _UNTIL_KILLED, *command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parametric objects of six categories, through render and prepare."""
+    from llava_pose.cli import main
+
+    pytest.importorskip("embreex", reason="rendering needs the extra: pip install 'llava-pose[render]'")
+    folder = tmp_path_factory.mktemp("rendered")
+    names = ["car", "chair", "sofa", "laptop", "piano", "teapot"]
+    options = ["--train-instances", "6", "--val-instances", "2", "--views", "2", "--size", "64", "--seed", "0"]
+    assert main(["render", "--out", str(folder / "raw"), "--categories", *names, *options]) == 0
+    prepared = ["--data-root", str(folder / "raw"), "--out", str(folder / "prepared"), "--crop", "box", "--size", "64"]
+    assert main(["prepare", *prepared]) == 0
+    return folder / "prepared"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["open-vocabulary", "joint"])
+def test_a_task_killed_again_and_again_ends_as_an_undisturbed_one(
+    command: str, rendered: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    quick = {**QUICK, "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 8}
+    systems = [
+        classifier(**quick),
+        {
+            "name": "vlm",
+            "kind": "llava-pose",
+            "options": {
+                "model": str(tiny_base),
+                "train": {**quick, "language": "full", "learning_rate": 1e-3, "cache_dir": str(tmp_path / "features")},
+                "instruct": {"kinds": ["joint", "pose"], "questions_per_object": 1},
+                "batch_size": 2,
+            },
+        },
+    ]
+    others = {"known": ["car", "chair", "sofa", "laptop"]} if command == "open-vocabulary" else {}
+    recipe = recipe_file(tmp_path, systems, **others)
+    whole = start(tmp_path, command, *words(recipe, rendered, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr[-4000:]
+    again = [command, *words(recipe, rendered, tmp_path / "again")]
+    for place in (
+        "general/checkpoint-4/trainer_state.json",
+        "general/predictions.jsonl",
+        "vlm/train.json",
+        "vlm/checkpoint-4/complete.json",
+        "vlm/predictions.jsonl",
+        "vlm/system_done.json",
+    ):
+        killed = start(tmp_path, *again, kill_at=place)
+        assert killed.returncode == -signal.SIGKILL, (place, killed.stderr[-4000:])
+    ended = start(tmp_path, *again)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    for name in ("general", "vlm"):
+        ours, theirs = (tmp_path / run / name / "predictions.jsonl" for run in ("again", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
