@@ -200,10 +200,15 @@ def _taxonomy_names() -> dict[str, frozenset[str]]:
 
 
 def _names(category: Category) -> set[str]:
-    """What a text may call an object of the category, lower case."""
+    """What a text may call an object of the category, in lower case if there is one."""
     words = [category.name, category.display_name, category.plural, *category.aliases]
     words.append(category.indefinite.split(" ", 1)[1])
-    return {word.replace("_", " ").lower() for word in words}
+    return {_lower(word.replace("_", " ")) for word in words}
+
+
+def _lower(word: str) -> str:
+    """As it is, where lower case has other letters: that of "İ" are two, and no pattern finds them in a text with one."""
+    return word.lower() if len(word.lower()) == len(word) else word
 
 
 @functools.cache
