@@ -10,6 +10,8 @@ longer side is between 15% and 90% of the picture's. The ways:
 - prepare: the whole stage with one worker, records, journal and account included;
 - bare JPEG: read the file, decode it at the reduced size that its crop needs, encode a crop and write it; nothing else.
 
+After them prepare does the same work with several workers, and the wall-clock ratio is given: how nearly linear it is in cores.
+
 All three decode, resize and encode with the same library (Pillow). CPU seconds are what the ratio is taken from; wall-clock
 seconds of a busy machine tell of its other work, too.
 """
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +50,12 @@ class BenchmarkConfig:
     images: int = field(default=1000, metadata={"help": "pictures"})
     side: int = field(default=1500, metadata={"help": "their longer side, pixels"})
     size: int = field(default=256, metadata={"help": "side of the crops, pixels"})
+    workers: int = field(default=2, metadata={"help": "of the run that tells how prepare scales with cores; 1: none"})
     seed: int = field(default=0, metadata={"help": "of pictures and objects"})
     out: str | None = field(default=None, metadata={"help": "a JSON file for the figures"})
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 1), ("side", 64), ("size", 16)):
+        for name, least in (("images", 1), ("side", 64), ("size", 16), ("workers", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}: must be at least {least}, not {getattr(self, name)}")
 
@@ -97,6 +100,7 @@ def benchmark(config: BenchmarkConfig) -> list[Row]:
             crop.load()
         rows.append(_measure("bare JPEG", config, lambda: bare_jpeg(layout, names, reduced, bare_out, crop), published))
         difference = _difference(prepared_out, published_out)
+        speedup = _speedup(stage, rows[1].wall_seconds, config.workers, Path(folder) / "several")
     _, ours, bare = rows
     share = bare.cpu_seconds / ours.cpu_seconds
     lines = [f"{'':18}{'CPU s':>9}{'wall s':>9}{'images/s':>10}{'times published':>17}"]
@@ -110,6 +114,8 @@ def benchmark(config: BenchmarkConfig) -> list[Row]:
         f"{share:.0%} of its time is bare JPEG decoding and encoding\n"
         f"mean difference of the crops of both: {difference:.1f} of 255\n"
     )
+    if speedup is not None:
+        sys.stdout.write(f"prepare with {config.workers} workers: {speedup:.2f} times as fast by the wall clock\n")
     if config.out is not None:
         figures = {
             "pillow": PIL.__version__,
@@ -117,6 +123,7 @@ def benchmark(config: BenchmarkConfig) -> list[Row]:
             "rows": [asdict(row) for row in rows],
             "bare_share": share,
             "mean_difference": difference,
+            "speedup": speedup,
         }
         write_json(config.out, figures)
     return rows
@@ -213,6 +220,15 @@ def _measure(way: str, config: BenchmarkConfig, work: Callable[[], object], publ
     rate = config.images / cpu_seconds
     times = 1.0 if published is None else rate / published.images_per_second
     return Row(way, config.images, cpu_seconds, wall_seconds, rate, times)
+
+
+def _speedup(stage: PrepareConfig, alone: float, workers: int, out: Path) -> float | None:
+    """Wall-clock seconds of one worker over those of several, of the same stage; None for one."""
+    if workers == 1:
+        return None
+    start = time.perf_counter()
+    prepare(replace(stage, out=str(out), workers=workers))
+    return alone / (time.perf_counter() - start)
 
 
 def _difference(prepared: Path, published: Path) -> float:
