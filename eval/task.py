@@ -315,7 +315,7 @@ def make_table(table: int, systems: Sequence[System], output_dir: Path) -> None:
     if any(system.settings["predict_categories"] for system in systems):
         words += ["--novel", "all"]  # of what was predicted
     logger.info(f"{len(systems)} systems are done; their table: llava-pose {shlex.join(words)}")
-    if "tables" in cli.COMMANDS and cli.main(words) != 0:
+    if cli.main(words) != 0:
         raise InputError(f"{output_dir}: no table could be made of the predictions; see the line above")
 
 
