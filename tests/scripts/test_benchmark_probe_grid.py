@@ -25,8 +25,3 @@ def test_both_ways_agree(tmp_path):
     assert figures["accuracy_difference"] <= 1 / 100  # one object between two bins, at most
     assert figures["best_accuracy"] > 0.1, "chance is under 1%: labels can be learnt from the features"
     assert "times faster" in done.stdout
-
-
-def test_a_count_that_makes_no_sense_is_named():
-    done = run("--held-out", "0")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "error: --held-out: must be at least 1, not 0")
