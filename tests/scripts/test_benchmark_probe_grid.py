@@ -16,17 +16,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_both_ways_agree(tmp_path):
     out = tmp_path / "figures.json"
-    words = ["--samples", "100", "--held-out", "40", "--width", "24", "--epochs", "6", "--repeats", "1"]
+    words = ["--samples", "300", "--held-out", "100", "--width", "48", "--epochs", "8", "--repeats", "1"]
     done = run(*words, "--out", str(out))
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text())
-    assert (figures["cells"], figures["steps"]) == (78, 6)
+    assert (figures["cells"], figures["steps"]) == (78, 24)
     assert figures["weight_difference"]["greatest"] < 1e-4
-    assert figures["accuracy_difference"] <= 1 / 40  # one object between two bins, at most
+    assert figures["accuracy_difference"] <= 1 / 100  # one object between two bins, at most
     assert figures["best_accuracy"] > 0.1, "chance is under 1%: labels can be learnt from the features"
     assert "times faster" in done.stdout
-
-
-def test_a_count_that_makes_no_sense_is_named():
-    done = run("--held-out", "0")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "error: --held-out: must be at least 1, not 0")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -74,29 +75,33 @@ def by_hand(state: dict[str, Tensor], scale_name: str, pixels: Tensor) -> Tensor
     return norm(x, "norm")
 
 
-def convert(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("convert_deit3", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
 
 
 @pytest.mark.parametrize(("suffix", "scale_name"), [(".pth", "gamma_{}"), (".safetensors", "ls{}.gamma")])
-def test_the_folder_is_the_network(suffix, scale_name, tmp_path):
+def test_the_folder_is_the_network(script, suffix, scale_name, tmp_path):
     state = published(scale_name)
     weights = tmp_path / f"deit3{suffix}"
     if suffix == ".pth":
         torch.save({"model": state}, weights)
     else:
         save_file(state, weights)
-    done = convert("--weights", str(weights), "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+    assert script.main(["--weights", str(weights), "--out", str(tmp_path / "out")]) == 0
     pixels = torch.randn(2, 3, GRID * PATCH, GRID * PATCH, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found = AutoModel.from_pretrained(tmp_path / "out").eval()(pixels).last_hidden_state
     torch.testing.assert_close(found, by_hand(state, scale_name, pixels), rtol=1e-4, atol=1e-4)
 
 
-def test_another_file_is_refused(tmp_path):
+def test_another_file_is_refused(script, tmp_path, capsys):
     torch.save({"model": {"pos_embed": torch.zeros(1, 9, 8)}}, tmp_path / "other.pth")
-    done = convert("--weights", str(tmp_path / "other.pth"), "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert "not a DeiT III checkpoint" in done.stderr
+    assert script.main(["--weights", str(tmp_path / "other.pth"), "--out", str(tmp_path / "out")]) == 2
+    assert "not a DeiT III checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
