@@ -180,12 +180,13 @@ def _mentions(caption: str, expected: Iterable[Category]) -> list[_Mention]:
     """Every name of a category in the text, longest names first: "dining table" is no table."""
     custom = {name: frozenset([c.name]) for c in expected if categories.find(c.name) is None for name in _names(c)}
     names = {**_taxonomy_names(), **custom}
+    longest_first = _longest_first(names)
     pattern = _pattern() if not custom else _compile(names)
     found = []
     for match in pattern.finditer(caption):
         clause = re.split(r"[.,;:!?()]", caption[: match.start()].replace(POSE_TOKEN, ","))[-1]
         words = tuple(re.findall(r"[\w'-]+", clause.lower()))
-        found.append(_Mention(match.group(), match.end(), names[match.group().lower()], words))
+        found.append(_Mention(match.group(), match.end(), names[longest_first[match.lastindex - 1]], words))
     return found
 
 
@@ -199,10 +200,15 @@ def _taxonomy_names() -> dict[str, frozenset[str]]:
 
 
 def _names(category: Category) -> set[str]:
-    """What a text may call an object of the category, lower case."""
+    """What a text may call an object of the category, in lower case if there is one."""
     words = [category.name, category.display_name, category.plural, *category.aliases]
     words.append(category.indefinite.split(" ", 1)[1])
-    return {word.replace("_", " ").lower() for word in words}
+    return {_lower(word.replace("_", " ")) for word in words}
+
+
+def _lower(word: str) -> str:
+    """As it is, where lower case has other letters: that of "İ" are two, and no pattern finds them in a text with one."""
+    return word.lower() if len(word.lower()) == len(word) else word
 
 
 @functools.cache
@@ -210,6 +216,12 @@ def _pattern() -> re.Pattern[str]:
     return _compile(_taxonomy_names())
 
 
+def _longest_first(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (-len(name), name))
+
+
 def _compile(names: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w-])", re.IGNORECASE)
+    """A group for each name: which one it was cannot be told from the text, where "ſink" is a sink to a pattern that does
+    not mind the case, and nothing that ``lower`` gives."""
+    groups = "|".join(f"({re.escape(name)})" for name in _longest_first(names))
+    return re.compile(rf"(?<![\w-])(?:{groups})(?![\w-])", re.IGNORECASE)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from data_prep import relations
 from data_prep.captions import describe_viewpoint
-from data_prep.facts import ALL_ASPECTS, has_front, has_up
+from data_prep.facts import ALL_ASPECTS
 from data_prep.questions.base import Mismatch, expect, expect_poses, listing, sentence
 from data_prep.scenes import Scene, category_of, centre, noun
 from llava_pose.conversation import POSE_TOKEN, object_words
@@ -157,13 +157,13 @@ def _detail_families(objects: Sequence[ObjectRecord], index: int) -> Iterator[li
         values = {"side": words.side, "height": words.height, "facing": words.facing, "tilt": words.tilt}
         return [t.format(the=name, The=sentence(name), **values) for t in templates for name in names]
 
-    if has_front(category) and has_up(category) and words.side is not None:
+    if category.has_front and category.has_up and words.side is not None:
         yield written(_SIDED)
-    elif has_front(category):
-        yield written((*_FACING, *(_HEIGHT if has_up(category) else ())))
-    elif has_up(category):
+    elif category.has_front:
+        yield written((*_FACING, *(_HEIGHT if category.has_up else ())))
+    elif category.has_up:
         yield written(_HEIGHT)
-    if has_up(category) and words.side is not None:
+    if category.has_up and words.side is not None:
         yield written(_TILTED if words.tilt else _UPRIGHT)
     if record.occluded:
         yield written(_HIDDEN)
@@ -177,7 +177,7 @@ def _relation_families(objects: Sequence[ObjectRecord]) -> Iterator[list[str]]:
             kinds = category_of(a), category_of(b)
             names = {"a": _reference(objects, i), "b": _reference(objects, j)}
             both = "Both" if len(objects) == 2 else sentence("{a} and {b}".format(**names))
-            if all(map(has_front, kinds)):
+            if all(kind.has_front for kind in kinds):
                 if i < j and relations.same_way(a.pose, b.pose):
                     yield [f"{both} face the same way."]
                 if i < j and relations.opposite_ways(a.pose, b.pose):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.captions import describe_viewpoint
-from data_prep.facts import has_front, has_up
 from data_prep.scenes import Scene, box_text, category_of, noun
 from llava_pose.conversation import POSE_TOKEN, describe_pose, object_words
 from llava_pose.records import ObjectRecord
@@ -39,11 +38,11 @@ def describe_object(record: ObjectRecord, number: int) -> str:
         f'{number}. {object_words(category)["an_object"]}, to be called "{noun(record)}"',
         f"box {box_text(record)}",
     ]
-    if has_front(category) and has_up(category):
+    if category.has_front and category.has_up:
         facts += [words.seen, words.facing]
-    elif has_up(category):
+    elif category.has_up:
         facts.append(f"seen {words.height}")
-    if words.tilt and has_up(category):
+    if words.tilt and category.has_up:
         facts.append(words.tilt)
     distance = record.pose.distance
     if distance is not None and math.isfinite(distance):

@@ -141,7 +141,7 @@ def _tilt(theta: float) -> str:
 def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
     """A caption with one `<pose6D>`, made without any model.
 
-    What no picture shows is not told: sides of a bottle or a table, and above and below of an hourglass.
+    What no picture shows is not told: sides of a bottle, a table or a cup, and above and below of an hourglass.
 
     Args:
         rng: draws the phrasing.
@@ -150,12 +150,10 @@ def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
 
 
 def caption_templates(category: Category) -> tuple[str, ...]:
-    """Those that tell nothing which the category's symmetry takes away."""
-    about_x, about_y, about_z = (kind != "none" for kind in category.symmetry)
-    has_front, has_up = not (about_x or about_z), not (about_x or about_y)
-    if has_up:
-        return CAPTIONS if has_front else SIDELESS_CAPTIONS
-    return UPLESS_CAPTIONS if has_front else BARE_CAPTIONS
+    """Those that tell nothing which the category's symmetry or mirror plane takes away."""
+    if category.has_up:
+        return CAPTIONS if category.has_front else SIDELESS_CAPTIONS
+    return UPLESS_CAPTIONS if category.has_front else BARE_CAPTIONS
 
 
 def caption_words(pose: Pose, category: Category) -> dict[str, str]:

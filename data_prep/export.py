@@ -49,12 +49,20 @@ def export(config: ExportConfig) -> Path:
         raise InputError(f"--data {data}: there is no <split>/{METADATA_FILE} in it; run llava-pose prepare")
     out = Path(config.out)
     records = {split: read_records(data, split) for split in splits}
+    empty = [split for split, of_split in records.items() if not of_split]
+    if empty and (config.splits or len(empty) == len(records)):
+        raise InputError(
+            f"{data / empty[0] / METADATA_FILE}: there is no object in it; choose other --splits, or prepare it again"
+        )
+    for split in empty:
+        logger.info("%s: there is no object in it; nothing is exported of it", data / split)
+        del records[split]
     _claim(out, {"data": str(data.resolve()), "published_distance": config.published_distance})
     for split, of_split in records.items():
         _export_split(of_split, data / split, ProcessedLayout(out, split), config)
     logger.info(
         "%d objects of %s are in %s, in the processed layout of ImageNet3D; its loaders take this folder as root_path",
-        *(sum(map(len, records.values())), ", ".join(splits), out),
+        *(sum(map(len, records.values())), ", ".join(records), out),
     )
     return out
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.captions import describe_viewpoint
-from llava_pose import categories
 from llava_pose.categories import Category
 from llava_pose.geometry import canonicalize, rotation_matrix
 from llava_pose.records import Pose
@@ -67,25 +66,6 @@ def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     return azimuth, elevation, theta
 
 
-@functools.cache
-def _fixed(name: str, axis: int) -> bool:
-    group = categories.get(name, allow_custom=True).symmetry_group
-    if group.axis is not None and not np.isclose(abs(group.axis[axis]), 1):
-        return False
-    return bool(np.allclose(group.rotations[:, axis, axis], 1))
-
-
-def has_front(category: Category) -> bool:
-    """Whether front and rear can be told apart: a bottle, which turns into itself, has no front, nor has a table. A cup, whose
-    front and rear are mirror images of each other, has one by convention only, which no picture shows."""
-    return _fixed(category.name, 1) and category.mirror_axis != "y"
-
-
-def has_up(category: Category) -> bool:
-    """Whether no symmetry turns its top elsewhere."""
-    return _fixed(category.name, 2)
-
-
 # Facts that are true or false of one pose
 
 
@@ -110,7 +90,7 @@ class Predicate:
     truth: Callable[[Pose], bool | None]
 
     def can_be_asked(self, category: Category) -> bool:
-        return (has_front(category) or not self.needs_front) and (has_up(category) or not self.needs_up)
+        return (category.has_front or not self.needs_front) and (category.has_up or not self.needs_up)
 
 
 def between(value: float, no: float, yes: float) -> bool | None:

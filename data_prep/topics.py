@@ -20,8 +20,6 @@ from data_prep.facts import (
     angle_between,
     angles_in_degrees,
     front_of,
-    has_front,
-    has_up,
 )
 from llava_pose.categories import Category
 from llava_pose.records import Pose
@@ -65,7 +63,7 @@ class Topic:
     wrong: Callable[[Pose], tuple[str, ...]]
 
     def can_be_asked(self, category: Category) -> bool:
-        return (has_front(category) or not self.needs_front) and (has_up(category) or not self.needs_up)
+        return (category.has_front or not self.needs_front) and (category.has_up or not self.needs_up)
 
 
 def _side(pose: Pose) -> str | None:

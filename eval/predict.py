@@ -127,7 +127,7 @@ def predict(config: PredictConfig) -> Path:
                 unreadable += faults
                 if is_first_process() and predictions:
                     append_jsonl(out, (prediction.to_dict() for prediction in predictions))
-    count = len(left) + len(answered)
+    count = len(records[: config.limit])  # the file may answer more, from a run without the limit
     if unreadable:
         for error in unreadable:
             logger.warning(f"{error}")
@@ -180,16 +180,20 @@ def _prediction(record: ObjectRecord, answer: PoseAnswer, system: str, *, found:
 
 def candidate_names(config: PredictConfig) -> dict[str, str]:
     """Canonical category -> its name with article, of the candidates of the joint task, in alphabetical order."""
-    names = config.categories
+    names = dict.fromkeys(config.categories or (), "--categories")  # name -> where it stands
     if not names:
-        splits = [path.parent.name for path in Path(config.data).glob("*/metadata.jsonl")]
-        names = {record.category for split in splits for record in read_records(config.data, split)}
-    candidates = {category.name: category.indefinite for category in (_category(name, config) for name in names)}
+        for path in sorted(Path(config.data).glob("*/metadata.jsonl")):
+            for record in read_records(config.data, path.parent.name):
+                names.setdefault(record.category, str(path))
+    chosen = [_category(name, config, source) for name, source in names.items()]
+    candidates = {category.name: category.indefinite for category in chosen}
     return dict(sorted(candidates.items()))
 
 
-def _category(name: str, config: PredictConfig) -> categories.Category:
-    return categories.get(name, allow_custom=config.allow_custom_categories, source="--categories or the records")
+def _category(name: str, config: PredictConfig, source: str | None = None) -> categories.Category:
+    """``source``: where the name stands; by default the records of the split."""
+    source = source or str(Path(config.data) / config.split / "metadata.jsonl")
+    return categories.get(name, allow_custom=config.allow_custom_categories, source=source)
 
 
 def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> None:

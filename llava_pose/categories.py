@@ -112,7 +112,7 @@ class Category:
             name=name,
             display_name=display_name,
             indefinite=f"{article} {display_name}",
-            plural=display_name + ("es" if display_name.endswith(("s", "x", "ch", "sh")) else "s"),
+            plural=_plural(display_name),
             meta_class=CUSTOM_META_CLASS,
             known=False,
             symmetry=("none", "none", "none"),
@@ -123,6 +123,20 @@ class Category:
     def chiral(self) -> bool:
         """Whether a mirror image is no object of this kind, so that its images must not be flipped."""
         return self.mirror_axis is None
+
+    @property
+    def has_front(self) -> bool:
+        """Whether front and rear can be told apart in a picture: a bottle, which turns into itself, has no front, nor has
+        a table. A cup, whose front and rear are mirror images of each other, has one by convention only, which no picture
+        shows."""
+        about_x, _, about_z = (kind != "none" for kind in self.symmetry)
+        return not (about_x or about_z) and self.mirror_axis != "y"
+
+    @property
+    def has_up(self) -> bool:
+        """Whether no symmetry turns its top elsewhere."""
+        about_x, about_y, _ = (kind != "none" for kind in self.symmetry)
+        return not (about_x or about_y)
 
     @property
     def is_plural(self) -> bool:
@@ -245,6 +259,13 @@ def _index() -> dict[str, str]:
             for name in names_of(category):
                 index.setdefault(_normalize(name), category.name)
     return index
+
+
+def _plural(noun: str) -> str:
+    """By the rules of spelling; of a noun that keeps none of them, categories.json has the plural."""
+    if noun.lower().endswith(("s", "x", "z", "ch", "sh")):
+        return f"{noun}es"
+    return re.sub(r"(?<=[^aeiou])y$", "ie", noun, flags=re.IGNORECASE) + "s"
 
 
 def _normalize(name: str) -> str:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from llava_pose.noise import quiet_others
+
 COMMANDS = {
     "render": (
         "data_prep.render.generate",
@@ -26,6 +28,7 @@ COMMANDS = {
         "llava_pose.training",
         "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
     ),
+    "merge": ("llava_pose.model.merge", "an adapter and its base to one full checkpoint that answers the same"),
     "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
     "neural-mesh": ("eval.baselines.neural_mesh", "train a neural mesh model (NMM-Sphere, NOVUM) and predict with it"),
     "linear-probing": ("eval.linear_probing", "linear probes of frozen backbones, the whole grid of each at once"),
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         sys.stderr.write(f"error: there is no command '{words[0]}'; there are {', '.join(COMMANDS)}\n")
         return 2
+    quiet_others()  # some speak while they are imported
     try:
         return import_module(COMMANDS[words[0]][0]).main(words[1:])
     except KeyboardInterrupt:  # in the seconds of the import, before the stage's own main can say it

@@ -23,6 +23,7 @@ from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from llava_pose.errors import InputError
+from llava_pose.noise import quiet_others
 
 ConfigT = TypeVar("ConfigT")
 logger = logging.getLogger(__name__)
@@ -260,8 +261,13 @@ def make_folder(path: str | os.PathLike[str], option: str) -> Path:
 
 def save_config(config: Any, path: str | os.PathLike[str]) -> None:
     """Write a config dataclass (or a mapping) as YAML, atomically: the resolved config of a run, beside its output."""
+    write_atomic(path, yaml.safe_dump(as_written(config), sort_keys=False))
+
+
+def as_written(config: Any) -> dict[str, Any]:
+    """A config dataclass (or a mapping) as :func:`read_yaml` gives it back after :func:`save_config`."""
     values = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
-    write_atomic(path, yaml.safe_dump(json.loads(json.dumps(values, default=str)), sort_keys=False))
+    return json.loads(json.dumps(values, default=str))
 
 
 @contextmanager
@@ -344,6 +350,7 @@ def run_main(run: Callable[[], Any]) -> int:
 
     Any other exception passes through with its traceback, which ends a process with 1.
     """
+    quiet_others()
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("httpx").setLevel(logging.WARNING)

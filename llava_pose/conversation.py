@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from llava_pose.categories import Category
@@ -146,8 +147,8 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
     """Check one training sample.
 
     Raises:
-        InputError: a field is missing, the image is no path, `<image>` does not stand exactly once, in a question, where
-            there is an image, or the poses are not as many as the tokens.
+        InputError: a field is missing, the image is no path below the prepared folder, "flippable" is no bool, `<image>`
+            does not stand exactly once, in a question, where there is an image, or the poses are not as many as the tokens.
     """
     for name in ("id", "conversations", "poses"):
         if not isinstance(sample, Mapping) or name not in sample:
@@ -156,6 +157,11 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
         raise InputError(f"{where}: 'poses' must be a list of poses, not {sample['poses']!r}")
     if not isinstance(sample.get("image"), str | None):
         raise InputError(f"{where}: 'image' must be the path of a picture, not {sample['image']!r}")
+    path = PurePosixPath((sample.get("image") or "").replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{where}: 'image' must be a path below the prepared folder, not {sample['image']!r}")
+    if not isinstance(sample.get("flippable", False), bool):
+        raise InputError(f"{where}: 'flippable' must be true or false, not {sample['flippable']!r}")
     messages = to_messages(sample["conversations"], where=where)
     images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if images != (1 if sample.get("image") else 0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -107,9 +106,9 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def whole_weights(module: nn.Module) -> AbstractContextManager[Any]:
-    """While it lasts, every process can read the module's whole weights, also where ZeRO-3 has sharded them."""
-    sharded = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+def whole_weights(weights: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
+    """While it lasts, every process can read these weights whole, also where ZeRO-3 has sharded them."""
+    sharded = [weight for weight in weights if hasattr(weight, "ds_id")]
     if not sharded:
         return nullcontext()
     import deepspeed

@@ -57,6 +57,8 @@ class Pose:
             if required and name not in value:
                 raise InputError(f"{where}: the pose has no '{name}'; give azimuth, elevation and theta in radians")
             number = value.get(name)
+            if isinstance(number, bool):  # which Python takes for 0 and 1
+                raise InputError(f"{where}: '{name}' must be a number, not {number}")
             try:
                 values[name] = (math.nan if required else None) if number is None else float(number)
             except (TypeError, ValueError, OverflowError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,36 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from llava_pose.config import require_seed
+from llava_pose.config import as_written, read_yaml, require_seed
 from llava_pose.errors import InputError
+
+DONE_MARK = "training_done.json"  # in output_dir, once the run has ended
+COMPLETE_MARK = "complete.json"  # in a checkpoint, once it is whole
+# what may change between a run and its going on: where it is, how it is watched, and what does not touch the weights
+MAY_DIFFER = frozenset(
+    [
+        "output_dir",
+        "resume",
+        "report_to",
+        "run_name",
+        "project",
+        "disable_tqdm",
+        "use_cpu",
+        "cache_dir",
+        "cache_features",
+        "system",
+        "ddp_find_unused_parameters",
+        "ddp_timeout",
+        "ddp_backend",
+        "local_rank",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+    ]
+)
+MAY_DIFFER_BEGINNINGS = ("logging_", "log_", "save_", "predict_")
+PATHS = frozenset(("model", "data", "train_json", "backbone"))
 
 
 @dataclass
@@ -43,10 +72,21 @@ class RunConfig(TrainingArguments):
             raise InputError(f"learning_rate: must be a number that is not negative, not {self.learning_rate}")
         if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
             raise InputError(f"num_train_epochs: must be over 0, not {self.num_train_epochs}, or max_steps given")
+        if self.dataloader_num_workers < 0:
+            raise InputError(f"dataloader_num_workers: must not be negative, not {self.dataloader_num_workers}")
+        if getattr(self.eval_strategy, "value", self.eval_strategy) not in ("no", False):
+            raise InputError(
+                f"eval_strategy {getattr(self.eval_strategy, 'value', self.eval_strategy)}: a run evaluates nothing while it "
+                "trains; leave it at no, and predict with its checkpoints and score that"
+            )
         require_seed(self.seed)
+        _require_reporters(self.report_to)
         if self.output_dir and Path(self.output_dir).is_file():
             raise InputError(f"--output_dir {self.output_dir}: is a file; give a folder")
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        for name in ("bf16", "fp16"):
+            if getattr(self, name) and self.use_cpu:
+                raise InputError(f"{name}: half precision is for a GPU, and this run is on the CPU; set it to false")
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         super().__post_init__()
 
@@ -72,6 +112,52 @@ class RunConfig(TrainingArguments):
             for name, value in values.items()
             if name in ours or (name in reference and value != reference[name] and _is_plain(value))
         }
+
+
+def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> None:
+    """Refuse to go on with a run, or to take an ended one for done, under another recipe than it was begun with.
+
+    A folder without a whole checkpoint holds nothing to go on with: any recipe may start in it.
+
+    Args:
+        file: the recipe beside the run, as :meth:`RunConfig.resolved` gave it to ``save_config``.
+        may_differ: fields of this kind of run that do not touch the weights.
+
+    Raises:
+        InputError: naming what differs and what to do.
+    """
+    output = Path(config.output_dir)
+    begun = (output / DONE_MARK).is_file() or any(output.glob(f"checkpoint-*/{COMPLETE_MARK}"))
+    if not (config.resume and begun and file.is_file()):
+        return
+    defaults = {
+        f.name: f.default for f in dataclasses.fields(config)
+    }  # a field that was not written down had its default
+    earlier, now = ({**defaults, **values} for values in (read_yaml(file), as_written(config.resolved())))
+    for name in sorted(earlier.keys() | now.keys()):
+        if name in MAY_DIFFER or name in may_differ or name.startswith(MAY_DIFFER_BEGINNINGS):
+            continue
+        was, wanted = earlier.get(name), now.get(name)
+        if was != wanted and not (name in PATHS and was and wanted and _same_path(was, wanted)):
+            raise InputError(
+                f"{output}: its run was begun with {name} {was!r}, not {wanted!r} ({file.name} says so); choose another "
+                "output_dir, or start it over with resume false"
+            )
+
+
+def _same_path(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def _require_reporters(report_to: str | list[str] | None) -> None:
+    from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+    names = report_to if isinstance(report_to, list) else [report_to or "none"]
+    for name in set(names) - {"none", "all"}:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(f"report_to {name}: not known; choose none or one of {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if name not in get_available_reporting_integrations():
+            raise InputError(f"report_to {name}: is not installed; install its package, or leave report_to at none")
 
 
 def _is_plain(value: Any) -> bool:

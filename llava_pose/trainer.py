@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.collator import SAMPLE_NAMES
 from llava_pose.config import write_json
-from llava_pose.distributed import sum_over_processes
+from llava_pose.distributed import agreed, several_processes, sum_over_processes, whole_weights
+from llava_pose.model.loading import ADAPTER_WEIGHTS, first_sentence
 from llava_pose.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
+from llava_pose.run import COMPLETE_MARK
 from llava_pose.tuning import part_of
 
 logger = logging.getLogger(__name__)
-COMPLETE_MARK = "complete.json"
 _EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; the message names the samples of the batch."""
+
+
+class LostWeightsError(RuntimeError):
+    """What was saved is not what was trained; the message names the file and the first weight."""
 
 
 class ResumableTrainer(Trainer):
@@ -194,3 +201,47 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
             logger.warning(f"{folder}: was not written to its end; removed")
             shutil.rmtree(folder)
     return max(complete)[1] if complete else None
+
+
+def require_saved_adapter(model: nn.Module, folder: Path) -> None:
+    """Read a saved adapter back and compare it with the model: names, shapes and values.
+
+    Every process must call it: where ZeRO-3 has sharded the weights, all gather them, one after the other.
+
+    Args:
+        model: as PEFT wrapped it.
+
+    Raises:
+        LostWeightsError: on every process.
+    """
+    from peft import get_peft_model_state_dict
+
+    # tensors by the model's own names, not the state dict that was saved: under ZeRO-3 it may be what is wrong
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    expected = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+    file = folder / ADAPTER_WEIGHTS
+    reads = not several_processes() or torch.distributed.get_rank() == 0
+    problem, stored = None, {}
+    try:
+        stored = load_file(file) if reads else {}
+    except (OSError, SafetensorError) as error:  # the other processes wait below
+        problem = f"cannot be read ({first_sentence(error)})"
+    if problem is None and reads and stored.keys() != expected.keys():
+        lost, strange = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+        problem = f"{lost[0]} is missing" if lost else f"{strange[0]} is not of the model"
+    for name, tensor in sorted(expected.items()):
+        with whole_weights([tensor]):
+            if problem is None and reads:
+                problem = _difference(name, stored[name], tensor)
+    problem = agreed(problem)
+    if problem is not None:
+        raise LostWeightsError(
+            f"{file}: was read back, and {problem}; see that the disk is sound and not full, and run the same command again"
+        )
+
+
+def _difference(name: str, stored: torch.Tensor, trained: torch.Tensor) -> str | None:
+    if stored.shape != trained.shape:
+        return f"{name} has the shape {tuple(stored.shape)} instead of {tuple(trained.shape)}"
+    same = torch.equal(stored, trained.detach().to(device="cpu", dtype=stored.dtype))
+    return None if same else f"{name} has other values than were trained"

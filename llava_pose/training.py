@@ -21,12 +21,18 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
-from llava_pose.run import RunConfig
-from llava_pose.trainer import CompleteCheckpoints, LossHistory, PoseTrainer, last_complete_checkpoint
+from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
+from llava_pose.trainer import (
+    CompleteCheckpoints,
+    LossHistory,
+    PoseTrainer,
+    last_complete_checkpoint,
+    require_saved_adapter,
+)
 from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for, train_in_float32
 
 logger = logging.getLogger(__name__)
-DONE_MARK = "training_done.json"
+RECIPE_FILE = "train.yaml"  # beside the checkpoint: what the run was
 
 
 @dataclass
@@ -128,10 +134,12 @@ def train(config: TrainConfig) -> Path:
     """Run, or go on with, a recipe; the checkpoint to use afterwards is ``output_dir`` itself.
 
     Raises:
-        InputError: bad data or settings.
+        InputError: bad data or settings, or the folder holds a run of another recipe.
         NonFiniteLossError: the loss became NaN or infinite.
+        LostWeightsError: a saved adapter is not what was trained.
     """
     output = Path(config.output_dir)
+    require_same_recipe(config, output / RECIPE_FILE)
     if (output / DONE_MARK).is_file() and config.resume:
         logger.info(
             f"{output}: this run has ended; delete {output / DONE_MARK} or choose another output_dir to run again"
@@ -164,9 +172,11 @@ def train(config: TrainConfig) -> Path:
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
     checkpoint = find_checkpoint(config)
     if trainer.is_world_process_zero():
-        save_config(config.resolved(), output / "train.yaml")
+        save_config(config.resolved(), output / RECIPE_FILE)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
+    if config.language == "lora":
+        require_saved_adapter(model, output)
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
         write_json(output / DONE_MARK, {"steps": trainer.state.global_step, "loss": history.last_loss(), **parameters})
@@ -249,7 +259,7 @@ def _features(
     if place.nodes > 1:  # a memory map must not be written from two machines
         cache_dir = cache_dir / f"node{place.node}"
     base = underlying_model(model)
-    with whole_weights(base.model.vision_tower):
+    with whole_weights(base.model.vision_tower.parameters()):
         base.model.vision_tower.to(config.device)
         cache = build_feature_cache(
             cache_dir,

@@ -19,7 +19,7 @@ find_python() {
 make_environment() {
     local extras=$1 stamp python wanted
     wanted="$extras $(cat pyproject.toml constraints.txt | cksum)"
-    stamp=.venv/.installed
+    stamp=".venv/.installed-$extras" # one for each set, or quickstart and test would install over and over in turn
     # one that was stopped while it was made has a python and no pip
     if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
         python=$(find_python) || return 2

@@ -188,6 +188,23 @@ def test_loading_is_strict_and_runs_no_code(module: str) -> None:
             assert given.get("weights_only") is True, where
 
 
+@pytest.mark.parametrize("folder", [*PACKAGES, "scripts", "tests", "."])
+def test_sources_are_of_the_oldest_python_that_is_promised(folder: str) -> None:
+    """pyproject.toml says 3.10."""
+    assert 'requires-python = ">=3.10"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    files = list((ROOT / folder).glob("*.py") if folder == "." else (ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=(3, 10))
+
+
+def test_flash_attention_is_nowhere_needed() -> None:
+    requirements = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert not re.search(r"flash[-_]attn", requirements + (ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    for module in LIBRARY:
+        assert not {name for name in imports(module) if name.split(".")[0] == "flash_attn"}, module
+
+
 @pytest.mark.parametrize("module", LIBRARY)
 def test_no_exception_is_caught_unnamed(module: str) -> None:
     handlers = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.ExceptHandler)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_prep import relations
-from data_prep.facts import DISTANCE, HEADING, HEIGHT, has_front, has_up
+from data_prep.facts import DISTANCE, HEADING, HEIGHT
 from data_prep.questions.base import (
     CATEGORY,
     Asking,
@@ -52,8 +52,8 @@ class Relation:
     def can_be_asked(self, a: ObjectRecord, b: ObjectRecord) -> bool:
         kinds = [category_of(a), category_of(b)]
         return (
-            (not self.needs_front or all(map(has_front, kinds)))
-            and (not self.needs_up or all(map(has_up, kinds)))
+            (not self.needs_front or all(kind.has_front for kind in kinds))
+            and (not self.needs_up or all(kind.has_up for kind in kinds))
             and (not self.one_kind or kinds[0].name == kinds[1].name)
         )
 

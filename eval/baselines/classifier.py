@@ -33,7 +33,7 @@ from llava_pose.model.processing import input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
-from llava_pose.run import RunConfig
+from llava_pose.run import RunConfig, require_same_recipe
 from llava_pose.trainer import CompleteCheckpoints, LossHistory
 from llava_pose.training import find_checkpoint
 
@@ -125,6 +125,7 @@ def run(config: ClassifierConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
+    require_same_recipe(config, output / "classifier.yaml")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
     if agreed((output / DONE_MARK).is_file()) and config.resume:

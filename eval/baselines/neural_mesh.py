@@ -44,12 +44,13 @@ from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_com
 from llava_pose.model.processing import input_size
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
-from llava_pose.run import RunConfig
+from llava_pose.run import RunConfig, require_same_recipe
 from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
 from llava_pose.training import find_checkpoint
 
 logger = logging.getLogger(__name__)
 DONE_MARK = "training_done.json"
+_OF_PREDICTION = ("score", "refine_steps", "refine_starts", "search_classes")  # an ended run predicts again with others
 TINY = "tiny"
 TASKS = ("pose", "joint")
 SYSTEMS = {"sphere": "nmm-sphere", "cuboid": "novum"}
@@ -150,6 +151,7 @@ def run(config: NeuralMeshRunConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
+    require_same_recipe(config, output / "neural_mesh.yaml", may_differ=_OF_PREDICTION)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     if (output / DONE_MARK).is_file() and config.resume:
         logger.info(f"{output}: this run has ended; delete {output / DONE_MARK} to run again")

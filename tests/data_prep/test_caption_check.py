@@ -53,6 +53,10 @@ CAR, BICYCLE, CAN = thing("car"), thing("bicycle", 1), thing("can", 2)
         ("An airplane <pose6D> over the sea.", [thing("aeroplane")]),
         ("A pair of scissors <pose6D>. The scissors point up.", [thing("scissors")]),
         ("An espresso tamper <pose6D> stands there.", [thing("espresso_tamper")]),
+        # letters that are the same to a pattern which does not mind the case, and not to str.lower
+        ("A ſink <pose6D> on the left.", [thing("sink")]),
+        ("An İstanbul tile <pose6D> and a bıcycle <pose6D>.", [thing("İstanbul tile"), BICYCLE]),
+        ("A STRAßE model <pose6D>.", [thing("Straße model")]),
     ],
 )
 def test_captions_that_keep_the_rules(caption, objects):

@@ -287,6 +287,25 @@ def test_what_is_wrong_is_said(raw_dataset: Any, tmp_path: Path, capsys: pytest.
     assert "n1_00.JPEG: the image of record 'car/n1/0' is missing; run llava-pose prepare again" in said
 
 
+def test_a_split_without_objects_is_said(
+    raw_dataset: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    raw_dataset.add("n1")
+    prepared = prepared_from(raw_dataset, tmp_path / "prepared")
+    write_records(prepared, "val", [])
+    words = ["--data", str(prepared), "--out", str(tmp_path / "out")]
+    assert main([*words, "--splits", "train,val"]) == 2
+    sentence = f"error: {prepared / 'val' / 'metadata.jsonl'}: there is no object in it; choose other --splits"
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with caplog.at_level(logging.INFO):
+        assert main(words) == 0  # all there are: what is there is exported, and what is not is said
+    assert f"{prepared / 'val'}: there is no object in it; nothing is exported of it" in caplog.text
+    assert "1 objects of train are in" in caplog.text
+    write_records(prepared, "train", [])
+    assert main(words) == 2
+
+
 @pytest.mark.parametrize("changes", [{"category": "../../evil"}, {"id": "../n1/0", "category": ".."}])
 def test_records_that_would_lead_elsewhere_are_refused(raw_dataset: Any, tmp_path: Path, changes: dict) -> None:
     raw_dataset.add("n1")

@@ -228,6 +228,24 @@ def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
     assert [line["learning_rate"] for line in logs[0]] == [line["learning_rate"] for line in logs[1]]
 
 
+def test_a_run_does_not_go_on_under_another_recipe(recipe):
+    """Ended or stopped; what is predicted at the end is no part of the recipe."""
+    folder = Path(recipe["output_dir"])
+    run(ClassifierConfig(**{**recipe, "save_steps": 1}))
+    sentence = (
+        r"its run was begun with learning_rate 0\.001, not 0\.5 \(classifier\.yaml says so\); choose another output_dir"
+    )
+    with pytest.raises(InputError, match=sentence):
+        run(ClassifierConfig(**{**recipe, "learning_rate": 0.5}))
+    weights = (folder / "model.safetensors").stat().st_mtime_ns
+    predictions = run(ClassifierConfig(**{**recipe, "predict_split": "train", "system": "another"}))
+    assert {line.system for line in read_predictions(predictions)} == {"another"}
+    assert (folder / "model.safetensors").stat().st_mtime_ns == weights
+    (folder / "training_done.json").unlink()
+    with pytest.raises(InputError, match="begun with rotation 'bins', not 'rot6d'"):
+        run(ClassifierConfig(**{**recipe, "rotation": "rot6d"}))
+
+
 def test_the_backbone_is_a_tower(recipe, tmp_path):
     run(ClassifierConfig(**recipe))
     tower = Path(recipe["output_dir"]) / "backbone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from data_prep.instructions import InstructConfig, instruct
-from eval.predict import PredictConfig, main, predict, settings_file
+from eval.predict import PredictConfig, main, predict, predict_batch, settings_file
 from eval.score import main as score_main
 from llava_pose import categories
 from llava_pose.config import read_yaml
@@ -467,6 +468,41 @@ def test_a_split_without_one_good_picture_is_refused(tiny_base: Path, five: Path
         predict(PredictConfig(checkpoint=str(tiny_base), data=str(data), out=str(out), device="cpu"))
 
 
+def test_a_limit_counts_what_was_asked(
+    whole: dict[str, PredictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "predictions.jsonl"
+    for limit, count in ((2, 2), (None, 5), (3, 3)):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            predict(replace(whole["pose"], out=str(out), limit=limit))
+        assert f"{count} predictions of " in caplog.records[-1].getMessage()
+    assert len(read_predictions(out)) == 5
+
+
+@pytest.mark.parametrize("task", ["pose", "joint"])
+def test_no_logits_are_kept(tiny_base: Path, five: Path, task: str) -> None:
+    """Of a pose none are computed; of the joint task those of the trie's states, once a batch, and gone with it."""
+    predictor = PosePredictor.from_checkpoint(tiny_base, device="cpu")
+    model = predictor._model
+    vocabulary = model.config.text_config.vocab_size
+    computed: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: computed.append(logits.numel() // vocabulary))
+    records = read_records(five, "val")
+    images = [Image.open(five / "val" / record.file_name).convert("RGB") for record in records]
+    candidates = {"car": "a car", "cup": "a cup"} if task == "joint" else {}
+    config = PredictConfig(task=task)
+    predictions = predict_batch(predictor, records, images, config, candidates, "ours")
+    hook.remove()
+    # "This is a" and the two names, with the state before each <pose6D>; a picture alone is some dozens of tokens
+    assert len(computed) == len(candidates) // 2
+    assert all(0 < positions <= 16 * len(records) for positions in computed)
+    assert len(predictions) == len(records)
+    own = {id(weight) for weight in model.parameters()}
+    tensors = (thing for thing in gc.get_objects() if type(thing) is torch.Tensor and id(thing) not in own)
+    assert [tuple(tensor.shape) for tensor in tensors if tensor.dim() > 1 and tensor.shape[-1] == vocabulary] == []
+
+
 # --- what cannot be predicted ---
 
 
@@ -483,7 +519,7 @@ def test_a_split_without_one_good_picture_is_refused(tiny_base: Path, five: Path
         ({"limit": 0}, "--limit 0: must be at least 1"),
         ({"task": "pose", "categories": ["car"]}, "--categories: .* have no effect with --task pose"),
         ({"out": "."}, r"--out \.: is a folder"),
-        ({"task": "joint", "categories": ["car", "unicorn"]}, "unicorn"),
+        ({"task": "joint", "categories": ["car", "unicorn"]}, r"--categories: unknown category 'unicorn'"),
         ({"task": "joint", "describe": True}, "--describe: a description tells the category"),
         ({"predict_categories": ["bus"]}, "--predict-categories bus: no object of it in .*val"),
         ({"checkpoint": "no-such-checkpoint"}, "no-such-checkpoint"),
@@ -505,8 +541,9 @@ def test_a_category_outside_the_taxonomy_is_named_or_allowed(
     shutil.copytree(five, data)
     write_records(data, "val", [replace(record, category="unicorn") for record in read_records(five, "val")])
     config = replace(whole["pose"], data=str(data), out=str(out))
-    with pytest.raises(InputError, match="unicorn"):
-        predict(config)
+    for task in ("pose", "joint"):
+        with pytest.raises(InputError, match=r"data/val/metadata\.jsonl: unknown category 'unicorn'"):
+            predict(replace(config, task=task))
     with pytest.raises(InputError, match="--describe: the taxonomy has no description of 'unicorn'"):
         predict(replace(config, describe=True, allow_custom_categories=True))
     predict(replace(config, allow_custom_categories=True))

@@ -149,6 +149,28 @@ class TestLookup:
         with pytest.raises(InputError, match="empty"):
             Category.custom(" _ ")
 
+    @pytest.mark.parametrize(
+        ("noun", "plural"),
+        [
+            ("canary", "canaries"),
+            ("Ferry", "Ferries"),
+            ("toy", "toys"),
+            ("song book", "song books"),
+            ("brush", "brushes"),
+            ("waltz", "waltzes"),
+            ("glass", "glasses"),
+        ],
+    )
+    def test_plurals_of_custom_categories(self, noun, plural):
+        assert Category.custom(noun).plural == plural
+
+    def test_front_and_up_are_what_the_symmetry_group_leaves_in_place(self):
+        for category in categories.all_categories():
+            moved = category.symmetry_group.sampled(30)
+            front, up = (bool(np.allclose(moved[:, :, axis], np.eye(3)[axis])) for axis in (1, 2))
+            assert category.has_up == up, category.name
+            assert category.has_front == (front and category.mirror_axis != "y"), category.name
+
 
 def order_about(group: np.ndarray, axis: int) -> int:
     """How many elements of a finite group (n, 3, 3) are turns about a coordinate axis."""

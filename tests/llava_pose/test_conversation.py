@@ -196,6 +196,8 @@ def test_templates_hold_no_sides():
     [
         make_sample(),
         make_sample(image=None, conversations=turns("Hello?", "Hello."), poses=[]),
+        make_sample(flippable=True),
+        make_sample(image="train/a..b/c.JPEG", flippable=False),
         make_sample(conversations=turns("<image>\nIt is at <pose6D>. And?", "At <pose6D>."), poses=[{}, {}]),
     ],
 )
@@ -215,6 +217,11 @@ def test_good_samples_pass(sample):
         ({"conversations": ["<image> hello"]}, "a turn needs 'from'"),
         ({"conversations": "hello"}, "must be a list of turns"),
         ({"poses": None}, "must be a list of poses"),
+        ({"flippable": 1}, "'flippable' must be true or false, not 1"),
+        ({"flippable": "no"}, "'flippable' must be true or false, not 'no'"),
+        ({"image": "/etc/a.JPEG"}, "'image' must be a path below the prepared folder, not '/etc/a.JPEG'"),
+        ({"image": "train/../../a.JPEG"}, "'image' must be a path below the prepared folder"),
+        ({"image": "train\\..\\a.JPEG"}, "'image' must be a path below the prepared folder"),
     ],
 )
 def test_bad_samples_are_named(changes, match):

@@ -162,6 +162,20 @@ def test_the_precision_is_that_asked_for(full_checkpoint):
     assert {p.dtype for p in load_model(folder).parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_attention_is_torchs_own_unless_asked_for(request, name):
+    """SDPA in every part that has attention; no flash-attn, which is hard to install; eager where somebody wants it."""
+    folder = request.getfixturevalue(name)
+    model = load_model(folder)
+    parts = [model, model.model.language_model, model.model.vision_tower]
+    attending = [part for part in parts if part._supports_sdpa]
+    assert model.model.language_model in attending
+    assert {part.config._attn_implementation for part in attending} == {"sdpa"}
+    assert "flash_attn" not in sys.modules
+    eager = load_model(folder, attn_implementation="eager").model.language_model
+    assert eager.config._attn_implementation == "eager"
+
+
 # Strictness
 
 

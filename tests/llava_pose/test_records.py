@@ -204,6 +204,8 @@ GOOD = make_prediction().to_dict()
         (as_json({k: v for k, v in GOOD.items() if k != "true"}), "no 'true'"),
         (as_json(GOOD, true={"azimuth": None, "elevation": 0, "theta": 0}), "true pose is not finite"),
         (as_json(GOOD, pose=[0, 0, 0]), "'pose': a pose must be an object"),
+        (as_json(GOOD, pose={"azimuth": True, "elevation": 0, "theta": 0}), "'azimuth' must be a number, not True"),
+        (as_json(GOOD, true={**GOOD["true"], "px": False}), "'px' must be a number, not False"),
         (as_json(GOOD, pose={"azimuth": 1}), "'pose': the pose has no 'elevation'"),
         (as_json(GOOD, id="9" * 50).replace('"' + "9" * 50 + '"', "9" * 5000), "not valid JSON"),
     ],

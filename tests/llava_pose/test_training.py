@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers.integrations import get_available_reporting_integrations
 
 from llava_pose import categories
 from llava_pose.collator import SAMPLE_NAMES, PoseCollator
@@ -24,11 +27,13 @@ from llava_pose.metrics import pose_error
 from llava_pose.model.loading import load_model, load_processor
 from llava_pose.predictor import PosePredictor
 from llava_pose.records import Pose
-from llava_pose.trainer import NonFiniteLossError
+from llava_pose.trainer import LostWeightsError, NonFiniteLossError, require_saved_adapter
 from llava_pose.training import DONE_MARK, TrainConfig, build_model, main, train
 from llava_pose.tuning import part_of
+from tests.llava_pose.conftest import RECIPE
 
 FULL = {"language": "full", "tune_vision": True}
+NOT_INSTALLED = next(n for n in ("wandb", "swanlab", "neptune") if n not in get_available_reporting_integrations())
 
 
 def read_log(folder: str | Path) -> list[dict[str, float]]:
@@ -154,6 +159,12 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: must be at least 1, not 0"),
         ({"learning_rate": float("nan")}, "learning_rate: must be a number that is not negative, not nan"),
         ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs: must be over 0, not 0, or max_steps given"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers: must not be negative, not -1"),
+        ({"eval_strategy": "steps"}, "eval_strategy steps: a run evaluates nothing while it trains; leave it at no"),
+        ({"bf16": True}, "bf16: half precision is for a GPU, and this run is on the CPU; set it to false"),
+        ({"fp16": True}, "fp16: half precision is for a GPU, and this run is on the CPU; set it to false"),
+        ({"report_to": "wandbb"}, "report_to wandbb: not known; choose none or one of .*wandb"),
+        ({"report_to": NOT_INSTALLED}, f"report_to {NOT_INSTALLED}: is not installed; install its package, or leave"),
         ({"remove_unused_columns": True}, "remove_unused_columns: must stay false"),
         ({"data": "/none"}, "--data /none: there is no such folder; make it with llava-pose prepare"),
         ({"train_json": "/none.json"}, "/none.json: cannot be read .*make it with llava-pose instruct"),
@@ -165,6 +176,102 @@ def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
         train(TrainConfig(**{**recipe, **options}))
     assert "\n" not in str(caught.value)
     assert not Path(recipe["output_dir"]).exists()
+
+
+# Going on
+
+
+@pytest.fixture(scope="module")
+def ended(base: Path, training_data, tmp_path_factory) -> dict[str, Any]:
+    """The recipe of a run of two steps that has ended, with a checkpoint on its way."""
+    values = {**RECIPE, "model": str(base), "data": str(training_data.prepared)}
+    values |= {"train_json": str(training_data.train_json), "output_dir": str(tmp_path_factory.mktemp("ended") / "run")}
+    values |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    train(TrainConfig(**values))
+    return values
+
+
+@pytest.fixture(params=["ended", "stopped"])
+def begun(request, ended: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """It, or what it was before it ended, in a folder of its own."""
+    folder = shutil.copytree(ended["output_dir"], tmp_path / "begun")
+    if request.param == "stopped":
+        for name in (DONE_MARK, "adapter_model.safetensors"):
+            (folder / name).unlink()
+        shutil.rmtree(folder / "checkpoint-2")
+    return {**ended, "output_dir": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"learning_rate": 1e-3}, r"learning_rate 0\.003, not 0\.001"),
+        ({"language": "frozen"}, "language 'lora', not 'frozen'"),
+        ({"max_steps": 9}, "max_steps 2, not 9"),
+        ({"weight_decay": 0.5}, r"weight_decay 0\.0, not 0\.5"),
+        ({"seed": 3}, "seed 42, not 3"),
+        ({"train_json": "/other.json"}, "train_json '.*', not '/other.json'"),
+    ],
+)
+def test_a_run_does_not_go_on_under_another_recipe(begun, changes, sentence):
+    folder = Path(begun["output_dir"])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    remedy = r"\(train\.yaml says so\); choose another output_dir, or start it over with resume false"
+    with pytest.raises(InputError, match=rf"^{folder}: its run was begun with {sentence} {remedy}$"):
+        train(TrainConfig(**{**begun, **changes}))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_does_not_touch_the_weights_may_change(begun, ended, monkeypatch):
+    monkeypatch.chdir(Path(begun["data"]).parent)
+    changes = {"logging_steps": 2, "save_steps": 5, "save_total_limit": 7, "dataloader_num_workers": 1}
+    changes |= {"data": Path(begun["data"]).name, "cache_dir": str(Path(begun["output_dir"]).parent / "features")}
+    folder = train(TrainConfig(**{**begun, **changes, "report_to": "none"}))
+    found, expected = weights_of(folder), weights_of(Path(ended["output_dir"]))
+    assert [key for key, value in expected.items() if not torch.equal(value, found[key])] == []
+
+
+def test_a_run_without_a_checkpoint_binds_nobody(begun):
+    folder = Path(begun["output_dir"])
+    (folder / DONE_MARK).unlink(missing_ok=True)
+    for mark in folder.glob("checkpoint-*/complete.json"):
+        mark.unlink()
+    train(TrainConfig(**{**begun, "max_steps": 1}))
+    assert [line["step"] for line in read_log(folder)] == [1]
+
+
+# What was saved
+
+
+def test_a_saved_adapter_is_read_back(recipe, tmp_path: Path):
+    """Against an adapter in memory: what is lost, bent or turned on the way to the disk is named."""
+    model = build_model(TrainConfig(**recipe))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    require_saved_adapter(model, tmp_path)
+    good = load_file(file)
+    lora, head = (next(key for key in good if part in key) for part in ("lora_B", "pose_head.linear_2.bias"))
+    for key in (lora, head):
+        for what, changes in (
+            ("is missing", {key: None}),
+            (r"has the shape \(0,\) instead of", {key: torch.empty(0)}),  # as ZeRO-3 leaves what is not gathered
+            ("has other values than were trained", {key: good[key] + 1e-3}),
+            ("has other values than were trained", {key: good[key] * float("nan")}),
+        ):
+            weights = {name: value for name, value in {**good, **changes}.items() if value is not None}
+            save_file(weights, file)
+            with pytest.raises(LostWeightsError, match=rf"{file}: was read back, and {re.escape(key)} {what}"):
+                require_saved_adapter(model, tmp_path)
+    save_file({**good, "strange": torch.zeros(1)}, file)
+    with pytest.raises(LostWeightsError, match="strange is not of the model"):
+        require_saved_adapter(model, tmp_path)
+    file.write_bytes(b"torn")
+    with pytest.raises(LostWeightsError, match="cannot be read"):
+        require_saved_adapter(model, tmp_path)
 
 
 @pytest.mark.parametrize("under", ["", "below"])
