@@ -148,7 +148,8 @@ def train(config: TrainConfig) -> Path:
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     samples = read_samples(config.train_json)
     set_seed(config.seed)
-    join_deepspeed()
+    if config.deepspeed:  # which compiles a kernel at its first start
+        join_deepspeed()
     processor = load_processor(config.model)
     make_folder(output, "--output_dir")
     model = build_model(config)
