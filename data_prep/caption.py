@@ -26,7 +26,7 @@ from data_prep.scenes import Scene, make_scenes
 from llava_pose.config import command, only_writer, read_yaml, require, require_folder, save_config, write_json
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, append_jsonl, drop_torn_line, read_records, write_jsonl
-from llava_pose.served_model import Endpoint, map_threads, require_client
+from llava_pose.served_model import Endpoint, map_threads, require_client, token_account
 
 logger = logging.getLogger(__name__)
 _LINES_AT_ONCE = 256  # of the grammar's, which need no saving one by one
@@ -260,9 +260,7 @@ def summarize(lines: Iterable[CaptionLine], price_in: float, price_out: float) -
         "objects_named": sum(len(line.objects) for line in good),
         "different_captions": len({line.caption for line in good}),
         "attempts": sum(line.attempts for line in lines),
-        "prompt_tokens": sent,
-        "completion_tokens": received,
-        "cost": round((sent * price_in + received * price_out) / 1e6, 6),
+        **token_account(sent, received, price_in, price_out),
     }
 
 

@@ -309,3 +309,16 @@ def map_threads(
             stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def token_account(sent: int, received: int, price_in: float, price_out: float) -> dict[str, float]:
+    """Tokens and their cost, as summaries hold them.
+
+    Args:
+        price_in, price_out: of a million tokens sent and received.
+    """
+    return {
+        "prompt_tokens": sent,
+        "completion_tokens": received,
+        "cost": round((sent * price_in + received * price_out) / 1e6, 6),
+    }

@@ -18,28 +18,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, ViTImageProcessor
+from transformers import AutoConfig, PreTrainedConfig, ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
 from eval.baselines.classifier_model import POOLINGS, PoseClassifier, PoseClassifierConfig
 from eval.baselines.classifier_trainer import ClassifierTrainer
+from eval.baselines.network import DONE_MARK, TINY, fit, load_backbone, load_network, start_from
 from eval.baselines.record_images import RecordImages, category_of, select_records
-from llava_pose.config import command, require_folder, save_config, write_json
+from llava_pose.config import command, require_folder, write_json
 from llava_pose.distributed import agreed, is_first_process, map_over_processes
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
+from llava_pose.model.loading import LOADING_ERRORS, first_sentence
 from llava_pose.model.processing import input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
 from llava_pose.run import RunConfig, require_same_recipe
-from llava_pose.trainer import CompleteCheckpoints, LossHistory
-from llava_pose.training import find_checkpoint
 
 logger = logging.getLogger(__name__)
-DONE_MARK = "training_done.json"
-TINY = "tiny"
+RECIPE = "classifier.yaml"
 
 
 @dataclass
@@ -125,7 +123,7 @@ def run(config: ClassifierConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
-    require_same_recipe(config, output / "classifier.yaml")
+    require_same_recipe(config, output / RECIPE)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
     if agreed((output / DONE_MARK).is_file()) and config.resume:
@@ -158,19 +156,11 @@ def train(config: ClassifierConfig) -> None:
         f"{len(dataset)} samples (mirror images included) of {len(names)} categories, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
-    history = LossHistory(output / "log.jsonl")
-    trainer = ClassifierTrainer(model=model, args=config, train_dataset=dataset, callbacks=[history])
-    trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
-    checkpoint = find_checkpoint(config)
+    trainer, done = fit(ClassifierTrainer, model, config, dataset, image_processor, recipe=RECIPE)
     if trainer.is_world_process_zero():
-        save_config(config.resolved(), output / "classifier.yaml")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(str(output))
-    if trainer.is_world_process_zero():
-        image_processor.save_pretrained(output)
         model.backbone.save_pretrained(output / "backbone")
         image_processor.save_pretrained(output / "backbone")
-        write_json(output / DONE_MARK, {"steps": trainer.state.global_step, "loss": history.last_loss()})
+        write_json(output / DONE_MARK, done)
         logger.info(f"the classifier is in {output}, its backbone in {output / 'backbone'}")
     trainer.accelerator.wait_for_everyone()
 
@@ -186,7 +176,7 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         size = config.image_size or getattr(backbone_config, "image_size", TINY_IMAGE_SIZE)
         image_processor = ViTImageProcessor(size={"height": size, "width": size})
     else:
-        backbone, image_processor = _load_backbone(config.backbone)
+        backbone, image_processor = load_backbone(config.backbone)
         backbone_config = backbone.config
         if config.image_size is not None:
             set_input_size(image_processor, config.image_size)
@@ -198,10 +188,7 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         head_hidden_size=config.head_hidden_size,
     )
     model = PoseClassifier(settings, image_size=input_size(image_processor))
-    if backbone is not None:
-        model.backbone.load_state_dict(backbone.state_dict())
-    if not config.deepspeed:  # which takes weights for rows of bytes
-        model.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
+    start_from(model, backbone, config)
     return model, image_processor
 
 
@@ -219,34 +206,13 @@ def _new_backbone_config(values: dict[str, Any] | None) -> PreTrainedConfig:
         ) from error
 
 
-def _load_backbone(path: str) -> tuple[Any, Any]:
-    try:
-        backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32)
-        image_processor = AutoImageProcessor.from_pretrained(path)
-    except LOADING_ERRORS as error:
-        raise InputError(f"--backbone {path}: cannot be loaded ({first_sentence(error)})") from error
-    # a checkpoint of an image classifier has a classifier that a backbone has not
-    require_complete(
-        {**info, "unexpected_keys": [k for k in info["unexpected_keys"] if not k.startswith("classifier.")]}, path
-    )
-    return backbone, image_processor
-
-
 def load_classifier(folder: Path) -> tuple[PoseClassifier, Any]:
     """A trained classifier in evaluation mode, and its image processor.
 
     Raises:
         InputError: the folder holds none, or not a whole one.
     """
-    require_model_type(folder, PoseClassifierConfig.model_type, "make one with llava-pose classifier")
-    try:
-        model, info = PoseClassifier.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-        image_processor = AutoImageProcessor.from_pretrained(folder)
-    except LOADING_ERRORS as error:
-        raise InputError(f"{folder}: no pose classifier can be loaded ({first_sentence(error)})") from error
-    require_complete(info, folder)
-    model.backbone.to(memory_format=torch.channels_last)
-    return model.eval(), image_processor
+    return load_network(folder, PoseClassifier, what="pose classifier", remedy="make one with llava-pose classifier")
 
 
 @torch.inference_mode()

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
+from transformers import ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
+from eval.baselines.network import DONE_MARK, TINY, fit, load_backbone, load_network, start_from
 from eval.baselines.neural_mesh_data import MeshImages, square_records, with_cameras
 from eval.baselines.neural_mesh_geometry import Cuboid, cuboids_of
 from eval.baselines.neural_mesh_grid import (
@@ -37,21 +37,20 @@ from eval.baselines.neural_mesh_grid import (
 from eval.baselines.neural_mesh_model import KINDS, NeuralMesh, NeuralMeshConfig
 from eval.baselines.neural_mesh_search import SCORES, Meshes, PoseSearch, Starts, classify_and_search, interpolated
 from eval.baselines.record_images import category_of
-from llava_pose.config import command, require_folder, save_config, write_json
+from llava_pose.config import command, require_folder, write_json
+from llava_pose.distributed import agreed, is_first_process, map_over_processes
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
+from llava_pose.model.loading import first_sentence
 from llava_pose.model.processing import input_size
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
 from llava_pose.run import RunConfig, require_same_recipe
-from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
-from llava_pose.training import find_checkpoint
+from llava_pose.trainer import ResumableTrainer
 
 logger = logging.getLogger(__name__)
-DONE_MARK = "training_done.json"
+RECIPE = "neural_mesh.yaml"
 _OF_PREDICTION = ("score", "refine_steps", "refine_starts", "search_classes")  # an ended run predicts again with others
-TINY = "tiny"
 TASKS = ("pose", "joint")
 SYSTEMS = {"sphere": "nmm-sphere", "cuboid": "novum"}
 _BATCH = 32
@@ -151,26 +150,27 @@ def run(config: NeuralMeshRunConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
-    require_same_recipe(config, output / "neural_mesh.yaml", may_differ=_OF_PREDICTION)
+    require_same_recipe(config, output / RECIPE, may_differ=_OF_PREDICTION)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
-    if (output / DONE_MARK).is_file() and config.resume:
+    if agreed((output / DONE_MARK).is_file()) and config.resume:
         logger.info(f"{output}: this run has ended; delete {output / DONE_MARK} to run again")
     else:
         train(config)
     predictions = output / "predictions.jsonl"
-    if config.process_index == 0:
-        predict(
-            output,
-            config.data,
-            config.predict_split,
-            predictions,
-            system=config.system,
-            only=config.predict_categories,
-            score=config.score,
-            steps=config.refine_steps,
-            starts=config.refine_starts,
-            search_classes=config.search_classes,
-        )
+    predict(
+        output,
+        config.data,
+        config.predict_split,
+        predictions,
+        system=config.system,
+        only=config.predict_categories,
+        score=config.score,
+        steps=config.refine_steps,
+        starts=config.refine_starts,
+        search_classes=config.search_classes,
+        device=config.device,
+    )
+    if is_first_process():
         logger.info(f"{predictions}; next: llava-pose score {predictions} --out {output / 'scores.json'}")
     return predictions
 
@@ -184,34 +184,22 @@ def train(config: NeuralMeshRunConfig) -> None:
     cuboids = cuboids_of(config.cad, names) if config.kind == "cuboid" else []
     set_seed(config.seed)
     backbone, backbone_config, image_processor = _backbone(config)
-    dataset = MeshImages(records, Path(config.data) / "train", image_processor, names, flip=config.flip)
+    dataset = MeshImages(records, Path(config.data) / "train", image_processor, names or (), flip=config.flip)
     cameras, distance = dataset.cameras()
     grid = _grid(config, cameras)
     model = build_model(config, backbone_config, names or [], cuboids, image_processor, len(grid))
-    if backbone is not None:
-        model.backbone.load_state_dict(backbone.state_dict())
-    model.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
+    start_from(model, backbone, config)
     _expect(model, cameras, distance, grid)
     logger.info(
         f"{len(dataset)} samples (mirror images included), {model.config.classes} meshes of {config.vertices} vertices, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
-    history = LossHistory(output / "log.jsonl")
-    trainer = ResumableTrainer(model=model, args=config, train_dataset=dataset, callbacks=[history])
-    trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
-    checkpoint = find_checkpoint(config)
+    trainer, done = fit(ResumableTrainer, model, config, dataset, image_processor, recipe=RECIPE)
     if trainer.is_world_process_zero():
-        save_config(config.resolved(), output / "neural_mesh.yaml")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(str(output))
-    if trainer.is_world_process_zero():
-        image_processor.save_pretrained(output)
         seen = model.bank.seen.float().mean().item()
-        write_json(
-            output / DONE_MARK,
-            {"steps": trainer.state.global_step, "loss": history.last_loss(), "vertices_seen": seen},
-        )
+        write_json(output / DONE_MARK, {**done, "vertices_seen": seen})
         logger.info(f"the neural mesh model is in {output}; {100 * seen:.0f}% of its vertices were seen in training")
+    trainer.accelerator.wait_for_everyone()
 
 
 def _backbone(config: NeuralMeshRunConfig) -> tuple[Any, Any, Any]:
@@ -219,14 +207,7 @@ def _backbone(config: NeuralMeshRunConfig) -> tuple[Any, Any, Any]:
     if config.backbone == TINY:
         size = config.image_size or TINY_IMAGE_SIZE
         return None, tiny_vision_config(), ViTImageProcessor(size={"height": size, "width": size})
-    try:
-        backbone, info = AutoModel.from_pretrained(config.backbone, output_loading_info=True, dtype=torch.float32)
-        theirs = AutoImageProcessor.from_pretrained(config.backbone)
-    except LOADING_ERRORS as error:
-        raise InputError(f"--backbone {config.backbone}: cannot be loaded ({first_sentence(error)})") from error
-    # a checkpoint of an image classifier has a classifier that a backbone has not
-    kept = [key for key in info["unexpected_keys"] if not key.startswith("classifier.")]
-    require_complete({**info, "unexpected_keys": kept}, config.backbone)
+    backbone, theirs = load_backbone(config.backbone)
     size = config.image_size or input_size(theirs)[0]
     # processors that crop, or keep an aspect ratio, would move the object under its projected mesh
     ours = ViTImageProcessor(
@@ -300,15 +281,7 @@ def load_neural_mesh(folder: Path) -> tuple[NeuralMesh, Any]:
     Raises:
         InputError: the folder holds none, or not a whole one.
     """
-    require_model_type(folder, NeuralMeshConfig.model_type, "make one with llava-pose neural-mesh")
-    try:
-        model, info = NeuralMesh.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-        image_processor = AutoImageProcessor.from_pretrained(folder)
-    except LOADING_ERRORS as error:
-        raise InputError(f"{folder}: no neural mesh can be loaded ({first_sentence(error)})") from error
-    require_complete(info, folder)
-    model.backbone.to(memory_format=torch.channels_last)
-    return model.eval(), image_processor
+    return load_network(folder, NeuralMesh, what="neural mesh", remedy="make one with llava-pose neural-mesh")
 
 
 def pose_search(model: NeuralMesh, *, score: str = "ratio", steps: int = 30, starts: int = 3) -> PoseSearch:
@@ -344,8 +317,9 @@ def predict(
     steps: int = 30,
     starts: int = 3,
     search_classes: int = 1,
+    device: torch.device | str = "cpu",
 ) -> None:
-    """Write a prediction for each object of a split, whole or not at all.
+    """Write a prediction for each object of a split, whole or not at all; the processes of one run take turns.
 
     Args:
         only: categories of the objects; None: all.
@@ -354,28 +328,32 @@ def predict(
     """
     records = square_records(data, split, only, "--predict-categories")
     model, image_processor = load_neural_mesh(folder)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model.to(device)
     search = pose_search(model, score=score, steps=steps, starts=starts)
-    images = MeshImages(records, Path(data) / split, image_processor, None)
-    lines: list[dict[str, Any]] = []
-    for start in tqdm(range(0, len(records), _BATCH), desc=f"predict {split}", unit="batch"):
-        some = records[start : start + _BATCH]
-        pixels = torch.stack([images.pixels(start + index) for index in range(len(some))]).to(device)
+    images = MeshImages(records, Path(data) / split, image_processor, ())
+
+    def answer(batch: range) -> list[dict[str, Any]]:
+        pixels = torch.stack([images.pixels(index) for index in batch]).to(device)
         found, classes, votes = classify_and_search(search, model.features(pixels), search_classes)
         angles = torch.stack(angles_from_rotation(found.rotations.double().cpu()), -1).tolist()
         cameras, scores = found.cameras.tolist(), found.scores.tolist()
-        for row, record in enumerate(some):
+        lines = []
+        for row, index in enumerate(batch):
             name = model.config.categories[classes[row]] if model.config.categories else None
             prediction = Prediction.of(
-                record,
+                records[index],
                 system=system,
-                pose=_pose(angles[row], cameras[row], record),
+                pose=_pose(angles[row], cameras[row], records[index]),
                 pred_category=name,
                 confidence=votes[row] if name else min(max(scores[row], 0.0), 1.0),
             )
             lines.append(prediction.to_dict())
-    write_jsonl(out, lines)
+        return lines
+
+    batches = [range(start, min(start + _BATCH, len(records))) for start in range(0, len(records), _BATCH)]
+    answered = map_over_processes(answer, batches, description=f"predict {split}")
+    if is_first_process():
+        write_jsonl(out, (line for lines in answered for line in lines))
 
 
 def _pose(angles: Sequence[float], camera: Sequence[float], record: ObjectRecord) -> Pose:

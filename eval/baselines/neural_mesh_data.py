@@ -6,18 +6,14 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
-from torch.utils.data import Dataset
 
 from eval.baselines.neural_mesh_grid import Cameras
-from eval.baselines.record_images import category_of, select_records
+from eval.baselines.record_images import MirroredRecords, select_records
 from llava_pose.errors import InputError
 from llava_pose.geometry import flip_pose, rotation_matrix
-from llava_pose.pictures import load_rgb
 from llava_pose.records import ObjectRecord
 
 logger = logging.getLogger(__name__)
@@ -59,46 +55,13 @@ def _has_camera(record: ObjectRecord) -> bool:
     return all(number is not None and math.isfinite(number) for number in numbers) and pose.distance > 0
 
 
-class MeshImages(Dataset):
-    """Pictures and cameras; with ``flip``, mirror-symmetric objects a second time mirrored.
+class MeshImages(MirroredRecords):
+    """Pictures and cameras; the image processor makes squares of one size."""
 
-    Args:
-        folder: of the split; file names are relative to it.
-        image_processor: for mean and standard deviation of the pixels; pictures become squares of its size.
-        names: of the classes; None: one class for all.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[ObjectRecord],
-        folder: Path,
-        image_processor: Any,
-        names: Sequence[str] | None,
-        *,
-        flip: bool = False,
-    ):
-        self.records = records
-        self.folder = folder
-        self.image_processor = image_processor
-        self.side = image_processor.size["height"]
-        self._index = {} if names is None else {name: index for index, name in enumerate(names)}
-        self.items = [(index, False) for index in range(len(records))]
-        if flip:
-            self.items += [
-                (index, True) for index, record in enumerate(records) if category_of(record).mirror_axis == "x"
-            ]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def pixels(self, item: int) -> torch.Tensor:
-        """(3, side, side) of one item, as the network takes it."""
-        index, mirrored = self.items[item]
-        picture = load_rgb(self.folder / self.records[index].file_name)
-        if mirrored:
-            picture = ImageOps.mirror(picture)
-        pixels = self.image_processor(picture, return_tensors="np")["pixel_values"][0]
-        return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
+    @property
+    def side(self) -> int:
+        """Of the pictures that the network sees, pixels."""
+        return self.image_processor.size["height"]
 
     def camera(self, item: int) -> tuple[tuple[float, float, float], float, float, float, float]:
         """Angles (radians), distance (object units), focal length, px and py (prepared pixels)."""
@@ -109,10 +72,6 @@ class MeshImages(Dataset):
             *turned, px = (float(value) for value in flip_pose(*angles, px, record.width))
             angles = tuple(turned)
         return angles, pose.distance, record.viewport * record.focal, px, pose.py
-
-    def category(self, item: int) -> int:
-        """Class index of one item."""
-        return self._index.get(category_of(self.records[self.items[item][0]]).name, 0)
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         index, mirrored = self.items[item]

@@ -40,8 +40,12 @@ def select_records(data: str | Path, split: str, names: Sequence[str] | None, op
     return records
 
 
-class RecordImages(Dataset):
-    """Prepared records as inputs of a pose classifier; with ``flip``, mirror-symmetric ones a second time mirrored."""
+class MirroredRecords(Dataset):
+    """Prepared records with their pictures; with ``flip``, mirror-symmetric ones a second time mirrored.
+
+    Attributes:
+        items: (index of a record, whether it is mirrored) of each item.
+    """
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class RecordImages(Dataset):
         """
         Args:
             folder: of the split; file names are relative to it.
-            names: of the categories, in the order of the outputs.
+            names: of the categories, in the order of the outputs; none: all are one.
         """
         self.records = records
         self.folder = folder
@@ -70,18 +74,31 @@ class RecordImages(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        """pixel_values (3, height, width); angles (3,) radians; category, an index of the names, 0 of one not among them."""
+    def pixels(self, item: int) -> torch.Tensor:
+        """(3, height, width) of one item, as the network takes it."""
         index, mirrored = self.items[item]
-        record = self.records[index]
-        picture = load_rgb(self.folder / record.file_name)
-        angles = record.pose.angles
+        picture = load_rgb(self.folder / self.records[index].file_name)
         if mirrored:
             picture = ImageOps.mirror(picture)
-            angles = tuple(float(angle) for angle in flip_pose(*angles, 0.0, 0.0)[:3])
         pixels = self.image_processor(picture, return_tensors="np")["pixel_values"][0]
+        return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
+
+    def category(self, item: int) -> int:
+        """The index of its category among the names, 0 of one not among them."""
+        return self._index.get(category_of(self.records[self.items[item][0]]).name, 0)
+
+
+class RecordImages(MirroredRecords):
+    """Inputs of a pose classifier."""
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        """pixel_values (3, height, width); angles (3,) radians; category."""
+        index, mirrored = self.items[item]
+        angles = self.records[index].pose.angles
+        if mirrored:
+            angles = tuple(float(angle) for angle in flip_pose(*angles, 0.0, 0.0)[:3])
         return {
-            "pixel_values": torch.from_numpy(np.asarray(pixels, dtype=np.float32)),
+            "pixel_values": self.pixels(item),
             "angles": torch.tensor(angles, dtype=torch.float32),
-            "category": torch.tensor(self._index.get(category_of(record).name, 0)),
+            "category": torch.tensor(self.category(item)),
         }

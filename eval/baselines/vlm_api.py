@@ -36,7 +36,7 @@ from llava_pose.records import (
     read_records,
     write_jsonl,
 )
-from llava_pose.served_model import Endpoint, Reply, ServedModel, TokenLimit, map_threads, require_client
+from llava_pose.served_model import Endpoint, Reply, ServedModel, TokenLimit, map_threads, require_client, token_account
 
 logger = logging.getLogger(__name__)
 
@@ -303,9 +303,7 @@ def summarize(lines: Sequence[dict[str, Any]], price_in: float, price_out: float
         "failed": len(failed),
         "failed_because": dict(Counter(failed).most_common()),
         "attempts": sum(r.get("attempts") or 0 for r in requests),
-        "prompt_tokens": sent,
-        "completion_tokens": received,
-        "cost": round((sent * price_in + received * price_out) / 1e6, 6),
+        **token_account(sent, received, price_in, price_out),
     }
 
 

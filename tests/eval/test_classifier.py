@@ -27,16 +27,8 @@ from llava_pose.records import read_predictions, read_records, write_jsonl
 
 
 @pytest.fixture
-def prepared(raw_dataset) -> Path:
-    """Four cars and four guitars for training, a car for validation."""
-    for index in range(4):
-        for category in ("car", "guitar"):
-            pose = {"azimuth": 0.4 + 1.5 * index, "elevation": 0.3, "theta": 0.1 * index, "class": category}
-            raw_dataset.add(f"{category}{index}", category=category, objects=[raw_dataset.object(**pose)])
-    raw_dataset.add("unseen", split="val")
-    return prepare(
-        PrepareConfig(str(raw_dataset.root), str(raw_dataset.root.parent / "prepared"), crop="box", size=64, workers=1)
-    )
+def prepared(cars_and_guitars) -> Path:
+    return cars_and_guitars("box")
 
 
 @pytest.fixture

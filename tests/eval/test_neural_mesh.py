@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
-from data_prep.prepare import PrepareConfig, prepare
 from eval.baselines.classifier import load_classifier
 from eval.baselines.neural_mesh import NeuralMeshRunConfig, load_neural_mesh, main, predict, run
 from eval.baselines.neural_mesh_data import MeshImages
@@ -31,16 +30,8 @@ BOXES = {"car": ((-0.2, -0.4, -0.15), (0.2, 0.4, 0.15)), "guitar": ((-0.15, -0.0
 
 
 @pytest.fixture
-def prepared(raw_dataset) -> Path:
-    """Four cars and four guitars for training, a car for validation."""
-    for index in range(4):
-        for category in ("car", "guitar"):
-            pose = {"azimuth": 0.4 + 1.5 * index, "elevation": 0.3, "theta": 0.1 * index, "class": category}
-            raw_dataset.add(f"{category}{index}", category=category, objects=[raw_dataset.object(**pose)])
-    raw_dataset.add("unseen", split="val")
-    return prepare(
-        PrepareConfig(str(raw_dataset.root), str(raw_dataset.root.parent / "prepared"), crop="pose", size=64, workers=1)
-    )
+def prepared(cars_and_guitars) -> Path:
+    return cars_and_guitars("pose")
 
 
 @pytest.fixture

@@ -1,0 +1,94 @@
+"""What baselines that train a network have in common: a backbone to start from, the training run, a trained network again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+from llava_pose.config import save_config
+from llava_pose.errors import InputError
+from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
+from llava_pose.run import RunConfig
+from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
+from llava_pose.training import find_checkpoint
+
+DONE_MARK = "training_done.json"
+TINY = "tiny"
+NetworkT = TypeVar("NetworkT", bound=PreTrainedModel)
+
+
+def load_backbone(path: str) -> tuple[PreTrainedModel, Any]:
+    """A backbone with all its weights, and its image processor.
+
+    Raises:
+        InputError: it cannot be loaded whole.
+    """
+    try:
+        backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32)
+        image_processor = AutoImageProcessor.from_pretrained(path)
+    except LOADING_ERRORS as error:
+        raise InputError(f"--backbone {path}: cannot be loaded ({first_sentence(error)})") from error
+    # a checkpoint of an image classifier has a classifier that a backbone has not
+    kept = [key for key in info["unexpected_keys"] if not key.startswith("classifier.")]
+    require_complete({**info, "unexpected_keys": kept}, path)
+    return backbone, image_processor
+
+
+def start_from(model: Any, backbone: PreTrainedModel | None, config: RunConfig) -> None:
+    """Give a new model its backbone's weights (None: it keeps random ones), laid out as convolutions are fastest."""
+    if backbone is not None:
+        model.backbone.load_state_dict(backbone.state_dict())
+    if not config.deepspeed:  # which takes weights for rows of bytes
+        model.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
+
+
+def fit(
+    trainer_class: type[ResumableTrainer],
+    model: PreTrainedModel,
+    config: RunConfig,
+    dataset: Dataset,
+    image_processor: Any,
+    *,
+    recipe: str,
+) -> tuple[ResumableTrainer, dict[str, Any]]:
+    """Train or go on, and save model and image processor; the settings go to ``recipe`` in the output folder before.
+
+    Returns:
+        The trainer, and what the mark of a run that is done begins with.
+    """
+    output = Path(config.output_dir)
+    history = LossHistory(output / "log.jsonl")
+    trainer = trainer_class(model=model, args=config, train_dataset=dataset, callbacks=[history])
+    trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
+    checkpoint = find_checkpoint(config)
+    if trainer.is_world_process_zero():
+        save_config(config.resolved(), output / recipe)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        image_processor.save_pretrained(output)
+    return trainer, {"steps": trainer.state.global_step, "loss": history.last_loss()}
+
+
+def load_network(folder: Path, network_class: type[NetworkT], *, what: str, remedy: str) -> tuple[NetworkT, Any]:
+    """A trained network in evaluation mode, and its image processor.
+
+    Args:
+        what, remedy: the network's kind, and how to make one, for messages.
+
+    Raises:
+        InputError: the folder holds none, or not a whole one.
+    """
+    require_model_type(folder, network_class.config_class.model_type, remedy)
+    try:
+        model, info = network_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+        image_processor = AutoImageProcessor.from_pretrained(folder)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{folder}: no {what} can be loaded ({first_sentence(error)})") from error
+    require_complete(info, folder)
+    model.backbone.to(memory_format=torch.channels_last)
+    return model.eval(), image_processor
