@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from eval.comparison import ComparisonConfig
 from eval.figures import score_comparison
 from eval.report.plots import meta_classes_figure, save_figure
 from eval.report.report_table import KINDS, make_table, notes_of, sections_of, title_of
 from eval.report.sections import as_markdown, as_text
-from eval.systems import SampleRule, align, canonical_category, read_systems
+from eval.systems import align, canonical_category, read_systems
 from llava_pose import categories
 from llava_pose.config import command, write_atomic, write_json
 from llava_pose.errors import InputError
@@ -34,12 +34,11 @@ Systems = Mapping[str, Sequence[Prediction]]
 
 
 @dataclass
-class TablesConfig:
+class TablesConfig(ComparisonConfig):
     """Options of ``llava-pose tables``."""
 
-    predictions: list[str] = field(
-        metadata={"help": "prediction files, of one system each or of several mixed, over the same samples"}
-    )
+    purpose: ClassVar[str] = "make a table of"
+
     table: int = field(
         default=3,
         metadata={
@@ -50,16 +49,6 @@ class TablesConfig:
     out: str = field(
         default="table.md",
         metadata={"help": "the Markdown file; its figures (.json) and a plot (.png) stand beside it"},
-    )
-    names: list[str] | None = field(
-        default=None, metadata={"help": "one system name a file, instead of the names in the files"}
-    )
-    samples: SampleRule = field(
-        default="same",
-        metadata={
-            "help": "where systems answered different samples: 'same' refuses, 'common' scores what all answered, "
-            "'all' counts a missing answer as a failure"
-        },
     )
     thresholds: list[float] = field(
         default_factory=lambda: [30.0],
@@ -79,20 +68,11 @@ class TablesConfig:
         default=None,
         metadata={"help": "table 2: systems trained on all categories; default: those with oracle in their name"},
     )
-    seed: int = field(default=0, metadata={"help": "of the bootstrap intervals"})
 
     def __post_init__(self) -> None:
-        if isinstance(self.predictions, str):
-            self.predictions = [self.predictions]
-        if not self.predictions:
-            raise InputError("there is no prediction file to make a table of; see --help")
+        super().__post_init__()
         if self.table not in KINDS:
             raise InputError(f"--table {self.table}: there is no such table; choose 1, 2 or 3")
-        if not self.thresholds:
-            raise InputError("--thresholds needs at least one angle in degrees")
-        for degrees in self.thresholds:
-            if not 0 < degrees <= 180:
-                raise InputError(f"--thresholds {degrees:g}: a threshold is an angle over 0 and up to 180 degrees")
         if Path(self.out).suffix not in (".md", ".json"):
             raise InputError(f"--out {self.out}: the table is Markdown and JSON; give a name that ends in .md or .json")
         for option in ("novel", "oracle"):
@@ -116,14 +96,13 @@ def tables(config: TablesConfig) -> dict[str, Any]:
         systems = only_novel(systems, config.novel)
     if config.table == 3:
         _require_categories(systems)
-    thresholds = [math.radians(degrees) for degrees in dict.fromkeys(config.thresholds)]
     scores = score_comparison(
         align(systems, config.samples),
-        thresholds=thresholds,
+        thresholds=config.radians,
         reference=config.reference or _ours(systems),
         seed=config.seed,
     )
-    selected = _test_selected(config, [threshold_name(t) for t in thresholds]) if config.table == 1 else {}
+    selected = _test_selected(config, [threshold_name(t) for t in config.radians]) if config.table == 1 else {}
     table = {
         "files": [str(path) for path in config.predictions],
         **make_table(config.table, scores, oracles=oracles, test_selected=selected),

@@ -23,7 +23,7 @@ from transformers.trainer_utils import set_seed
 
 from eval.baselines.classifier_model import POOLINGS, PoseClassifier, PoseClassifierConfig
 from eval.baselines.classifier_trainer import ClassifierTrainer
-from eval.baselines.network import DONE_MARK, TINY, fit, load_backbone, load_network, start_from
+from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from
 from eval.baselines.record_images import RecordImages, category_of, select_records
 from llava_pose.config import command, require_folder, write_json
 from llava_pose.distributed import agreed, is_first_process, map_over_processes
@@ -34,7 +34,7 @@ from llava_pose.model.processing import input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
-from llava_pose.run import RunConfig, require_same_recipe
+from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
 
 logger = logging.getLogger(__name__)
 RECIPE = "classifier.yaml"

@@ -16,7 +16,6 @@ from llava_pose.run import RunConfig
 from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
 from llava_pose.training import find_checkpoint
 
-DONE_MARK = "training_done.json"
 TINY = "tiny"
 NetworkT = TypeVar("NetworkT", bound=PreTrainedModel)
 

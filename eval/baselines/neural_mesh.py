@@ -22,7 +22,7 @@ import torch
 from transformers import ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.baselines.network import DONE_MARK, TINY, fit, load_backbone, load_network, start_from
+from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from
 from eval.baselines.neural_mesh_data import MeshImages, square_records, with_cameras
 from eval.baselines.neural_mesh_geometry import Cuboid, cuboids_of
 from eval.baselines.neural_mesh_grid import (
@@ -45,7 +45,7 @@ from llava_pose.model.loading import first_sentence
 from llava_pose.model.processing import input_size
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
-from llava_pose.run import RunConfig, require_same_recipe
+from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
 from llava_pose.trainer import ResumableTrainer
 
 logger = logging.getLogger(__name__)

@@ -322,6 +322,7 @@ def test_names_of_strangers_do_no_harm_in_text_and_markdown():
         ({"out": "t.csv"}, r"--out t\.csv: .* ends in \.md or \.json"),
         ({"thresholds": [0.0]}, "--thresholds 0: a threshold is an angle"),
         ({"thresholds": []}, "--thresholds needs at least one"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
         ({"novel": ["car"]}, "--novel: belongs to --table 2"),
         ({"oracle": ["a"]}, "--oracle: belongs to --table 2"),
     ],
