@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.collator import SAMPLE_NAMES
 from llava_pose.config import write_json
-from llava_pose.distributed import agreed, several_processes, sum_over_processes, whole_weights
+from llava_pose.distributed import agreed, is_first_process, sum_over_processes, whole_weights
 from llava_pose.model.loading import ADAPTER_WEIGHTS, first_sentence
 from llava_pose.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.run import COMPLETE_MARK
@@ -220,7 +220,7 @@ def require_saved_adapter(model: nn.Module, folder: Path) -> None:
     tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     expected = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
     file = folder / ADAPTER_WEIGHTS
-    reads = not several_processes() or torch.distributed.get_rank() == 0
+    reads = is_first_process()
     problem, stored = None, {}
     try:
         stored = load_file(file) if reads else {}

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from tests.conftest import REPOSITORY
 
 GOOD = "good"
 
@@ -126,3 +132,13 @@ def serving(script: Script) -> Iterator[Script]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def kill_at_line(command: list[str], out: Path, lines: int) -> None:
+    """Start a command and kill it with -9 once the file that it writes has so many lines."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < lines):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"

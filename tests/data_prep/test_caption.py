@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import email.utils
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -20,9 +17,8 @@ from data_prep.caption import CaptionConfig, caption, main
 from data_prep.caption_lines import read_captions
 from llava_pose.errors import InputError
 from llava_pose.served_model import map_threads
-from tests.conftest import REPOSITORY
 from tests.data_prep.made_scenes import make_prepared, make_records
-from tests.misbehaving import GOOD, Script, serving
+from tests.misbehaving import GOOD, Script, kill_at_line, serving
 
 
 @pytest.fixture
@@ -328,12 +324,7 @@ def test_a_killed_run_loses_and_doubles_nothing(tmp_path, server):
     server.delay = 0.1
     argv = ["--data", str(prepared), "--out", str(out), "--api-base", server.url, "--model", "tester"]
     command = [sys.executable, "-m", "data_prep.caption", *argv, "--concurrency", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 4):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
+    kill_at_line(command, out, 4)
     done = out.read_bytes().count(b"\n")
     assert 4 <= done < 20
     before = len(server.requests)

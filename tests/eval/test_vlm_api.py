@@ -5,11 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -31,9 +27,8 @@ from llava_pose.geometry import camera_center, canonicalize, rotation_matrix
 from llava_pose.metrics import pose_error
 from llava_pose.records import read_predictions, read_records
 from llava_pose.served_model import BadAnswer
-from tests.conftest import REPOSITORY
 from tests.data_prep.made_scenes import make_prepared, make_record
-from tests.misbehaving import Script, serving
+from tests.misbehaving import Script, kill_at_line, serving
 
 GOOD = {"azimuth": 90, "elevation": 10.5, "rotation": -20}
 # in the camera's frame: x right, y up, z to the viewer
@@ -346,12 +341,7 @@ def test_a_killed_run_loses_and_doubles_nothing(tmp_path, server):
     out = tmp_path / "run" / "predictions.jsonl"
     argv = ["--data", str(prepared), "--output-dir", str(out.parent), "--api-base", server.url, "--model", "tester"]
     command = [sys.executable, "-m", "eval.baselines.vlm_api", *argv, "--concurrency", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 4):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
+    kill_at_line(command, out, 4)
     done = out.read_bytes().count(b"\n")
     with open(out, "ab") as file:
         file.write(b'{"id": "car/n0')  # what a writer leaves that is killed in the middle of a line
