@@ -55,6 +55,13 @@ class TrainConfig(RunConfig):
     vision_learning_rate: float | None = field(
         default=None, metadata={"help": "for the vision tower, with --tune-vision; default: learning_rate"}
     )
+    text_loss_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "of the cross-entropy a token, beside the pose's loss; default: the base's (1). A category is one or two "
+            "tokens of an answer of nine: 3 or 4 where many categories are to be told apart"
+        },
+    )
     flip: bool = field(
         default=True,
         metadata={
@@ -93,6 +100,8 @@ class TrainConfig(RunConfig):
             raise InputError(f"--lora-alpha {self.lora_alpha}: must be over 0")
         if not 0 <= self.lora_dropout < 1:
             raise InputError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and less than 1")
+        if self.text_loss_weight is not None and not 0 <= self.text_loss_weight < math.inf:
+            raise InputError(f"--text-loss-weight {self.text_loss_weight}: must be a number that is not negative")
         if self.cache_features and self.tune_vision:
             raise InputError("--cache-features needs a frozen tower: set tune_vision to false")
         if self.vision_learning_rate is not None and not self.tune_vision:
@@ -196,6 +205,8 @@ def build_model(config: TrainConfig) -> nn.Module:
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     model = load_full(config.model, dtype=dtype, **kwargs)
     model.config.use_cache = False
+    if config.text_loss_weight is not None:
+        model.config.text_loss_weight = config.text_loss_weight
     if config.language == "lora":
         model = add_lora(
             model,

@@ -107,6 +107,14 @@ def test_the_log_has_the_terms_of_the_loss(recipe, tmp_path: Path):
         assert line["grad_norm"] > 0
 
 
+def test_the_text_may_weigh_more(recipe):
+    train(TrainConfig(**{**recipe, **FULL, "max_steps": 1, "text_loss_weight": 4.0}))
+    (line,) = read_log(recipe["output_dir"])
+    pose = line["loss_rotation"] + 0.1 * (line["loss_location"] + line["loss_confidence"])
+    assert line["loss"] == pytest.approx(4 * line["loss_text"] + pose, rel=1e-3)
+    assert load_model(recipe["output_dir"]).config.text_loss_weight == 4.0
+
+
 # A recipe
 
 
@@ -151,6 +159,7 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
         ({"use_liger_kernel": True}, "use_liger_kernel: .*leave it off"),
         ({"average_tokens_across_devices": False}, "average_tokens_across_devices: must stay true"),
         ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
+        ({"text_loss_weight": -1.0}, "--text-loss-weight -1.0: must be a number that is not negative"),
         ({"lora_r": 0}, "--lora-r 0"),
         ({"lora_dropout": 1.5}, "--lora-dropout 1.5"),
         ({"lora_alpha": 0}, "--lora-alpha 0"),
