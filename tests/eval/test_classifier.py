@@ -24,6 +24,7 @@ from llava_pose.metrics import pose_error
 from llava_pose.model.assemble import AssembleConfig, assemble
 from llava_pose.model.loading import load_model
 from llava_pose.records import read_predictions, read_records, write_jsonl
+from llava_pose.trainer import NonFiniteLossError
 
 
 @pytest.fixture
@@ -236,6 +237,16 @@ def test_a_run_does_not_go_on_under_another_recipe(recipe):
     (folder / "training_done.json").unlink()
     with pytest.raises(InputError, match="begun with rotation 'bins', not 'rot6d'"):
         run(ClassifierConfig(**{**recipe, "rotation": "rot6d"}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(recipe):
+    """A learning rate beyond all measure: no weights that are no numbers are saved, whose bins would be poses like any."""
+    values = {**recipe, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0, "max_steps": 4}
+    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step [2-4]; lower the learning rate$"):
+        run(ClassifierConfig(**values))
+    folder = Path(recipe["output_dir"])
+    assert not (folder / "training_done.json").exists()
+    assert not (folder / "predictions.jsonl").exists()
 
 
 def test_the_backbone_is_a_tower(recipe, tmp_path):
