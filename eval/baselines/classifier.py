@@ -178,8 +178,10 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
     else:
         backbone, image_processor = load_backbone(config.backbone)
         backbone_config = backbone.config
-        if config.image_size is not None:
-            set_input_size(image_processor, config.image_size)
+        height, width = input_size(image_processor)
+        if config.image_size is not None or height == width:
+            # also where the size stays: objects of prepared pictures reach to the borders that some processors cut off
+            set_input_size(image_processor, config.image_size or height)
     settings = PoseClassifierConfig(
         backbone_config=backbone_config,
         categories=names,

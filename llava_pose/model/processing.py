@@ -69,10 +69,14 @@ def input_size(image_processor: Any) -> tuple[int, int]:
 
 
 def set_input_size(image_processor: Any, side: int) -> None:
-    """Let an image processor give squares of that side, pixels."""
+    """Let an image processor give squares of that side, pixels, with the whole of a square picture in them."""
     image_processor.size = {key: side for key, old in dict(image_processor.size).items() if old is not None}
     if getattr(image_processor, "do_center_crop", False):
         image_processor.crop_size = {"height": side, "width": side}
+    if (
+        getattr(image_processor, "crop_pct", None) is not None
+    ):  # ConvNeXt's, which ResNet has as well, cuts the borders off
+        image_processor.crop_pct = 1.0
 
 
 class LlavaPoseProcessor(LlavaProcessor):

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, ResNetConfig, SwinConfig, ViTImageProcessor
+from PIL import Image
+from transformers import (
+    AutoModel,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    SwinConfig,
+    ViTImageProcessor,
+)
 
 from data_prep.prepare import PrepareConfig, prepare
 from eval.baselines.classifier import ClassifierConfig, build_classifier, load_classifier, main, predict, run
@@ -134,6 +142,31 @@ def test_thirty_two_pictures_are_overfitted_by_the_published_heads(raw_dataset, 
     errors = pose_error([p.pose.angles for p in predictions], [p.true.angles for p in predictions])
     assert errors.max() < math.pi / 18
     assert all(p.pred_category == p.category for p in predictions)
+
+
+@pytest.mark.parametrize("image_size", [None, 64])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        lambda: ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875),  # as microsoft/resnet-50 has it
+        lambda: ViTImageProcessor(size={"height": 32, "width": 32}),  # as Swin
+        lambda: BitImageProcessor(size={"shortest_edge": 37}, crop_size={"height": 32, "width": 32}),  # as DINOv2
+    ],
+)
+def test_the_whole_of_a_prepared_picture_is_seen(recipe, tmp_path, processor, image_size):
+    """A picture that is white but for a dark frame comes to the network with the frame."""
+    AutoModel.from_config(small_resnet()).save_pretrained(tmp_path / "backbone")
+    processor().save_pretrained(tmp_path / "backbone")
+    config = ClassifierConfig(**{**recipe, "backbone": str(tmp_path / "backbone"), "image_size": image_size})
+    model, image_processor = build_classifier(config, ["car"])
+    side = image_size or 32
+    picture = np.full((64, 64, 3), 255, dtype=np.uint8)
+    picture[:2] = picture[-2:] = picture[:, :2] = picture[:, -2:] = 0
+    pixels = image_processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
+    assert pixels.shape == (3, side, side)
+    edges = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]])
+    assert edges.max() < pixels[:, side // 2, side // 2].min() - 0.5
+    assert model(torch.from_numpy(pixels)[None]).raw_rotation.shape == (1, 120)
 
 
 @pytest.mark.parametrize("backbone", [small_resnet, small_swin])
