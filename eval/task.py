@@ -24,7 +24,7 @@ from typing import Any
 from eval.baselines.record_images import category_of
 from llava_pose import categories, cli
 from llava_pose.config import fill_config, read_yaml, require, require_folder, save_config, write_json
-from llava_pose.distributed import agreed, is_first_process, join_processes
+from llava_pose.distributed import agreed, is_first_process, join_processes, several_processes
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.trainer import NonFiniteLossError
@@ -249,7 +249,8 @@ def _digest_of(content: bytes) -> str:
 def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
     """Run, or go on with, the systems that are asked for; returns all of the list that are done.
 
-    A system whose input is bad, or whose loss is no number, does not keep the others from running. One that is not asked for
+    A system whose input is bad, or whose loss is no number, does not keep the others from running, unless several processes
+    run them. One that is not asked for
     and was made with other settings than the list now has is not among those that are returned.
 
     Raises:
@@ -273,6 +274,8 @@ def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
         try:
             _run_system(system)
         except (InputError, NonFiniteLossError) as error:
+            if several_processes():
+                raise  # the other processes may be waiting for this one, and would for ever
             logger.warning(f"{which}: {error}")
             failed[system.name] = error
     if failed:

@@ -41,7 +41,7 @@ MAY_DIFFER = frozenset(
     ]
 )
 MAY_DIFFER_BEGINNINGS = ("logging_", "log_", "save_", "predict_")
-PATHS = frozenset(("model", "data", "train_json", "backbone"))
+PATHS = frozenset(("model", "data", "train_json", "backbone", "cad"))
 
 
 @dataclass

@@ -79,6 +79,18 @@ def set_input_size(image_processor: Any, side: int) -> None:
         image_processor.crop_pct = 1.0
 
 
+def keep_borders(image_processor: Any) -> None:
+    """Let an image processor that cuts the borders off what it has resized, as those of DINOv2 and ResNet do, give as
+    large a square of the whole picture instead: objects of prepared pictures reach to the borders.
+    """
+    shortest = dict(image_processor.size).get("shortest_edge")
+    height, width = input_size(image_processor)
+    cropped = bool(getattr(image_processor, "do_center_crop", False)) and shortest is not None and shortest > height
+    shrunk = getattr(image_processor, "crop_pct", None) not in (None, 1.0)
+    if (cropped or shrunk) and height == width:
+        set_input_size(image_processor, height)
+
+
 class LlavaPoseProcessor(LlavaProcessor):
     """LLaVA's processor with `<pose6D>` and with image tokens merged m x m."""
 

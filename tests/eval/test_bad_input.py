@@ -177,6 +177,12 @@ def test_an_object_without_a_line_is_named(prepared: Path, tmp_path: Path, said:
     assert f"1 of 4 objects have no line, the first '{lines[0]['id']}'" in said(*task_of(file, prepared))
 
 
+def test_the_joint_task_is_given_predictions_without_categories(prepared: Path, tmp_path: Path, said: Said) -> None:
+    lines = [{**line, "pred_category": None} for line in answers(prepared)]
+    sentence = said(*task_of(written(tmp_path / "poses.jsonl", lines), prepared))
+    assert "poses.jsonl: names no category ('pred_category' is null in all of its lines)" in sentence
+
+
 def test_two_files_over_different_objects_are_refused(prepared: Path, tmp_path: Path, said: Said) -> None:
     lines = answers(prepared)
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
