@@ -340,7 +340,7 @@ def make_table(table: int, systems: Sequence[System], output_dir: Path) -> None:
     oracles = [system.name for system in systems if system.oracle]
     if oracles:
         words += ["--oracle", *oracles]
-    if any(system.settings["predict_categories"] for system in systems):
+    if table == 2 and any(system.settings["predict_categories"] for system in systems):
         words += ["--novel", "all"]  # of what was predicted
     logger.info(f"{len(systems)} systems are done; their table: llava-pose {shlex.join(words)}")
     if cli.main(words) != 0:

@@ -388,6 +388,12 @@ def test_joint_needs_every_category_in_training(prepared: Path, tmp_path: Path, 
     recipe = recipe_file(tmp_path, [classifier()])
     assert joint_main(words(recipe, data, tmp_path / "out")) == 2
     assert "nothing of the category 'chair' is in the train split" in capsys.readouterr().err
+    restricted = [*words(recipe, data, tmp_path / "out"), "--predict-categories", "car", "bus"]
+    assert joint_main(restricted) == 0
+    answered = read_predictions(tmp_path / "out" / "general" / "predictions.jsonl")
+    assert sorted(p.category for p in answered) == ["bus", "car"]
+    assert joint_main([*words(recipe, data, tmp_path / "other"), "--predict-categories", "horse"]) == 2
+    assert "--predict-categories" in capsys.readouterr().err
     recipe = recipe_file(tmp_path, [{**classifier(), "oracle": True}])
     assert joint_main(words(recipe, prepared, tmp_path / "out")) == 2
     assert "oracle has no meaning here" in capsys.readouterr().err
