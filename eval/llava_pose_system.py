@@ -46,6 +46,7 @@ class LlavaPoseSystemConfig:
     )
     task: str = field(default="pose", metadata={"help": f"as llava-pose predict has it: {', '.join(TASKS)}"})
     describe: bool = field(default=False, metadata={"help": "ask for an object by its description, not by its name"})
+    flip: bool = field(default=False, metadata={"help": "in predicting, ask about the mirror image too"})
     predict_split: str = field(default="val", metadata={"help": "split to predict at the end"})
     predict_categories: list[str] | None = field(
         default=None, metadata={"help": "predict objects of these alone; default: every object of the split"}
@@ -119,6 +120,7 @@ def run(config: LlavaPoseSystemConfig) -> Path:
             task=config.task,
             categories=_candidates(config),
             describe=config.describe,
+            flip=config.flip,
             predict_categories=config.predict_categories,
             system=config.system,
             batch_size=config.batch_size,
