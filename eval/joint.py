@@ -5,10 +5,11 @@ scripts/recipes/benchmark_joint.yaml is an example.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.task import Scope, TaskConfig, build_systems, make_table, names_in, read_split, run_systems
+from llava_pose import categories
 from llava_pose.config import command
 from llava_pose.errors import InputError
 
@@ -19,6 +20,10 @@ TABLE = 3
 class JointConfig(TaskConfig):
     """A task: its data and its systems."""
 
+    predict_categories: list[str] | None = field(
+        default=None, metadata={"help": "predict objects of these alone; default: every object of the split"}
+    )
+
 
 def joint(config: JointConfig) -> Path:
     """Run, or go on with, the systems; returns the output folder.
@@ -26,15 +31,22 @@ def joint(config: JointConfig) -> Path:
     Raises:
         InputError: bad data or settings, or a category that no system is trained on is to be predicted.
     """
-    unseen = names_in(read_split(config, config.predict_split)) - names_in(read_split(config, "train"))
+    asked = None
+    records = read_split(config, config.predict_split)
+    if config.predict_categories:
+        place = f"{config.data}/{config.predict_split}"
+        records = categories.only_of(config.predict_categories, records, option="--predict-categories", place=place)
+        asked = sorted(names_in(records))
+    unseen = names_in(records) - names_in(read_split(config, "train"))
     if unseen:
         raise InputError(
             f"{config.data}/{config.predict_split}: nothing of the category {sorted(unseen)[0]!r} is in the train split, so "
-            "that no system can name it; prepare the data anew, or see llava-pose open-vocabulary"
+            "that no system can name it; prepare the data anew, name others with --predict-categories, or see "
+            "llava-pose open-vocabulary"
         )
     if any(entry.get("oracle") for entry in config.systems):
         raise InputError("systems: oracle has no meaning here, where all are trained on every category; take it out")
-    systems = run_systems(config, build_systems(config, lambda oracle: Scope(None, None, "joint")))
+    systems = run_systems(config, build_systems(config, lambda oracle: Scope(None, asked, "joint")))
     make_table(TABLE, systems, Path(config.output_dir))
     return Path(config.output_dir)
 

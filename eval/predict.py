@@ -59,6 +59,13 @@ class PredictConfig:
             "help": "ask for an object by the taxonomy's description, not by name, as instruct --kinds described does"
         },
     )
+    flip: bool = field(
+        default=False,
+        metadata={
+            "help": "ask about the mirror image too, at twice the cost: the answer is the mean of both, its pose where the "
+            "category's plane of symmetry is x = 0"
+        },
+    )
     predict_categories: list[str] | None = field(
         default=None, metadata={"help": "only objects of these; default: every object of the split"}
     )
@@ -164,12 +171,14 @@ def predict_batch(
     """The predictions of one forward pass; one image a record."""
     viewports = [record.viewport * record.focal for record in records]
     if candidates:
-        answers = predictor.classify(images, candidates, viewports=viewports)
+        mirrored = {name for name in candidates if _category(name, config).mirror_axis == "x"} if config.flip else None
+        answers = predictor.classify(images, candidates, viewports=viewports, flip=mirrored)
     else:
         asked = [_category(record.category, config) for record in records]
         names = [object_words(category)["object"] for category in asked]
         descriptions = [category.description for category in asked] if config.describe else None
-        answers = predictor.predict(images, names, descriptions=descriptions, viewports=viewports)
+        flips = [category.mirror_axis == "x" for category in asked] if config.flip else None
+        answers = predictor.predict(images, names, descriptions=descriptions, viewports=viewports, flip=flips)
     return [_prediction(r, a, system, found=bool(candidates)) for r, a in zip(records, answers, strict=True)]
 
 
@@ -221,6 +230,7 @@ def run_settings(config: PredictConfig, candidates: list[str], system: str) -> d
         "categories": candidates,
         # None where they are not given, as in files that were begun before these options were there
         "describe": config.describe or None,
+        "flip": config.flip or None,
         "predict_categories": config.predict_categories or None,
         "system": system,
         "weights_digest": _digest(weights),

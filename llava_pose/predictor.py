@@ -7,7 +7,7 @@ This is the boundary that chat, demo, API and evaluation share: pictures and wor
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -154,6 +154,7 @@ class PosePredictor:
         *,
         descriptions: Sequence[str] | None = None,
         viewports: Sequence[float] | None = None,
+        flip: Sequence[bool] | None = None,
     ) -> list[PoseAnswer]:
         """Poses of named objects, one a picture, in one forward pass without generation.
 
@@ -163,11 +164,13 @@ class PosePredictor:
             descriptions: of the objects; they are then asked for by these, as ``instruct --kinds described`` does, and not
                 by their names.
             viewports: pixels per unit focal length of each picture.
+            flip: whose mirror images are asked about too; the answer is then the mean of both. Only objects whose plane of
+                symmetry is x = 0 have an answer in the mirror.
 
         Raises:
             InputError: a question is longer than the language model can take.
         """
-        frames, patches = self._see(images, viewports)
+        frames, pixels = self._see(images, viewports)
         if descriptions is None:
             chats = [self._prefix(POSE_QUESTIONS[0], POSE_ANSWER, object=name) for name in objects]
         else:
@@ -178,12 +181,19 @@ class PosePredictor:
         for row, chat in enumerate(chats):
             ids[row, : len(chat)] = torch.from_numpy(chat)
             attended[row, : len(chat)] = 1
-        embeddings = self._model.embed_inputs(ids, image_patches=patches)
-        states = self._model.model.language_model(
-            inputs_embeds=embeddings, attention_mask=attended, use_cache=False
-        ).last_hidden_state
         last = torch.tensor([len(chat) - 1 for chat in chats], device=self._device)
-        output = self._model.read_poses(states[torch.arange(len(chats), device=self._device), last])
+
+        def ask(pixels: Tensor) -> PoseHeadOutput:
+            embeddings = self._model.embed_inputs(ids, image_patches=self._model.model.extract_patches(pixels))
+            states = self._model.model.language_model(
+                inputs_embeds=embeddings, attention_mask=attended, use_cache=False
+            ).last_hidden_state
+            return self._model.read_poses(states[torch.arange(len(chats), device=self._device), last])
+
+        output = ask(pixels)
+        if flip is not None and any(flip):
+            both = torch.tensor(list(flip), device=self._device)
+            output = self._model.pose_head.with_mirror_images(output, ask(pixels.flip(-1)), both)
         return self._answers(output, frames, objects)
 
     @torch.inference_mode()
@@ -193,6 +203,7 @@ class PosePredictor:
         candidates: Mapping[str, str],
         *,
         viewports: Sequence[float] | None = None,
+        flip: Collection[str] | None = None,
     ) -> list[PoseAnswer]:
         """Category and pose together: the candidates' answers are scored over one trie, in one forward pass.
 
@@ -200,6 +211,9 @@ class PosePredictor:
 
         Args:
             candidates: category -> what the answer calls it, with its article ("a car").
+            flip: given, the mirror images are asked about too, and what a candidate scores is the mean of both; so is the
+                pose, where the candidate is one of these. Only objects whose plane of symmetry is x = 0 have a pose in
+                the mirror, while a left-handed guitar is a guitar.
 
         Raises:
             InputError: there is no candidate, or two are called the same.
@@ -209,15 +223,23 @@ class PosePredictor:
         if len(set(candidates.values())) < len(candidates):
             twice = sorted(candidates.values(), key=list(candidates.values()).count)[-1]
             raise InputError(f"two categories to choose from are both called {twice!r}; leave one of them out")
-        frames, patches = self._see(images, viewports)
+        frames, pixels = self._see(images, viewports)
         trie = AnswerTrie(
             [self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, an_object=name) for name in candidates.values()]
         )
-        scores, states = self._score_trie(trie, patches)
-        names = list(candidates)
+        names, rows = list(candidates), torch.arange(len(images), device=self._device)
+        scores, states = self._score_trie(trie, self._model.model.extract_patches(pixels))
+        mirror_states = None
+        if flip is not None:
+            mirror_scores, mirror_states = self._score_trie(trie, self._model.model.extract_patches(pixels.flip(-1)))
+            scores = (scores + mirror_scores) / 2
         probabilities = scores.softmax(-1)
         best = scores.argmax(-1)
-        output = self._model.read_poses(states[torch.arange(len(images), device=self._device), best])
+        output = self._model.read_poses(states[rows, best])
+        if mirror_states is not None:
+            both = torch.tensor([names[i] in flip for i in best.tolist()], device=self._device)
+            of_mirror = self._model.read_poses(mirror_states[rows, best])
+            output = self._model.pose_head.with_mirror_images(output, of_mirror, both)
         answers = self._answers(output, frames, [names[i] for i in best.tolist()])
         return [
             replace(answer, probabilities=dict(zip(names, row, strict=True)))
@@ -267,9 +289,10 @@ class PosePredictor:
         """
         if not messages or messages[-1].get("role") != "user":
             raise InputError("the last message of a chat must be a question (role 'user')")
-        frames, patches = (
-            self._see([image], None if viewport is None else [viewport]) if image is not None else (None, None)
-        )
+        frames, patches = None, None
+        if image is not None:
+            frames, pixels = self._see([image], None if viewport is None else [viewport])
+            patches = self._model.model.extract_patches(pixels)
         turns = [{"role": message["role"], "content": message["content"]} for message in messages]
         if image is not None and not any(IMAGE_TOKEN in turn["content"] for turn in turns):
             first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
@@ -360,6 +383,7 @@ class PosePredictor:
         return torch.tensor(rows, dtype=torch.float32, device=self._device).reshape(-1, 6)
 
     def _see(self, images: Sequence[Image.Image], viewports: Sequence[float] | None) -> tuple[list[_Frame], Tensor]:
+        """How each picture became a square, and the squares as the tower takes them."""
         frames, squares = [], []
         for index, image in enumerate(images):
             square, left, top = square_picture(image)
@@ -368,7 +392,7 @@ class PosePredictor:
             squares.append(square)
         pixels = self._processor.image_processor(squares, return_tensors="pt")["pixel_values"]
         dtype = next(self._model.model.vision_tower.parameters()).dtype
-        return frames, self._model.model.extract_patches(pixels.to(device=self._device, dtype=dtype))
+        return frames, pixels.to(device=self._device, dtype=dtype)
 
     def _prefix(self, question: str, answer: str, **words: str) -> np.ndarray:
         """Token ids of question and answer up to the state that predicts `<pose6D>`, as training saw them."""

@@ -89,6 +89,21 @@ class PoseHead(nn.Module):
         rotation, location, confidence = raw.split([self.representation.size, _LOCATION_SIZE, 1], -1)
         return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
 
+    def with_mirror_images(self, output: PoseHeadOutput, of_mirror: PoseHeadOutput, both: Tensor) -> PoseHeadOutput:
+        """Answers for n pictures and for their mirror images as one: the means of what the head puts out.
+
+        Args:
+            both: (n,) booleans: where not, the picture's own answer stands.
+        """
+        both = both[:, None]
+        mirrored = self.representation.mirror(of_mirror.raw_rotation)
+        rotation = torch.where(both, (output.raw_rotation + mirrored) / 2, output.raw_rotation)
+        across = output.location.new_tensor([1.0, -1.0, 1.0])
+        location = torch.where(both, (output.location + across * of_mirror.location) / 2, output.location)
+        logit = (output.confidence_logit + of_mirror.confidence_logit) / 2
+        logit = torch.where(both[:, 0], logit, output.confidence_logit)
+        return PoseHeadOutput(rotation, self.representation.decode(rotation), location, logit)
+
 
 class ZeroStartLinear(nn.Linear):
     """A linear layer that a fresh model starts at zero (``LlavaPoseForConditionalGeneration._init_weights``)."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from llava_pose.geometry import angles_to_bins, bins_to_angles, rotation_matrix
 
 BINS = 40
+_MIRRORED_SIGNS = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 1.0)  # of S R S, row by row, S = diag(-1, 1, 1)
 
 
 class RotationRepresentation(ABC):
@@ -41,6 +42,12 @@ class RotationRepresentation(ABC):
     @abstractmethod
     def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
         """(n, size) raw outputs and (n, 3) true azimuth, elevation, theta in radians -> (n,) losses."""
+
+    @abstractmethod
+    def mirror(self, raw: Tensor) -> Tensor:
+        """(..., size) raw outputs for a picture -> those that mean the same for its mirror image: (-a, e, -t) of (a, e, t),
+        which is S R S of a rotation R, with S = diag(-1, 1, 1).
+        """
 
 
 class _SpecialOrthogonal(torch.autograd.Function):
@@ -87,6 +94,9 @@ def chordal_loss(rotation: Tensor, true_rotation: Tensor) -> Tensor:
 class Svd9d(RotationRepresentation):
     size = 9
 
+    def mirror(self, raw: Tensor) -> Tensor:
+        return raw * raw.new_tensor(_MIRRORED_SIGNS)
+
     def decode(self, raw: Tensor) -> Tensor:
         return special_orthogonalize(raw.float().unflatten(-1, (3, 3)))
 
@@ -96,6 +106,10 @@ class Svd9d(RotationRepresentation):
 
 class Rot6d(RotationRepresentation):
     size = 6
+
+    def mirror(self, raw: Tensor) -> Tensor:
+        # the first two columns of the rotation, one after the other
+        return raw * raw.new_tensor([1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
 
     def decode(self, raw: Tensor) -> Tensor:
         first, second = raw.float().split(3, -1)
@@ -113,6 +127,10 @@ class Bins(RotationRepresentation):
     size = 3 * BINS
     shift = 0.0
 
+    def mirror(self, raw: Tensor) -> Tensor:
+        azimuth, elevation, theta = raw.unflatten(-1, (3, BINS)).unbind(-2)
+        return torch.cat([azimuth.flip(-1), elevation, theta.flip(-1)], -1)
+
     def decode(self, raw: Tensor) -> Tensor:
         index = raw.float().unflatten(-1, (3, BINS)).argmax(-1)
         return rotation_matrix(*bins_to_angles(index, bins=BINS, shift=self.shift).unbind(-1))
@@ -128,6 +146,13 @@ class BinsResidual(RotationRepresentation):
 
     size = 6 * BINS
     shift = 0.5
+
+    def mirror(self, raw: Tensor) -> Tensor:
+        parts = raw.unflatten(-1, (2, 3, BINS))
+        turned = parts.flip(-1).roll(1, -1)  # of bin b, which is centred on b widths, comes bin -b
+        signs = raw.new_tensor([1.0, -1.0]).view(2, 1)
+        rows = [turned[..., 0, :] * signs, parts[..., 1, :], turned[..., 2, :] * signs]
+        return torch.stack(rows, -2).flatten(-3)
 
     def decode(self, raw: Tensor) -> Tensor:
         logits, offsets = raw.float().unflatten(-1, (2, 3, BINS)).unbind(-3)
@@ -160,6 +185,9 @@ class MatrixFisher(RotationRepresentation):
 
     size = 9
     _NODES = 96
+
+    def mirror(self, raw: Tensor) -> Tensor:
+        return raw * raw.new_tensor(_MIRRORED_SIGNS)
 
     def decode(self, raw: Tensor) -> Tensor:
         return special_orthogonalize(raw.float().unflatten(-1, (3, 3)))

@@ -286,6 +286,30 @@ def test_a_line_is_what_the_predictor_answers(whole: dict[str, PredictConfig], f
 
 
 @pytest.mark.parametrize("task", ["pose", "joint"])
+def test_the_mirror_image_has_its_say_where_the_taxonomy_allows_it(
+    whole: dict[str, PredictConfig], five: Path, tmp_path: Path, task: str
+) -> None:
+    predictor = PosePredictor.from_checkpoint(whole[task].checkpoint, device="cpu")
+    names = {"car": "a car", "chair": "a chair", "cup": "a cup", "diningtable": "a dining table"}
+    symmetric = {"car", "chair", "diningtable"}  # a cup's handle is at its side
+    config = replace(whole[task], out=str(tmp_path / "predictions.jsonl"), flip=True)
+    predict(config)
+    answers = read_predictions(config.out)
+    for prediction, record in zip(answers, read_records(five, "val"), strict=True):
+        image = Image.open(five / "val" / record.file_name)
+        viewports = [record.viewport * record.focal]
+        if task == "pose":
+            flip, name = [record.category in symmetric], names[record.category].split(" ", 1)[1]
+            [answer] = predictor.predict([image], [name], viewports=viewports, flip=flip)
+        else:
+            [answer] = predictor.classify([image], names, viewports=viewports, flip=symmetric)
+            assert prediction.pred_category == answer.category
+        assert prediction.pose.to_dict() == pytest.approx(answer.pose.to_dict(), abs=1e-4)
+    assert [p.pose for p in answers] != [p.pose for p in read_predictions(whole[task].out)]
+    assert read_yaml(settings_file(Path(config.out)))["flip"] is True
+
+
+@pytest.mark.parametrize("task", ["pose", "joint"])
 @pytest.mark.parametrize("batch_size", [2, 32])
 def test_the_batch_size_changes_nothing(
     whole: dict[str, PredictConfig], tmp_path: Path, task: str, batch_size: int

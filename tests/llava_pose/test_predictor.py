@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from llava_pose.conversation import JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOKEN, describe_pose
 from llava_pose.errors import InputError
@@ -103,6 +103,41 @@ def test_a_batch_is_classified_as_its_members_alone(predictor_of, pictures, name
         assert answer.category == alone.category
         assert answer.probabilities == pytest.approx(alone.probabilities, abs=1e-4)
         assert_same_pose(answer.pose, alone.pose)
+
+
+# Mirror images
+
+
+def mirrored_pose(pose: Pose, width: int) -> Pose:
+    azimuth, elevation, theta = pose.angles
+    return Pose(-azimuth, elevation, -theta, pose.distance, width - pose.px, pose.py)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_with_the_mirror_image_the_answer_turns_as_the_picture_does(predictor_of, pictures, name):
+    """The mean of a picture's answer and its mirror image's is the mirrored mean of the mirror image's and the picture's."""
+    predictor = predictor_of(name)
+    mirrored = [ImageOps.mirror(picture) for picture in pictures]
+    flip = [True, True, False, True]
+    answers, others = (predictor.predict(images, OBJECTS, flip=flip) for images in (pictures, mirrored))
+    plain = predictor.predict(pictures, OBJECTS)
+    for index, (answer, other, picture) in enumerate(zip(answers, others, pictures, strict=True)):
+        if flip[index]:
+            assert_same_pose(answer.pose, mirrored_pose(other.pose, picture.width))
+            assert answer.confidence == pytest.approx(other.confidence, abs=1e-4)
+            assert answer.pose.angles != plain[index].pose.angles
+        else:
+            assert_same_pose(answer.pose, plain[index].pose)
+
+    found, others = (predictor.classify(images, CANDIDATES, flip=CANDIDATES) for images in (pictures, mirrored))
+    for answer, other, picture in zip(found, others, pictures, strict=True):
+        assert answer.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+        assert_same_pose(answer.pose, mirrored_pose(other.pose, picture.width))
+    # of what has no plane of symmetry the category is found by both pictures, and the pose by its own alone
+    for answer, other, picture in zip(found, predictor.classify(pictures, CANDIDATES, flip=[]), pictures, strict=True):
+        assert other.probabilities == pytest.approx(answer.probabilities, abs=1e-4)
+        [alone] = predictor.classify([picture], {other.category: CANDIDATES[other.category]})
+        assert_same_pose(other.pose, alone.pose)
 
 
 # The trie

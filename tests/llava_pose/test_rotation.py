@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from scipy.special import ive
 from torch import Tensor
 
-from llava_pose.geometry import angles_to_bins, geodesic_angle, rotation_matrix
+from llava_pose.geometry import angles_from_rotation, angles_to_bins, geodesic_angle, rotation_matrix
 from llava_pose.model.rotation import (
     BINS,
     ROTATION_NAMES,
@@ -47,6 +47,17 @@ def raw_for(name: str, angles: Tensor) -> Tensor:
         return logits.flatten(-2)
     inside = (angles / BIN + shift) % 1 - 0.5  # where in its bin each angle lies
     return torch.stack([logits, inside[..., None].expand_as(logits)], -3).flatten(-3)
+
+
+@pytest.mark.parametrize("name", ROTATION_NAMES)
+def test_raw_outputs_are_mirrored_as_the_rotation_is(name: str):
+    """Whatever they are: the mirror image of (a, e, t) is (-a, e, -t)."""
+    representation = rotation_representation(name)
+    raw = torch.randn(64, representation.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3
+    azimuth, elevation, theta = angles_from_rotation(representation.decode(raw).double())
+    expected = rotation_matrix(-azimuth, elevation, -theta)
+    assert geodesic_angle(representation.decode(representation.mirror(raw)).double(), expected).max() < 1e-5
+    torch.testing.assert_close(representation.mirror(representation.mirror(raw)), raw)
 
 
 @pytest.mark.parametrize("name", ROTATION_NAMES)
