@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eval.baselines.record_images import category_of, select_records
 from eval.predict import TASKS, PredictConfig, predict
-from llava_pose import cli
+from llava_pose import categories, cli
 from llava_pose.config import fill_config, require
+from llava_pose.dataset import read_samples
 from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.model.assemble import AssembleConfig, assemble
@@ -99,15 +101,15 @@ def run(config: LlavaPoseSystemConfig) -> Path:
     """
     checkpoint = config.checkpoint
     if config.train_config is not None:
+        problem = None
         if is_first_process():
-            made = config.assemble_config
-            if made is not None and not (Path(made.out) / ASSEMBLED).exists():  # which is written last
-                assemble(made)
-            if (
-                config.train_json is None and not config.made_train_json.exists()
-            ):  # which is written whole or not at all
-                make_samples(config)
-        agreed(None)  # the others wait for what the first has made
+            try:
+                _prepare_training(config)
+            except InputError as error:
+                problem = error
+        problem = agreed(problem)  # the others wait for what the first has made, or end with it
+        if problem is not None:
+            raise problem
         checkpoint = str(train(config.train_config))
     return predict(
         PredictConfig(
@@ -116,6 +118,7 @@ def run(config: LlavaPoseSystemConfig) -> Path:
             out=str(Path(config.output_dir) / "predictions.jsonl"),
             split=config.predict_split,
             task=config.task,
+            categories=_candidates(config),
             describe=config.describe,
             flip=config.flip,
             predict_categories=config.predict_categories,
@@ -124,6 +127,40 @@ def run(config: LlavaPoseSystemConfig) -> Path:
             allow_custom_categories=True,
         )
     )
+
+
+def _candidates(config: LlavaPoseSystemConfig) -> list[str] | None:
+    """Of the joint task, what the other systems choose from, too: the categories that are trained on."""
+    if config.task != "joint":
+        return None
+    records = select_records(config.data, "train", config.train_categories, "train_categories")
+    return sorted({category_of(record).name for record in records})
+
+
+def _prepare_training(config: LlavaPoseSystemConfig) -> None:
+    """The base and the samples, where they are not there yet."""
+    if config.train_json is not None:
+        _require_no_other_category(config)
+    made = config.assemble_config
+    if made is not None and not (Path(made.out) / ASSEMBLED).exists():  # which is written last
+        assemble(made)
+    if config.train_json is None and not config.made_train_json.exists():  # which is written whole or not at all
+        make_samples(config)
+
+
+def _require_no_other_category(config: LlavaPoseSystemConfig) -> None:
+    """Ready samples hold nothing of categories that the task keeps from training."""
+    if config.train_categories is None:
+        return
+    allowed = set(config.train_categories)
+    for sample in read_samples(Path(config.train_json)):
+        name = sample.get("category")
+        if name is None or categories.get(name, allow_custom=True).name not in allowed:
+            raise InputError(
+                f"{config.system}: train_json {config.train_json}: the sample {sample.get('id')!r} is of the category "
+                f"{name!r}, which the task keeps from training; make it with llava-pose instruct --categories, or leave "
+                "train_json out"
+            )
 
 
 def make_samples(config: LlavaPoseSystemConfig) -> None:

@@ -50,13 +50,19 @@ def known_and_novel(config: OpenVocabularyConfig) -> tuple[list[str], list[str]]
     """Canonical names: what is known and in the train split, and what is novel and in the split to predict.
 
     Raises:
-        InputError: there is none of either.
+        InputError: there is none of either, or a name that is given is no category's.
     """
     wanted = check_known(config.known, config.known_file)
     if wanted is None:
         wanted = {category.name for category in categories.all_categories() if category.known}
-    known = sorted(names_in(read_split(config, "train")) & wanted)
-    novel = sorted(names_in(read_split(config, config.predict_split)) - wanted)
+    to_train, to_predict = (names_in(read_split(config, split)) for split in ("train", config.predict_split))
+    strange = sorted(name for name in wanted - to_train - to_predict if categories.find(name) is None)
+    if strange:
+        raise InputError(
+            f"--known {strange[0]}: neither the taxonomy nor {config.data} has such a category, and what is not known is "
+            "predicted as novel; correct the name"
+        )
+    known, novel = sorted(to_train & wanted), sorted(to_predict - wanted)
     if not known:
         raise InputError(f"{config.data}/train: no category of it is known; name some with --known")
     if not novel:

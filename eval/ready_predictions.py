@@ -23,6 +23,7 @@ class ReadyPredictionsConfig:
     data: str | None = field(default=None, metadata={"help": "the prepared folder"})
     output_dir: str | None = field(default=None, metadata={"help": "predictions.jsonl goes there"})
     system: str = field(default="predictions", metadata={"help": "name in the tables"})
+    task: str = field(default="pose", metadata={"help": "joint: the lines must name categories"})
     predict_split: str = field(default="val", metadata={"help": "split that is answered"})
     predict_categories: list[str] | None = field(
         default=None, metadata={"help": "objects of these alone; default: every object of the split"}
@@ -38,7 +39,7 @@ def run(config: ReadyPredictionsConfig) -> Path:
     """Write the lines of the objects that the task asks about, under the system's name; returns their path.
 
     Raises:
-        InputError: the file is malformed, holds several systems, or lacks an object.
+        InputError: the file is malformed, holds several systems, lacks an object, or names no category in the joint task.
     """
     records = select_records(config.data, config.predict_split, config.predict_categories, "predict_categories")
     predictions = read_predictions(config.file)
@@ -51,6 +52,11 @@ def run(config: ReadyPredictionsConfig) -> Path:
         raise InputError(
             f"file {config.file}: {len(missing)} of {len(records)} objects have no line, the first {missing[0]!r}; predict "
             "them, or write a line without a pose for each, which counts as a failure"
+        )
+    if config.task == "joint" and all(by_id[record.id].pred_category is None for record in records):
+        raise InputError(
+            f"file {config.file}: names no category ('pred_category' is null in all of its lines), and the joint task asks "
+            "for the category too; predict with it, or take the file to llava-pose open-vocabulary"
         )
     out = Path(config.output_dir) / "predictions.jsonl"
     if is_first_process():

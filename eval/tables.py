@@ -99,7 +99,7 @@ def tables(config: TablesConfig) -> dict[str, Any]:
     scores = score_comparison(
         align(systems, config.samples),
         thresholds=config.radians,
-        reference=config.reference or _ours(systems),
+        reference=config.reference or _ours([name for name in systems if name not in oracles]),
         seed=config.seed,
     )
     selected = _test_selected(config, [threshold_name(t) for t in config.radians]) if config.table == 1 else {}
@@ -120,8 +120,8 @@ def output_paths(out: str | Path) -> tuple[Path, Path, Path]:
     return out.with_suffix(".md"), out.with_suffix(".json"), out.with_suffix(".png")
 
 
-def _ours(systems: Systems) -> str | None:
-    return next((name for name in systems if name.lower().startswith(_OURS)), None)
+def _ours(names: Sequence[str]) -> str | None:
+    return next((name for name in names if name.lower().startswith(_OURS)), None)
 
 
 def _oracles(systems: Systems, named: Sequence[str] | None) -> list[str]:

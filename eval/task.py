@@ -24,7 +24,7 @@ from typing import Any
 from eval.baselines.record_images import category_of
 from llava_pose import categories, cli
 from llava_pose.config import fill_config, read_yaml, require, require_folder, save_config, write_json
-from llava_pose.distributed import agreed, is_first_process, join_processes
+from llava_pose.distributed import agreed, is_first_process, join_processes, several_processes
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.trainer import NonFiniteLossError
@@ -163,8 +163,15 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
         shared = {"train_categories": scope.train_categories, "predict_categories": scope.predict_categories}
         shared |= {"predict_split": config.predict_split, "task": scope.task}
         settings = {"kind": kind, "options": dict(options), **shared, **digests}
+        if kind == "predictions" and Path(str(options.get("file"))).is_file():
+            settings["file_digest"] = _digest_of(Path(options["file"]).read_bytes())
         used = _resolve_names(options, systems)
         if used is not None:
+            if used.oracle and not oracle:
+                raise InputError(
+                    f"system '{name}': begins with '{used.name}', an oracle, which is trained on what is to be predicted; "
+                    "say oracle: true of this one as well, or take another system"
+                )
             settings["system_above_digest"] = _digest_of(json.dumps(used.settings, sort_keys=True).encode())
         given = {"data": config.data, "output_dir": str(folder), "system": name, **shared}
         systems.append(System(name, kind, oracle, folder, _stage_config(name, kind, options, given), settings))
@@ -242,7 +249,9 @@ def _digest_of(content: bytes) -> str:
 def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
     """Run, or go on with, the systems that are asked for; returns all of the list that are done.
 
-    A system whose input is bad, or whose loss is no number, does not keep the others from running.
+    A system whose input is bad, or whose loss is no number, does not keep the others from running, unless several processes
+    run them. One that is not asked for
+    and was made with other settings than the list now has is not among those that are returned.
 
     Raises:
         InputError: one was begun with other settings (nothing has run then), or, at the end, some did not run.
@@ -250,7 +259,11 @@ def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
     join_processes()
     chosen = [system for system in systems if config.only is None or system.name in config.only]
     for system in chosen:
-        _require_same_settings(system)
+        changed = _changed_setting(system)
+        if changed:
+            raise InputError(
+                f"{system.folder}: was begun with {changed}; give the system another name, or delete the folder to run it anew"
+            )
     failed: dict[str, Exception] = {}
     for number, system in enumerate(chosen, start=1):
         which = f"system {number} of {len(chosen)}, {system.name} ({system.kind})"
@@ -261,26 +274,31 @@ def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
         try:
             _run_system(system)
         except (InputError, NonFiniteLossError) as error:
+            if several_processes():
+                raise  # the other processes may be waiting for this one, and would for ever
             logger.warning(f"{which}: {error}")
             failed[system.name] = error
     if failed:
         name, error = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of {len(chosen)} systems did not run; the first, {name}: {error}")
-    return [system for system in systems if system.done]
+    return [system for system in systems if system.done and not _is_outdated(system)]
 
 
-def _require_same_settings(system: System) -> None:
+def _is_outdated(system: System) -> bool:
+    changed = _changed_setting(system)
+    if changed:
+        logger.warning(f"{system.folder}: was made with {changed}, and is left out of the table; run the system anew")
+    return changed is not None
+
+
+def _changed_setting(system: System) -> str | None:
+    """Of a system that has been begun, what it was begun with and the list does not say any more, in words."""
     path = system.folder / SETTINGS_FILE
     if not path.is_file():
-        return
+        return None
     earlier, settings = _flat(read_yaml(path)), _flat(system.settings)
     changed = next((key for key in [*settings, *earlier] if earlier.get(key) != settings.get(key)), None)
-    if changed is not None:
-        was, now = earlier.get(changed), settings.get(changed)
-        raise InputError(
-            f"{system.folder}: was begun with {changed} {was!r}, not {now!r}; give the system another name, or delete the "
-            "folder to run it anew"
-        )
+    return None if changed is None else f"{changed} {earlier.get(changed)!r}, not {settings.get(changed)!r}"
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,11 +310,21 @@ def _run_system(system: System) -> None:
     if is_first_process():
         system.folder.mkdir(parents=True, exist_ok=True)
         save_config(system.settings, system.folder / SETTINGS_FILE)
-    system.run()
+    try:
+        system.run()
+    except InputError:
+        _forget_if_nothing_was_made(system.folder)
+        raise
     agreed(None)
     if is_first_process():
         # of this start alone: a run that was stopped has spent more
         write_json(system.folder / DONE_MARK, {"seconds": round(time.monotonic() - began, 1)})
+
+
+def _forget_if_nothing_was_made(folder: Path) -> None:
+    """A system that was refused its input before it wrote anything may be given another without further ado."""
+    if is_first_process() and [path.name for path in folder.iterdir()] == [SETTINGS_FILE]:
+        (folder / SETTINGS_FILE).unlink()
 
 
 def make_table(table: int, systems: Sequence[System], output_dir: Path) -> None:
@@ -329,9 +357,10 @@ def check_known(names: Sequence[str] | None, file: str | None) -> set[str] | Non
         raise InputError("--known and --known-file: give one of them")
     if file:
         try:
-            names = Path(file).read_text(encoding="utf-8").split()
+            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--known-file {file}: cannot be read ({error}); give a text file") from error
+        names = [line.strip() for line in lines if line.strip()]
         if not names:
             raise InputError(f"--known-file {file}: there is no category in it; write one a line")
     return {categories.get(name, allow_custom=True).name for name in names} if names else None

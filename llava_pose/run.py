@@ -41,7 +41,7 @@ MAY_DIFFER = frozenset(
     ]
 )
 MAY_DIFFER_BEGINNINGS = ("logging_", "log_", "save_", "predict_")
-PATHS = frozenset(("model", "data", "train_json", "backbone"))
+PATHS = frozenset(("model", "data", "train_json", "backbone", "cad"))
 
 
 @dataclass
@@ -115,7 +115,8 @@ class RunConfig(TrainingArguments):
 
 
 def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> None:
-    """Refuse to go on with a run, or to take an ended one for done, under another recipe than it was begun with.
+    """Refuse to go on with a run, or to take an ended one for done, of another kind or under another recipe than it was
+    begun with.
 
     A folder without a whole checkpoint holds nothing to go on with: any recipe may start in it.
 
@@ -128,8 +129,13 @@ def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection
     """
     output = Path(config.output_dir)
     begun = (output / DONE_MARK).is_file() or any(output.glob(f"checkpoint-*/{COMPLETE_MARK}"))
-    if not (config.resume and begun and file.is_file()):
+    if not (config.resume and begun):
         return
+    if not file.is_file():
+        raise InputError(
+            f"{output}: holds a run of another kind, for {file.name} is not there, which every run of this kind begins with; "
+            "choose another output_dir"
+        )
     defaults = {
         f.name: f.default for f in dataclasses.fields(config)
     }  # a field that was not written down had its default

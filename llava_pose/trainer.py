@@ -29,7 +29,7 @@ _EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the message names the samples of the batch."""
+    """The loss became NaN or infinite; the message names the samples of the batch, where they have names."""
 
 
 class LostWeightsError(RuntimeError):
@@ -37,7 +37,7 @@ class LostWeightsError(RuntimeError):
 
 
 class ResumableTrainer(Trainer):
-    """Trainer that takes no step more where a run goes on from the checkpoint of its last step."""
+    """Trainer that takes no step more where a run goes on from the checkpoint of its last step, and none without a loss."""
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -47,6 +47,28 @@ class ResumableTrainer(Trainer):
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's loss; one that is not finite stops the run, before the weights are no numbers any more.
+
+        Raises:
+            NonFiniteLossError: naming the samples, where the batch does.
+        """
+        names = inputs.pop(SAMPLE_NAMES, [])
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if not torch.isfinite(loss):
+            where = f" in a batch of {', '.join(names)}" if names else ""
+            remedy = ", or look at these samples in train.json" if names else ""
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}{where}; lower the learning rate{remedy}"
+            )
+        return (loss, outputs) if return_outputs else loss
 
 
 class PoseTrainer(ResumableTrainer):
@@ -87,18 +109,8 @@ class PoseTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The model's loss; one that is not finite stops the run.
-
-        Raises:
-            NonFiniteLossError: naming the samples.
-        """
-        names = inputs.pop(SAMPLE_NAMES, [])
+        """As the trainer's above; the terms of the loss are kept for the log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} in a batch of {', '.join(names)}; "
-                "lower the learning rate, or look at these samples in train.json"
-            )
         if not self._terms:
             self._terms_since = self.state.global_step
         for name, value in outputs.loss_terms.items():

@@ -30,7 +30,7 @@ from llava_pose.distributed import agreed, is_first_process, map_over_processes
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence
-from llava_pose.model.processing import input_size, set_input_size
+from llava_pose.model.processing import input_size, keep_borders, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
@@ -178,6 +178,7 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
     else:
         backbone, image_processor = load_backbone(config.backbone)
         backbone_config = backbone.config
+        keep_borders(image_processor)
         if config.image_size is not None:
             set_input_size(image_processor, config.image_size)
     settings = PoseClassifierConfig(

@@ -200,6 +200,8 @@ def _probe(
 ) -> None:
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    # written last: until then nothing says that what stands here is done, with these settings or with earlier ones
+    (output / GRID_FILE).unlink(missing_ok=True)
     save_config(config, output / "linear_probe.yaml")
     held = hold_out(train, config.holdout, config.seed)
     if not held.any():

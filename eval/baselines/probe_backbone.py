@@ -35,7 +35,7 @@ from transformers import (
 from llava_pose.errors import InputError
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
-from llava_pose.model.processing import input_size, set_input_size
+from llava_pose.model.processing import input_size, keep_borders, set_input_size
 
 LAST, LAST_FOUR, UNIFORM_FOUR = "last", "last-4", "uniform-4"
 # models of pictures and text whose vision model is a class of its own
@@ -252,6 +252,7 @@ def load_backbone(path: str, *, image_size: int | None = None, device: torch.dev
     require_complete({**info, "unexpected_keys": own}, path, may_miss=("pooler.",))
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         model.pooler = None  # random weights, and nothing reads what it gives
+    keep_borders(image_processor)
     if image_size is not None:
         set_input_size(image_processor, image_size)
     return ProbeBackbone(model, image_processor, name=str(path), device=device)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from eval.baselines.record_images import select_records
 from eval.baselines.vlm_prompt import VlmAnswer, candidate_words, first_messages, read_answer
 from eval.predict import claim_output
 from llava_pose import categories
@@ -90,11 +91,11 @@ class VlmApiConfig:
     def __post_init__(self) -> None:
         for name in ("concurrency", "attempts", "tries", "max_tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"--{name}: must be at least 1, not {getattr(self, name)}")
+                raise InputError(f"--{name.replace('_', '-')}: must be at least 1, not {getattr(self, name)}")
         for name in ("first_wait", "temperature", "price_in", "price_out", "sample"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                raise InputError(f"--{name}: must not be negative, but is {value}")
+                raise InputError(f"--{name.replace('_', '-')}: must not be negative, but is {value}")
         if not 0 < self.timeout < float("inf"):
             raise InputError(f"--timeout: must be over 0, not {self.timeout}")
 
@@ -132,15 +133,7 @@ def run(config: VlmApiConfig) -> Path | None:
 
 def _records(prepared: Path, config: VlmApiConfig) -> list[ObjectRecord]:
     split = config.predict_split
-    records = read_records(prepared, split)
-    if config.predict_categories:
-        wanted = {_category(name).name for name in config.predict_categories}
-        absent = wanted - {_category(record.category).name for record in records}
-        if absent:
-            raise InputError(f"--predict-categories {sorted(absent)[0]}: no object of it in {prepared / split}")
-        records = [record for record in records if _category(record.category).name in wanted]
-    if not records:
-        raise InputError(f"{prepared / split}: there is no object in it; choose another --predict-split")
+    records = select_records(prepared, split, config.predict_categories, "--predict-categories")
     for record in records:
         if not (prepared / split / record.file_name).is_file():
             raise InputError(

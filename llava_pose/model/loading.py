@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
@@ -72,12 +72,14 @@ def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto"
         InputError: it cannot be read, or weights are missing, left over or of another shape.
     """
     try:
-        config = AutoConfig.from_pretrained(path)
+        # not by AutoConfig, which knows the types of other systems only where their modules have been imported
+        found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
     except LOADING_ERRORS as error:
         raise InputError(f"{path}: cannot load the model ({first_sentence(error)})") from error
-    if not isinstance(config, LlavaPoseConfig):  # transformers would build a model of its default size, of billions
+    if found != LlavaPoseConfig.model_type:  # transformers would build a model of its default size, of billions
         raise InputError(
-            f"{path}: a {config.model_type} model, not a llava_pose one; make a base of it with llava-pose assemble"
+            f"{path}: a {found or 'nameless'} model, not a llava_pose one; give a checkpoint of llava-pose train, or make "
+            "a base with llava-pose assemble"
         )
     try:
         # mismatched sizes are "ignored" so that they are listed, and refused by name below

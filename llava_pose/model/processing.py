@@ -69,10 +69,26 @@ def input_size(image_processor: Any) -> tuple[int, int]:
 
 
 def set_input_size(image_processor: Any, side: int) -> None:
-    """Let an image processor give squares of that side, pixels."""
+    """Let an image processor give squares of that side, pixels, with the whole of a square picture in them."""
     image_processor.size = {key: side for key, old in dict(image_processor.size).items() if old is not None}
     if getattr(image_processor, "do_center_crop", False):
         image_processor.crop_size = {"height": side, "width": side}
+    if (
+        getattr(image_processor, "crop_pct", None) is not None
+    ):  # ConvNeXt's, which ResNet has as well, cuts the borders off
+        image_processor.crop_pct = 1.0
+
+
+def keep_borders(image_processor: Any) -> None:
+    """Let an image processor that cuts the borders off what it has resized, as those of DINOv2 and ResNet do, give as
+    large a square of the whole picture instead: objects of prepared pictures reach to the borders.
+    """
+    shortest = dict(image_processor.size).get("shortest_edge")
+    height, width = input_size(image_processor)
+    cropped = bool(getattr(image_processor, "do_center_crop", False)) and shortest is not None and shortest > height
+    shrunk = getattr(image_processor, "crop_pct", None) not in (None, 1.0)
+    if (cropped or shrunk) and height == width:
+        set_input_size(image_processor, height)
 
 
 class LlavaPoseProcessor(LlavaProcessor):

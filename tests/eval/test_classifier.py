@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, ResNetConfig, SwinConfig, ViTImageProcessor
+from PIL import Image
+from transformers import (
+    AutoModel,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    SwinConfig,
+    ViTImageProcessor,
+)
 
 from data_prep.prepare import PrepareConfig, prepare
 from eval.baselines.classifier import ClassifierConfig, build_classifier, load_classifier, main, predict, run
@@ -24,6 +32,7 @@ from llava_pose.metrics import pose_error
 from llava_pose.model.assemble import AssembleConfig, assemble
 from llava_pose.model.loading import load_model
 from llava_pose.records import read_predictions, read_records, write_jsonl
+from llava_pose.trainer import NonFiniteLossError
 
 
 @pytest.fixture
@@ -135,6 +144,31 @@ def test_thirty_two_pictures_are_overfitted_by_the_published_heads(raw_dataset, 
     assert all(p.pred_category == p.category for p in predictions)
 
 
+@pytest.mark.parametrize("image_size", [None, 64])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        lambda: ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875),  # as microsoft/resnet-50 has it
+        lambda: ViTImageProcessor(size={"height": 32, "width": 32}),  # as Swin
+        lambda: BitImageProcessor(size={"shortest_edge": 37}, crop_size={"height": 32, "width": 32}),  # as DINOv2
+    ],
+)
+def test_the_whole_of_a_prepared_picture_is_seen(recipe, tmp_path, processor, image_size):
+    """A picture that is white but for a dark frame comes to the network with the frame."""
+    AutoModel.from_config(small_resnet()).save_pretrained(tmp_path / "backbone")
+    processor().save_pretrained(tmp_path / "backbone")
+    config = ClassifierConfig(**{**recipe, "backbone": str(tmp_path / "backbone"), "image_size": image_size})
+    model, image_processor = build_classifier(config, ["car"])
+    side = image_size or 32
+    picture = np.full((64, 64, 3), 255, dtype=np.uint8)
+    picture[:2] = picture[-2:] = picture[:, :2] = picture[:, -2:] = 0
+    pixels = image_processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
+    assert pixels.shape == (3, side, side)
+    edges = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]])
+    assert edges.max() < pixels[:, side // 2, side // 2].min() - 0.5
+    assert model(torch.from_numpy(pixels)[None]).raw_rotation.shape == (1, 120)
+
+
 @pytest.mark.parametrize("backbone", [small_resnet, small_swin])
 def test_resnet_and_swin_go_the_whole_way(recipe, backbone, capsys):
     """Real classes, random weights, the published heads and optimiser, by the command."""
@@ -236,6 +270,16 @@ def test_a_run_does_not_go_on_under_another_recipe(recipe):
     (folder / "training_done.json").unlink()
     with pytest.raises(InputError, match="begun with rotation 'bins', not 'rot6d'"):
         run(ClassifierConfig(**{**recipe, "rotation": "rot6d"}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(recipe):
+    """A learning rate beyond all measure: no weights that are no numbers are saved, whose bins would be poses like any."""
+    values = {**recipe, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0, "max_steps": 4}
+    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step [2-4]; lower the learning rate$"):
+        run(ClassifierConfig(**values))
+    folder = Path(recipe["output_dir"])
+    assert not (folder / "training_done.json").exists()
+    assert not (folder / "predictions.jsonl").exists()
 
 
 def test_the_backbone_is_a_tower(recipe, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from llava_pose.geometry import angles_to_bins, bins_to_angles
 from llava_pose.metrics import pose_error
 from llava_pose.pictures import load_rgb
 from llava_pose.records import ObjectRecord, Pose, read_predictions, read_records, write_records
+from tests.eval.test_task import start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -121,6 +123,25 @@ def test_what_is_done_is_not_done_again_and_another_setting_is(recipe):
     held = features.stat().st_mtime_ns
     assert run(LinearProbeConfig(**{**recipe, "epochs": 5})).stat().st_mtime_ns > before
     assert features.stat().st_mtime_ns == held, "features do not depend on the probes' settings"
+
+
+@pytest.mark.slow
+def test_predictions_of_a_run_that_was_killed_are_not_taken_for_those_of_the_run_before(recipe, backbone, tmp_path):
+    """Killed after the predictions of other settings, before their figures: the first settings are not done."""
+    output = Path(recipe["output_dir"])
+
+    def words(epochs: int) -> list[str]:
+        common = ["--data", recipe["data"], "--output-dir", str(output), "--backbones", f"vit={backbone}"]
+        return [*common, "--epochs", str(epochs), "--learning-rates", "0.05"]
+
+    assert main(words(4)) == 0
+    predictions = output / "vit" / "predictions.jsonl"
+    expected = predictions.read_bytes()
+    killed = start(tmp_path, "linear-probing", *words(40), kill_at="vit/probe_grid.json")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert predictions.read_bytes() != expected
+    assert main(words(4)) == 0
+    assert predictions.read_bytes() == expected
 
 
 def test_categories_and_limit_choose_objects(recipe):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    BitImageProcessor,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -258,3 +259,17 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     config.save_pretrained(folder)
     with pytest.raises(InputError, match=r"weights are missing: layers\.4"):
         load_backbone(str(folder))
+
+
+def test_the_borders_of_a_picture_are_seen(tmp_path: Path) -> None:
+    """DINOv2's processor resizes to 256 and keeps the inner 224: of a dark frame nothing would be left."""
+    Dinov2Model(Dinov2Config(**SHAPE)).save_pretrained(tmp_path)
+    crop = {"height": SIDE, "width": SIDE}
+    BitImageProcessor(size={"shortest_edge": SIDE * 256 // 224}, crop_size=crop).save_pretrained(tmp_path)
+    framed = np.full((64, 64, 3), 255, dtype=np.uint8)
+    framed[:2] = framed[-2:] = framed[:, :2] = framed[:, -2:] = 0
+    pixels = load_backbone(str(tmp_path))._pixels([Image.fromarray(framed)])[0]
+    assert pixels.shape == (3, SIDE, SIDE)
+    assert (
+        torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]]).max() < pixels[:, 9, 9].min() - 0.5
+    )

@@ -183,6 +183,12 @@ def test_novel_categories_and_oracles_can_be_named(tmp_path):
         made(tmp_path, *files, table=2, oracle=["c"])
 
 
+def test_the_default_reference_is_no_oracle(tmp_path):
+    names = ("llava-pose-oracle", "net", "llava-pose-small")
+    files = [[line(i, category="airship", system=name) for i in range(2)] for name in names]
+    assert made(tmp_path, *files, table=2)["reference"] == "llava-pose-small"
+
+
 def test_table_2_refuses_a_file_without_novel_categories(tmp_path):
     with pytest.raises(InputError, match="--table 2: 'mine' answers no object of a novel category"):
         made(tmp_path, [line(0)], table=2)

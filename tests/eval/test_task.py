@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from eval.joint import main as joint_main
 from eval.open_vocabulary import OpenVocabularyConfig, known_and_novel
 from eval.open_vocabulary import main as open_vocabulary_main
 from eval.task import STAGES
+from llava_pose import cli
 from llava_pose.config import read_yaml
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_full
@@ -205,6 +206,33 @@ def test_what_the_system_above_is_trained_on_counts(copied: Path, prepared: Path
     assert not (copied / "llava-pose").exists()
 
 
+def test_what_was_made_with_other_options_is_not_in_the_table(
+    copied: Path, prepared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another system alone is asked for; the old predictions of a changed one would stand under its name."""
+    recipe = copied / "task.yaml"
+    values = read_yaml(recipe)
+    values["systems"][0]["options"]["max_steps"] = 3
+    recipe.write_text(yaml.safe_dump(values))
+    assert open_vocabulary_main([*words(recipe, prepared, copied), "--only", "oracle"]) == 0
+    assert "general: was made with max_steps 2, not 3, and is left out of the table; run the system anew" in caplog.text
+    table = json.loads((copied / "table2.json").read_text())
+    assert set(table["systems"]) == {"oracle", "llava-pose", "described", "mine"}
+
+
+def test_somebodys_predictions_that_have_changed_are_not_taken_for_done(copied: Path, prepared: Path, capsys) -> None:
+    recipe = copied / "task.yaml"
+    values = read_yaml(recipe)
+    file = Path(values["systems"][4]["options"]["file"])
+    lines = file.read_text()
+    try:
+        file.write_text(lines.replace('"system": "x"', '"system": "y"'))
+        assert open_vocabulary_main(words(recipe, prepared, copied)) == 2
+    finally:
+        file.write_text(lines)
+    assert "mine: was begun with file_digest" in capsys.readouterr().err
+
+
 def test_other_records_are_refused(copied: Path, tmp_path: Path, capsys) -> None:
     data = make_prepared(tmp_path / "other", train=3)
     assert open_vocabulary_main(words(recipe_file(tmp_path, [classifier()]), data, copied)) == 2
@@ -222,6 +250,38 @@ def test_a_bad_system_does_not_keep_the_others_from_running(prepared: Path, tmp_
     assert "1 of 2 systems did not run; the first, mine: file" in error
     assert "1 of 2 objects have no line, the first 'chair/val0/0'" in error
     assert (tmp_path / "out" / "general" / "system_done.json").is_file()
+    two = [Prediction(f"{c}/val0/0", "x", c, None, None, Pose(0, 0, 0)).to_dict() for c in NOVEL]
+    write_jsonl(one, [{**line, "true": r.pose.to_dict()} for line, r in zip(two, novel_records(prepared), strict=True)])
+    assert open_vocabulary_main(words(recipe, prepared, tmp_path / "out")) == 0, (
+        "the file is mended, nothing is deleted"
+    )
+
+
+def novel_records(prepared: Path) -> list[ObjectRecord]:
+    return [record for record in read_records(prepared, "val") if record.category in NOVEL]
+
+
+@pytest.mark.parametrize(
+    "options", [{"checkpoint": "all"}, {"assemble": {"preset": "tiny", "vision": "all"}, "train": QUICK}]
+)
+def test_what_an_oracle_has_learnt_is_for_oracles_alone(prepared: Path, tmp_path: Path, capsys, options) -> None:
+    systems = [{**classifier("all"), "oracle": True}, {"name": "ours", "kind": "llava-pose", "options": options}]
+    assert open_vocabulary_main(words(recipe_file(tmp_path, systems), prepared, tmp_path / "out")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "system 'ours': begins with 'all', an oracle, which is trained on what is to be predicted" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_ready_samples_of_novel_categories_are_refused(tiny_base: Path, prepared: Path, tmp_path: Path, capsys) -> None:
+    samples = tmp_path / "train.json"
+    assert cli.main(["instruct", "--data", str(prepared), "--out", str(samples), "--kinds", "pose"]) == 0
+    options = {"model": str(tiny_base), "train_json": str(samples), "train": {**QUICK, "language": "full"}}
+    recipe = recipe_file(tmp_path, [{"name": "ours", "kind": "llava-pose", "options": options}])
+    assert open_vocabulary_main(words(recipe, prepared, tmp_path / "out")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"ours: train_json {samples}: the sample 'agitator_truck/train0/0/0' is of the category" in error
+    assert "which the task keeps from training" in error
+    assert not (tmp_path / "out" / "ours" / "log.jsonl").exists()
 
 
 def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Path) -> None:
@@ -233,12 +293,16 @@ def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Pat
     }
     systems = [classifier(), {"name": "llava-pose", "kind": "llava-pose", "options": vlm}]
     output = tmp_path / "out"
-    assert joint_main(words(recipe_file(tmp_path, systems), prepared, output)) == 0
+    data = shutil.copytree(prepared, tmp_path / "data")
+    write_records(data, "spare", [replace(read_records(data, "val")[0], id="cup/0/0", category="cup")])
+    assert joint_main(words(recipe_file(tmp_path, systems), data, output)) == 0
     for name in ("general", "llava-pose"):
         predictions = read_predictions(output / name / "predictions.jsonl")
         assert sorted(p.category for p in predictions) == sorted(CATEGORIES)
         assert all(p.pred_category in CATEGORIES and p.pose is not None for p in predictions)
-    assert read_yaml(output / "llava-pose" / "predictions_settings.yaml")["task"] == "joint"
+    asked = read_yaml(output / "llava-pose" / "predictions_settings.yaml")
+    assert asked["task"] == "joint"
+    assert asked["categories"] == load_classifier(output / "general")[0].config.categories == sorted(CATEGORIES)
     taught = load_classifier(output / "general")[0].backbone.state_dict()
     tower = load_full(output / "llava-pose" / "base").model.vision_tower.state_dict()
     assert all(torch.equal(value, tower[name]) for name, value in taught.items())
@@ -264,6 +328,10 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
         split(known=["sofa"])
     with pytest.raises(InputError, match="give one of them"):
         split(known=["sofa"], known_file=str(file))
+    file.write_text("concrete mixer truck \n\nchair\n")
+    assert split(known_file=str(file)) == (["agitator_truck", "chair"], ["bus", "car"])
+    with pytest.raises(InputError, match=r"--known carr: neither the taxonomy nor .* has such a category"):
+        split(known=["carr", "bus"])
     file.write_text("\n")
     with pytest.raises(InputError, match="there is no category in it"):
         split(known_file=str(file))
@@ -399,37 +467,59 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_killed_again_and_again_ends_as_an_undisturbed_one(
     command: str, rendered: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
+    """At each place where a stage of a system has written something, or is about to; of ``joint`` with a mesh, and a base
+    that is made of what the classifier has learnt.
+    """
     quick = {**QUICK, "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 8}
-    systems = [
-        classifier(**quick),
-        {
-            "name": "vlm",
-            "kind": "llava-pose",
-            "options": {
-                "model": str(tiny_base),
-                "train": {**quick, "language": "full", "learning_rate": 1e-3, "cache_dir": str(tmp_path / "features")},
-                "instruct": {"kinds": ["joint", "pose"], "questions_per_object": 1},
-                "batch_size": 2,
+    vlm = {
+        "train": {**quick, "language": "full", "learning_rate": 1e-3, "cache_dir": str(tmp_path / "features")},
+        "instruct": {"kinds": ["joint", "pose"], "questions_per_object": 1},
+        "batch_size": 2,
+    }
+    if command == "joint":
+        mesh = {**quick, "backbone": "tiny", "image_size": SIDE, "vertices": 60, "refine_steps": 2}
+        systems = [
+            classifier(**quick),
+            {"name": "sphere", "kind": "neural-mesh", "options": mesh},
+            {
+                "name": "vlm",
+                "kind": "llava-pose",
+                "options": {"assemble": {"preset": "tiny", "vision": "general"}, **vlm},
             },
-        },
-    ]
-    others = {"known": ["car", "chair", "sofa", "laptop"]} if command == "open-vocabulary" else {}
+        ]
+        places = [
+            "general/training_done.json",
+            "sphere/checkpoint-4/trainer_state.json",
+            "sphere/training_done.json",
+            "sphere/predictions.jsonl",
+            "vlm/base/assemble.yaml",
+        ]
+        others: dict[str, Any] = {}
+    else:
+        systems = [
+            classifier(**quick),
+            {"name": "vlm", "kind": "llava-pose", "options": {"model": str(tiny_base), **vlm}},
+        ]
+        places, others = [], {"known": ["car", "chair", "sofa", "laptop"]}
     recipe = recipe_file(tmp_path, systems, **others)
     whole = start(tmp_path, command, *words(recipe, rendered, tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr[-4000:]
     again = [command, *words(recipe, rendered, tmp_path / "again")]
     for place in (
         "general/checkpoint-4/trainer_state.json",
+        *places[:1],
         "general/predictions.jsonl",
+        *places[1:],
         "vlm/train.json",
         "vlm/checkpoint-4/complete.json",
         "vlm/predictions.jsonl",
         "vlm/system_done.json",
+        f"table{3 if command == 'joint' else 2}.json",
     ):
         killed = start(tmp_path, *again, kill_at=place)
         assert killed.returncode == -signal.SIGKILL, (place, killed.stderr[-4000:])
     ended = start(tmp_path, *again)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    for name in ("general", "vlm"):
+    for name in (system["name"] for system in systems):
         ours, theirs = (tmp_path / run / name / "predictions.jsonl" for run in ("again", "whole"))
         assert ours.read_bytes() == theirs.read_bytes()
