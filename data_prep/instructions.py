@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data_prep.caption_lines import CaptionLine, read_captions
 from data_prep.instruct_report import InstructReport, report_path
-from data_prep.questions.base import Asking, Balance, Kind, Told, Turn
+from data_prep.questions.base import Asking, Balance, Kind, Mismatch, Told, Turn
 from data_prep.questions.kinds import KIND_NAMES, make_kinds
 from data_prep.rederive import rederive
 from data_prep.scenes import Scene, category_of, make_scenes
@@ -114,8 +114,8 @@ def instruct(config: InstructConfig) -> InstructResult:
     Every conversation is held against the records again (``data_prep.rederive``) before it is written.
 
     Raises:
-        InputError: the prepared folder, a record or its image is missing or unusable, or ``out`` cannot be written.
-        Mismatch: a conversation that was made is not true of its records; a fault of this program.
+        InputError: the prepared folder, a record or its image is missing or unusable, ``out`` cannot be written, or an
+            answer that was made disagrees with the records: a caption of ``captions``, or a fault of this program.
     """
     require(config.data, "--data")
     require(config.out, "--out")
@@ -138,10 +138,9 @@ def instruct(config: InstructConfig) -> InstructResult:
     def counted() -> Iterator[dict[str, Any]]:
         for record in tqdm(writer.order, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
             _require_usable(record, prepared / config.split)
-            hands = writer.hands(record)
+            hands, samples = _true_samples(writer, record)
             report.add_object(record, writer.drawn, hands)
-            for sample in writer.samples(record, hands):
-                rederive(sample, record, writer.scenes[record.id], config.split, writer.kinds)
+            for sample in samples:
                 report.add_sample(sample)
                 yield sample
 
@@ -187,6 +186,31 @@ def _require_usable(record: ObjectRecord, folder: Path) -> None:
         raise InputError(f"{folder / record.file_name}: the image of record {record.id!r} is missing; {remedy}")
 
 
+def _true_samples(writer: SampleWriter, record: ObjectRecord) -> tuple[list[list[Turn]], list[dict[str, Any]]]:
+    """The turns about an object and their samples, each held against the records.
+
+    Raises:
+        InputError: an answer disagrees with them.
+    """
+    config = writer.config
+    asked: Sequence[str] = ["caption"]  # the one kind that may find a fault before there is a sample
+    try:
+        hands = writer.hands(record)
+        samples = writer.samples(record, hands)
+        for sample in samples:
+            asked = sample["kinds"]
+            rederive(sample, record, writer.scenes[record.id], config.split, writer.kinds)
+    except Mismatch as error:
+        remedy = "report it as a fault of instruct"
+        if config.captions is not None and "caption" in asked:
+            remedy = f"mend the caption of {config.split}/{record.file_name} in {config.captions}"
+        raise InputError(
+            f"--out {config.out}: not written, since an answer disagrees with the records: {error} "
+            f"(asked: {', '.join(asked)}); {remedy}, or leave that kind out of --kinds"
+        ) from error
+    return hands, samples
+
+
 def make_samples(record: ObjectRecord, config: InstructConfig) -> list[dict[str, Any]]:
     """The training samples for one object that is alone in its picture; see :class:`SampleWriter`."""
     writer = SampleWriter(config, [record], None)
@@ -228,8 +252,14 @@ class SampleWriter:
         ranks = {name: (kind.rank, index) for index, (name, kind) in enumerate(self.kinds.items())}
         self.drawn = sorted(draw_kinds(self.config, rng, applicable), key=ranks.__getitem__)
         asking = Asking(scene, record, rng, self._balance, self.config.phrasings, self._pool, self._angles)
-        turns = [turn for kind in self.drawn if (turn := self.kinds[kind].ask(asking)) is not None]
+        turns = [turn for kind in self.drawn if (turn := self._ask(kind, asking)) is not None]
         return deal(turns, self.config.turns_per_conversation)
+
+    def _ask(self, kind: str, asking: Asking) -> Turn | None:
+        try:
+            return self.kinds[kind].ask(asking)
+        except Mismatch as error:
+            raise Mismatch(f"sample about {asking.record.id!r}: question ({kind}): {error}") from error
 
     def samples(self, record: ObjectRecord, hands: Sequence[Sequence[Turn]]) -> list[dict[str, Any]]:
         image = f"{self.config.split}/{record.file_name}"

@@ -316,18 +316,30 @@ def only_writer(out: Path, option: str, what: str) -> Iterator[None]:
         InputError: the folder cannot be written, or another process holds the file.
     """
     lock = out.with_name(f".{out.name}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")  # noqa: SIM115 (held until the end)
-    except OSError as error:
-        raise InputError(f"{option} {out}: cannot write there ({error.strerror}); choose another path") from error
-    with file:
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "w")  # noqa: SIM115 (held until the end)
         except OSError as error:
-            raise InputError(f"{option} {out}: another {what} is writing it; wait for it to end") from error
-        yield
-        lock.unlink(missing_ok=True)
+            raise InputError(f"{option} {out}: cannot write there ({error.strerror}); choose another path") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"{option} {out}: another {what} is writing it; wait for it to end") from error
+            if not _is_file_at(lock, file):
+                continue  # its last holder took it away after it was opened here: whoever comes next makes another
+            yield
+            lock.unlink(missing_ok=True)
+            return
+
+
+def _is_file_at(path: Path, file: IO[Any]) -> bool:
+    """Whether an open file is the one that stands at the path now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -12,7 +12,7 @@ import numbers
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -257,11 +257,18 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def read_jsonl(path: str | os.PathLike[str], *, whole_lines_only: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_jsonl(
+    path: str | os.PathLike[str],
+    *,
+    whole_lines_only: bool = False,
+    on_bad_line: Callable[[InputError], None] | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Pairs of ("file:line", object) from a JSON Lines file; blank lines are passed over.
 
     Args:
         whole_lines_only: pass over a last line without a line end, which a killed writer leaves behind.
+        on_bad_line: is given the error of a line that is not a JSON object, and reading goes on after it; by default it
+            is raised.
 
     Raises:
         InputError: the file cannot be read or a line is not a JSON object; the message names file and line.
@@ -274,19 +281,30 @@ def read_jsonl(path: str | os.PathLike[str], *, whole_lines_only: bool = False) 
                     continue
                 where = f"{path}:{number}"
                 try:
-                    text = line.decode("utf-8-sig")  # the mark that Windows puts in front is no text
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{where}: cannot read the line (not UTF-8 text); check the path") from error
-                try:
-                    value = parse_json(text)
-                except ValueError as error:
-                    reason = getattr(error, "msg", error)
-                    raise InputError(f"{where}: not valid JSON ({reason}); the file may be cut off") from error
-                if not isinstance(value, dict):
-                    raise InputError(f"{where}: expected a JSON object, found a {type(value).__name__}")
+                    value = _object_of_line(line, where)
+                except InputError as error:
+                    if on_bad_line is None:
+                        raise
+                    on_bad_line(error)
+                    continue
                 yield where, value
     except OSError as error:
         raise InputError(f"{path}: cannot read the file ({error.strerror}); check the path") from error
+
+
+def _object_of_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8-sig")  # the mark that Windows puts in front is no text
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: cannot read the line (not UTF-8 text); check the path") from error
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        reason = getattr(error, "msg", error)
+        raise InputError(f"{where}: not valid JSON ({reason}); the file may be cut off") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, found a {type(value).__name__}")
+    return value
 
 
 def write_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]]) -> None:

@@ -242,8 +242,11 @@ def _first_sign(path: Path) -> str:
 
 
 def _kind_of_line(path: Path) -> Kind:
-    """What the first line of a JSON Lines file says it is."""
-    _, value = next(read_jsonl(path))
+    """What the first line of a JSON Lines file that can be read says it is."""
+    bad: list[InputError] = []
+    where, value = next(read_jsonl(path, on_bad_line=bad.append), ("", None))
+    if value is None:
+        raise bad[0]
     if {"pose", "bbox", "file_name"} <= value.keys():
         return "records"
     if "true" in value and "id" in value:
@@ -254,16 +257,16 @@ def _kind_of_line(path: Path) -> Kind:
         return "captions"
     found = ", ".join(sorted(value)[:8]) or "nothing"
     raise InputError(
-        f"{path}:1: the line is no record, caption, conversation or prediction (it has {found}); {_ACCEPTED}"
+        f"{where}: the line is no record, caption, conversation or prediction (it has {found}); {_ACCEPTED}"
     )
 
 
 def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines up to one that cannot be read, which the file's reader cannot get past."""
+    """The lines that can be read; the others are problems, each with its number."""
     try:
-        yield from read_jsonl(path)
+        yield from read_jsonl(path, on_bad_line=lambda error: problems.append(Problem("line unreadable", str(error))))
     except InputError as error:
-        problems.append(Problem("line unreadable, the rest is not read", str(error)))
+        problems.append(Problem("file unreadable", str(error)))
 
 
 def _read_instructions(path: Path, folder: Path, problems: list[Problem]) -> Dataset:

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.baselines.probe_backbone import ProbeBackbone, load_backbone
+from eval.baselines.probe_backbone import ProbeBackbone, load_probe_backbone
 from eval.baselines.probe_features import ProbeFeatures, build_features
 from eval.baselines.probe_training import ProbeTrainer, ProbeWeights, batch_order
 from eval.baselines.record_images import category_of, select_records
@@ -104,7 +104,7 @@ def run(config: LinearProbeConfig) -> Path:
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     state = PartialState()
     train, predict = training_records(config), predict_records(config)
-    backbone = load_backbone(config.backbone, image_size=config.image_size, device=state.device)
+    backbone = load_probe_backbone(config.backbone, image_size=config.image_size, device=state.device)
     images = sorted(
         {f"train/{record.file_name}" for record in train}
         | {f"{config.predict_split}/{record.file_name}" for record in predict}

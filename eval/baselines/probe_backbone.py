@@ -227,7 +227,9 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
     return config
 
 
-def load_backbone(path: str, *, image_size: int | None = None, device: torch.device | str = "cpu") -> ProbeBackbone:
+def load_probe_backbone(
+    path: str, *, image_size: int | None = None, device: torch.device | str = "cpu"
+) -> ProbeBackbone:
     """A vision model with pretrained weights, and its image processor.
 
     Args:

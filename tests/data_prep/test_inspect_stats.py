@@ -152,13 +152,34 @@ class TestReading:
     def test_bad_lines_are_problems(self, prepared):
         file = prepared / "train" / "metadata.jsonl"
         good = file.read_text().splitlines()
-        file.write_text("\n".join([good[0], good[1].replace('"bbox"', '"box"'), '{"torn": ']))
+        file.write_text("\n".join(['{"torn": ', good[0], good[1].replace('"bbox"', '"box"'), "[]", good[1]]))
         dataset = open_dataset(prepared)
         assert [problem.reason for problem in dataset.problems] == [
+            "line unreadable",
             "record malformed",
-            "line unreadable, the rest is not read",
+            "line unreadable",
         ]
-        assert [entry.id for entry in dataset.entries] == ["car/front/0", "cup/mug/0"]
+        assert [entry.id for entry in dataset.entries] == ["car/front/0", "car/two/0", "cup/mug/0"]
+
+    def test_a_bad_line_of_any_file_is_named_counted_and_passed_over(self, prepared, train_json, predictions, tmp_path):
+        captions = prepared / "captions.jsonl"
+        assert caption(["--data", str(prepared), "--split", "train", "--out", str(captions)]) == 0
+        lines = {
+            "records": (prepared / "train" / "metadata.jsonl").read_text().splitlines(),
+            "captions": captions.read_text().splitlines(),
+            "instructions": [json.dumps(item) for item in json.loads(train_json.read_text())],
+            "predictions": predictions.read_text().splitlines(),
+        }
+        for kind, good in lines.items():
+            file = prepared / f"{kind}.jsonl"
+            torn = b'{"torn": ', b'{"no text": "\xff"}', b'"text"'
+            file.write_bytes(b"\n".join([torn[0], good[0].encode(), torn[1], *map(str.encode, good[1:]), torn[2]]))
+            dataset = open_dataset(file)
+            assert (dataset.kind, len(dataset.entries)) == (kind, len(good))
+            bad = [problem.sentence for problem in dataset.problems if problem.reason == "line unreadable"]
+            numbers = [1, 3, len(good) + 3]
+            assert [sentence.split(": ")[0] for sentence in bad] == [f"{file}:{number}" for number in numbers]
+            assert statistics(dataset)["problems"]["line unreadable"]["count"] == 3
 
     @pytest.mark.parametrize(
         ("name", "content", "said"),
@@ -169,7 +190,9 @@ class TestReading:
             ("torn.json", '[{"conversations": [', "not valid JSON"),
             ("other.jsonl", '{"a": 1, "b": 2}', "no record, caption, conversation or prediction (it has a, b)"),
             ("other.json", '[{"a": 1}]', "none of its 1 items has 'conversations'"),
-            ("torn.jsonl", '{"a": ', "not valid JSON"),
+            ("torn.jsonl", '{"a": ', "torn.jsonl:1: not valid JSON"),
+            ("all_torn.jsonl", '{"a": \n{"b": ', "all_torn.jsonl:1: not valid JSON"),
+            ("later.jsonl", '{"a": \n{"b": 1}', "later.jsonl:2: the line is no record"),
         ],
     )
     def test_what_is_no_dataset(self, tmp_path, capsys, name, content, said):

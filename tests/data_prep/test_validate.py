@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.caption import CaptionConfig, caption
 from data_prep.instructions import InstructConfig, instruct
-from data_prep.questions.base import Mismatch
+from data_prep.instructions import main as instruct_main
 from data_prep.validate import ValidateConfig, main, validate
 from llava_pose.conversation import POSE_TOKEN, mirror_sides
 from llava_pose.errors import InputError
@@ -205,8 +205,8 @@ def test_an_id_that_stands_twice_is_found_and_only_so_many_are_named(made, tmp_p
     assert "and 2 more" in error
 
 
-def test_instruct_writes_nothing_that_is_not_true(made, tmp_path, monkeypatch):
-    """A fault of a kind stops instruct, and no file is left."""
+def test_instruct_writes_nothing_that_is_not_true(made, tmp_path, monkeypatch, capsys):
+    """A fault of a kind stops instruct with one sentence, and no file is left."""
     from data_prep.questions.words import YesNoKind
 
     prepared, _ = made
@@ -217,10 +217,13 @@ def test_instruct_writes_nothing_that_is_not_true(made, tmp_path, monkeypatch):
         return None if turn is None else turn.__class__(**{**vars(turn), "answer": "Perhaps."})
 
     monkeypatch.setattr(YesNoKind, "ask", lies)
-    out = tmp_path / "train.json"
-    with pytest.raises(Mismatch, match=r"^sample '.*': question \d \(yesno\): the answer is 'Perhaps\.'"):
-        instruct(InstructConfig(data=str(prepared), out=str(out), kinds=["yesno"]))
-    assert not out.exists()
+    out = tmp_path / "out" / "train.json"
+    assert instruct_main(["--data", str(prepared), "--out", str(out), "--kinds", "yesno"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"^error: --out .*train\.json: not written, .*: sample '.*': question \d \(yesno\): ", error)
+    assert "the answer is 'Perhaps.'" in error
+    assert error.endswith("report it as a fault of instruct, or leave that kind out of --kinds")
+    assert list(out.parent.iterdir()) == []
 
 
 # Captions from a file
@@ -242,6 +245,45 @@ def test_captions_of_a_file_are_held_against_it(made, tmp_path):
     sample = next(s for s in samples if mirror_sides(s["conversations"][1]["value"]) != s["conversations"][1]["value"])
     sample["conversations"][1]["value"] = mirror_sides(sample["conversations"][1]["value"])
     assert "the records say" in fault(prepared, sample, tmp_path, captions=str(captions))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda line: {"caption": f"{line['caption']} It is seen at 40 degrees."},
+            r"sample '[^']+': question 0 \(caption\): .*degrees",
+        ),
+        (
+            lambda line: {"objects": ["nobody"] * len(line["objects"])},
+            r"sample about '[^']+': question \(caption\): .*nobody",
+        ),
+        (
+            lambda line: {"caption": f"{line['caption']} <pose6D>"},
+            r"sample '[^']+' has \d <pose6D> .*\(asked: caption\)",
+        ),
+    ],
+    ids=["words", "objects", "tokens"],
+)
+def test_a_caption_that_is_not_true_stops_instruct_with_a_sentence(made, tmp_path, capsys, change, said):
+    """Somebody has edited captions.jsonl; an earlier train.json and its report stay as they are."""
+    prepared, _ = made
+    captions, out = tmp_path / "captions.jsonl", tmp_path / "out" / "train.json"
+    caption(CaptionConfig(data=str(prepared), out=str(captions)))
+    argv = ["--data", str(prepared), "--out", str(out), "--kinds", "caption", "--captions", str(captions)]
+    assert instruct_main(argv) == 0
+    before = {path.name: path.read_bytes() for path in out.parent.iterdir()}
+    assert before.keys() == {"train.json", "train_report.json"}
+    lines = [json.loads(line) for line in captions.read_text().splitlines()]
+    line = lines[len(lines) // 2]
+    line.update(change(line), writer="somebody")
+    captions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    assert instruct_main(argv) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"^error: .*{said}", error), error
+    assert f"mend the caption of {line['image']} in {captions}" in error
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
 
 
 def test_a_line_that_failed_is_not_asked_for(made, tmp_path):

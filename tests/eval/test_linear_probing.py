@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
 
 from eval.baselines.linear_probe import LinearProbeConfig, hold_out, run
-from eval.baselines.probe_backbone import load_backbone
+from eval.baselines.probe_backbone import load_probe_backbone
 from eval.baselines.probe_features import build_features
 from eval.linear_probing import main
 from llava_pose.errors import InputError
@@ -168,10 +168,10 @@ def test_instances_are_held_out_whole_and_of_every_category():
 def test_processes_that_share_the_features_get_those_of_one(prepared, backbone, tmp_path):
     records = read_records(prepared, "train")
     images = [f"train/{record.file_name}" for record in records]
-    loaded = load_backbone(str(backbone))
+    loaded = load_probe_backbone(str(backbone))
     for index in (1, 0):
         both = build_features(tmp_path / "both", prepared, images, loaded, share=(index, 2))
-    alone = build_features(tmp_path / "alone", prepared, images, load_backbone(str(backbone)))
+    alone = build_features(tmp_path / "alone", prepared, images, load_probe_backbone(str(backbone)))
     assert both.name == alone.name
     assert both.cache.missing() == []
     torch.testing.assert_close(both.of(images), alone.of(images), rtol=1e-5, atol=1e-5)

@@ -41,7 +41,7 @@ from transformers import (
     ViTModel,
 )
 
-from eval.baselines.probe_backbone import ProbeBackbone, load_backbone
+from eval.baselines.probe_backbone import ProbeBackbone, load_probe_backbone
 from llava_pose.errors import InputError
 from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
 
@@ -111,7 +111,7 @@ def test_a_layer_is_its_cls_token_normed_once(family, tmp_path):
     """The states are taken by hooks on the layers themselves, not from the output that the code under test reads."""
     kind, config, norm_name, prefix = WITH_CLS[family]
     model = lively(kind(config))
-    backbone = load_backbone(str(saved(tmp_path / "b", model)))
+    backbone = load_probe_backbone(str(saved(tmp_path / "b", model)))
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 8)
     states: list[torch.Tensor] = []
 
@@ -136,7 +136,9 @@ def test_a_layer_is_its_cls_token_normed_once(family, tmp_path):
 
 
 def test_the_six_feature_sets_are_those_of_the_report(tmp_path):
-    backbone = load_backbone(str(saved(tmp_path / "b", ViTModel(ViTConfig(**{**SHAPE, "num_hidden_layers": 12})))))
+    backbone = load_probe_backbone(
+        str(saved(tmp_path / "b", ViTModel(ViTConfig(**{**SHAPE, "num_hidden_layers": 12}))))
+    )
     last, last_four, uniform = ["cls12"], ["cls9", "cls10", "cls11", "cls12"], ["cls3", "cls6", "cls9", "cls12"]
     found = {(s.layers, s.pooling): list(s.blocks) for s in backbone.feature_sets}
     assert found == {
@@ -163,7 +165,7 @@ def test_mae_sees_every_patch_in_order_though_its_checkpoint_masks_most(tmp_path
         )
     )
     lively(model)
-    backbone = load_backbone(str(saved(tmp_path / "b", model)))
+    backbone = load_probe_backbone(str(saved(tmp_path / "b", model)))
     first, second = (backbone.features(pictures()) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     seen: dict[str, torch.Tensor] = {}
@@ -180,7 +182,7 @@ def test_dpt_gives_its_vision_transformer(tmp_path):
     """Of a depth model (MiDaS) the neck and the head are not needed."""
     config = DPTConfig(**SHAPE, backbone_out_indices=[1, 3, 5, 7], neck_hidden_sizes=[4, 4, 4, 4], fusion_hidden_size=4)
     model = lively(DPTForDepthEstimation(config))
-    blocks = blocks_of(load_backbone(str(saved(tmp_path / "b", model))), pictures())
+    blocks = blocks_of(load_probe_backbone(str(saved(tmp_path / "b", model))), pictures())
     with torch.no_grad():
         last = model.dpt(pixels_of(pictures())).last_hidden_state
     torch.testing.assert_close(blocks["cls8"], last[:, 0], rtol=1e-4, atol=1e-4)
@@ -197,7 +199,7 @@ def test_a_whole_clip_gives_its_vision_model(tmp_path):
     }
     config = CLIPConfig(text_config=text, vision_config=CLIPVisionConfig(**SHAPE).to_dict(), projection_dim=4)
     model = lively(CLIPModel(config))
-    blocks = blocks_of(load_backbone(str(saved(tmp_path / "b", model))), pictures())
+    blocks = blocks_of(load_probe_backbone(str(saved(tmp_path / "b", model))), pictures())
     with torch.no_grad():
         output = model.vision_model(pixels_of(pictures()))
     torch.testing.assert_close(blocks["cls8"], output.pooler_output, rtol=1e-4, atol=1e-4)  # CLS, normed by CLIP itself
@@ -210,7 +212,7 @@ def test_without_a_cls_token_a_layer_is_its_mean(family, tmp_path):
     model = kind(config).eval()
     if family in ("siglip", "swin"):  # they have a final norm to tell apart; convolutions would only amplify rounding
         lively(model)
-    backbone = load_backbone(str(saved(tmp_path / "b", model)))
+    backbone = load_probe_backbone(str(saved(tmp_path / "b", model)))
     blocks = blocks_of(backbone, pictures())
     base = getattr(model, "resnet", model)
     with torch.no_grad():
@@ -230,7 +232,7 @@ def test_stages_are_taken_as_the_model_gives_them(tmp_path):
     kind, config = BY_STAGES["resnet"]
     torch.manual_seed(2)
     model = kind(config).eval()
-    blocks = blocks_of(load_backbone(str(saved(tmp_path / "b", model))), pictures())
+    blocks = blocks_of(load_probe_backbone(str(saved(tmp_path / "b", model))), pictures())
     with torch.no_grad():
         states = model.resnet(pixels_of(pictures()), output_hidden_states=True).hidden_states
     for stage in (1, 2, 3):
@@ -239,16 +241,16 @@ def test_stages_are_taken_as_the_model_gives_them(tmp_path):
 
 def test_another_image_size_is_interpolated(tmp_path):
     folder = saved(tmp_path / "b", ViTModel(ViTConfig(**SHAPE)))
-    assert load_backbone(str(folder), image_size=48).features(pictures()).shape == (3, 7 * 8)
+    assert load_probe_backbone(str(folder), image_size=48).features(pictures()).shape == (3, 7 * 8)
 
 
 def test_what_is_no_vision_model_is_one_sentence(tmp_path):
     text = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     LlamaForCausalLM(text).save_pretrained(tmp_path / "llama")
     with pytest.raises(InputError, match="is a llama model, not a vision model; give one that AutoModel loads"):
-        load_backbone(str(tmp_path / "llama"))
+        load_probe_backbone(str(tmp_path / "llama"))
     with pytest.raises(InputError, match=r"the backbone .*nowhere cannot be loaded") as caught:
-        load_backbone(str(tmp_path / "nowhere"))
+        load_probe_backbone(str(tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
 
 
@@ -258,7 +260,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     config = ViTConfig(**{**SHAPE, "num_hidden_layers": 5})
     config.save_pretrained(folder)
     with pytest.raises(InputError, match=r"weights are missing: layers\.4"):
-        load_backbone(str(folder))
+        load_probe_backbone(str(folder))
 
 
 def test_the_borders_of_a_picture_are_seen(tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ def test_the_borders_of_a_picture_are_seen(tmp_path: Path) -> None:
     BitImageProcessor(size={"shortest_edge": SIDE * 256 // 224}, crop_size=crop).save_pretrained(tmp_path)
     framed = np.full((64, 64, 3), 255, dtype=np.uint8)
     framed[:2] = framed[-2:] = framed[:, :2] = framed[:, -2:] = 0
-    pixels = load_backbone(str(tmp_path))._pixels([Image.fromarray(framed)])[0]
+    pixels = load_probe_backbone(str(tmp_path))._pixels([Image.fromarray(framed)])[0]
     assert pixels.shape == (3, SIDE, SIDE)
     assert (
         torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]]).max() < pixels[:, 9, 9].min() - 0.5

@@ -18,6 +18,7 @@ from llava_pose.config import (
     atomic_file,
     command,
     fill_config,
+    only_writer,
     parse_config,
     read_yaml,
     require,
@@ -352,3 +353,46 @@ def test_write_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"a": math.nan})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"a": [1, "Ü"]}
+
+
+# One writer at a time
+
+
+def test_the_lock_goes_with_its_holder_and_keeps_others_out(tmp_path):
+    out = tmp_path / "made" / "lines.jsonl"
+    refused = pytest.raises(InputError, match=r"--out .*lines\.jsonl: another caption is writing it; wait")
+    with only_writer(out, "--out", "caption"), refused, only_writer(out, "--out", "caption"):
+        pass
+    with only_writer(out, "--out", "caption"):
+        pass
+    assert list(out.parent.iterdir()) == []
+
+
+_TAKES_TURNS = """
+import os, sys, time
+from pathlib import Path
+from llava_pose.config import only_writer
+from llava_pose.errors import InputError
+folder, turns = Path(sys.argv[1]), int(sys.argv[2])
+(folder / f"ready-{os.getpid()}").touch()
+while len(list(folder.glob("ready-*"))) < 2:
+    time.sleep(0.001)
+held = 0
+while held < turns and not (folder / "other-is-done").exists():
+    try:
+        with only_writer(folder / "lines.jsonl", "--out", "test"):
+            os.close(os.open(folder / "held", os.O_CREAT | os.O_EXCL))  # fails where the other holds the lock as well
+            os.unlink(folder / "held")
+            held += 1
+    except InputError:
+        continue
+(folder / "other-is-done").touch()
+"""
+
+
+def test_two_processes_never_hold_a_lock_at_once(tmp_path):
+    """Each takes and leaves it as fast as it can, so that one often opens the file that the other is taking away."""
+    command_line = [sys.executable, "-c", _TAKES_TURNS, str(tmp_path), "4000"]
+    processes = [subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
