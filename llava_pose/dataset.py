@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
+from llava_pose.augmentation import Augmentation
 from llava_pose.conversation import POSE_TOKEN, mirror_sides, to_messages, validate_sample
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache
@@ -47,11 +48,16 @@ class EncodedSample:
     image: Image.Image | np.ndarray | None
 
 
-class TrainingSamples(Dataset):
-    """The samples of train.json; with ``flip``, each mirror-symmetric one a second time as its mirror image.
+# kinds of questions whose words stay true when the picture is turned, scaled and shifted
+_FREE_OF_PLACES = frozenset(("pose", "joint", "described"))
 
-    Both orientations of a sample are items of one epoch, so that what is drawn depends on the sampler's seed alone and a run
-    that was stopped goes on with the same items.
+
+class TrainingSamples(Dataset):
+    """The samples of train.json; with ``flip``, each mirror-symmetric one a second time as its mirror image; with
+    ``augment``, each of these so many times, each time changed in another way (:class:`Augmentation`).
+
+    All are items of one epoch, so that what is drawn depends on the sampler's seed alone and a run that was stopped goes on
+    with the same items.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class TrainingSamples(Dataset):
         processor: LlavaPoseProcessor,
         *,
         flip: bool = False,
+        augment: int = 0,
         cache: FeatureCache | None = None,
         max_length: int | None = None,
         drop_long: bool = False,
@@ -75,6 +82,7 @@ class TrainingSamples(Dataset):
         self.processor = processor
         self.cache = cache
         self.max_length = max_length
+        self.augment = augment
         self._check_samples()
         self.items = [(index, False) for index in range(len(samples))]
         if flip:
@@ -88,7 +96,7 @@ class TrainingSamples(Dataset):
         """Found out before training starts, not hours into it."""
         seen: set[str] = set()
         for sample in self.samples:
-            self._pose_numbers(sample, mirrored=False)
+            self._pose_numbers(sample, mirrored=False, change=Augmentation())
             image = sample.get("image")
             if image and image not in seen:
                 seen.add(image)
@@ -109,21 +117,32 @@ class TrainingSamples(Dataset):
         return True
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) * max(1, self.augment)
 
     def __getitem__(self, item: int) -> EncodedSample:
-        index, mirrored = self.items[item]
-        return self._encode_text(index, mirrored, self._load_image(self.samples[index].get("image"), mirrored))
+        index, mirrored = self.items[item % len(self.items)]
+        change = self._change(item) if self.augment else Augmentation()
+        image = self._load_image(self.samples[index].get("image"), mirrored, change)
+        return self._encode_text(index, mirrored, image, change)
 
-    def _load_image(self, image: str | None, mirrored: bool) -> Image.Image | np.ndarray | None:
+    def _change(self, item: int) -> Augmentation:
+        """The same for the same item, whenever it is drawn."""
+        sample = self.samples[self.items[item % len(self.items)][0]]
+        kinds = sample.get("kinds")
+        geometric = isinstance(kinds, list) and bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
+        return Augmentation.draw(np.random.default_rng(item), geometric=geometric)
+
+    def _load_image(self, image: str | None, mirrored: bool, change: Augmentation) -> Image.Image | np.ndarray | None:
         if not image:
             return None
         if self.cache is not None:
             return self.cache[image, mirrored]
         picture = load_rgb(self.data / image)
-        return ImageOps.mirror(picture) if mirrored else picture
+        return change.picture(ImageOps.mirror(picture) if mirrored else picture)
 
-    def _encode_text(self, index: int, mirrored: bool, image: Any = None) -> EncodedSample:
+    def _encode_text(
+        self, index: int, mirrored: bool, image: Any = None, change: Augmentation | None = None
+    ) -> EncodedSample:
         sample = self.samples[index]
         messages = to_messages(sample["conversations"], where=str(sample["id"]))
         if mirrored:
@@ -133,13 +152,13 @@ class TrainingSamples(Dataset):
         if (chat.labels == IGNORE_INDEX).all():
             raise InputError(f"{name}: no token is supervised; a sample needs an answer (a turn from 'gpt')")
         answers, questions = [], []
-        poses = iter(self._pose_numbers(sample, mirrored))
+        poses = iter(self._pose_numbers(sample, mirrored, change or Augmentation()))
         for message in messages:
             target = answers if message["role"] == "assistant" else questions
             target.extend(next(poses) for _ in range(message["content"].count(POSE_TOKEN)))
         return EncodedSample(name, chat.input_ids, chat.labels, _rows(answers), _rows(questions), image)
 
-    def _pose_numbers(self, sample: dict[str, Any], mirrored: bool) -> list[list[float]]:
+    def _pose_numbers(self, sample: dict[str, Any], mirrored: bool, change: Augmentation) -> list[list[float]]:
         numbers = []
         for value in sample["poses"]:
             where = f"sample {sample['id']!r}"
@@ -154,6 +173,8 @@ class TrainingSamples(Dataset):
                 px = np.nan if pose.px is None else pose.px
                 a, e, t, px = flip_pose(*pose.angles, px, size["width"])
                 pose = Pose(float(a), float(e), float(t), pose.distance, float(px), pose.py)
+            pose = change.pose(pose, size["width"], size["height"])
+            size = {**size, "viewport": size["viewport"] * change.scale}
             numbers.append(pose_targets_of(pose, **size))
         return numbers
 

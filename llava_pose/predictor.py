@@ -31,7 +31,7 @@ from llava_pose.conversation import (
 )
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_model, load_processor, underlying_model
-from llava_pose.model.pose_head import PoseHeadOutput, pose_targets_of
+from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput, pose_targets_of
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.pictures import square_picture
 from llava_pose.records import Pose
@@ -188,7 +188,8 @@ class PosePredictor:
             states = self._model.model.language_model(
                 inputs_embeds=embeddings, attention_mask=attended, use_cache=False
             ).last_hidden_state
-            return self._model.read_poses(states[torch.arange(len(chats), device=self._device), last])
+            seen = self._model.image_tokens(embeddings, ids)
+            return self._model.read_poses(states[torch.arange(len(chats), device=self._device), last], seen)
 
         output = ask(pixels)
         if flip is not None and any(flip):
@@ -228,26 +229,29 @@ class PosePredictor:
             [self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, an_object=name) for name in candidates.values()]
         )
         names, rows = list(candidates), torch.arange(len(images), device=self._device)
-        scores, states = self._score_trie(trie, self._model.model.extract_patches(pixels))
-        mirror_states = None
+        scores, states, seen = self._score_trie(trie, self._model.model.extract_patches(pixels))
+        of_mirror = None
         if flip is not None:
-            mirror_scores, mirror_states = self._score_trie(trie, self._model.model.extract_patches(pixels.flip(-1)))
-            scores = (scores + mirror_scores) / 2
+            of_mirror = self._score_trie(trie, self._model.model.extract_patches(pixels.flip(-1)))
+            scores = (scores + of_mirror[0]) / 2
         probabilities = scores.softmax(-1)
         best = scores.argmax(-1)
-        output = self._model.read_poses(states[rows, best])
-        if mirror_states is not None:
+        output = self._model.read_poses(states[rows, best], seen)
+        if of_mirror is not None:
             both = torch.tensor([names[i] in flip for i in best.tolist()], device=self._device)
-            of_mirror = self._model.read_poses(mirror_states[rows, best])
-            output = self._model.pose_head.with_mirror_images(output, of_mirror, both)
+            _, states, seen = of_mirror
+            mirrored = self._model.read_poses(states[rows, best], seen)
+            output = self._model.pose_head.with_mirror_images(output, mirrored, both)
         answers = self._answers(output, frames, [names[i] for i in best.tolist()])
         return [
             replace(answer, probabilities=dict(zip(names, row, strict=True)))
             for answer, row in zip(answers, probabilities.tolist(), strict=True)
         ]
 
-    def _score_trie(self, trie: AnswerTrie, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, candidates) log probabilities, and the states (batch, candidates, hidden) that predict the pose."""
+    def _score_trie(self, trie: AnswerTrie, patches: Tensor) -> tuple[Tensor, Tensor, ImageTokens | None]:
+        """(batch, candidates) log probabilities, the states (batch, candidates, hidden) that predict the pose, and what the
+        head sees of the pictures.
+        """
         batch = patches.shape[0]
         ids = torch.as_tensor(trie.input_ids, device=self._device).expand(batch, -1)
         embeddings = self._model.embed_inputs(ids, image_patches=patches)
@@ -265,7 +269,7 @@ class PosePredictor:
         )
         steps = log_probabilities[:, parents, tokens]
         member = torch.as_tensor(trie.membership, dtype=steps.dtype, device=self._device)
-        return steps @ member.T, states[:, trie.leaves]
+        return steps @ member.T, states[:, trie.leaves], self._model.image_tokens(embeddings, ids)
 
     @torch.inference_mode()
     def chat(
@@ -330,7 +334,9 @@ class PosePredictor:
         if not states:
             return ChatAnswer(text, complete=complete)
         frame = frames[0] if frames else _Frame(0, 0, 1, 1.0)
-        answers = self._answers(self._model.read_poses(torch.stack(states)), [frame] * len(states), [""] * len(states))
+        rows = torch.zeros(len(states), dtype=torch.long, device=self._device)
+        output = self._model.read_poses(torch.stack(states), self._model.image_tokens(embeddings, ids), rows)
+        answers = self._answers(output, [frame] * len(states), [""] * len(states))
         return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], complete)
 
     def _stop_ids(self) -> set[int]:

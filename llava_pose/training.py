@@ -69,8 +69,18 @@ class TrainConfig(RunConfig):
             "for categories whose plane of symmetry is x = 0 (car, chair, …), not for cups, guitars and custom ones"
         },
     )
+    augment: int = field(
+        default=0,
+        metadata={
+            "help": "train on so many changed pictures of each sample (and of its mirror image), their poses exact: rolled, "
+            "nearer or farther and shifted where the answer's words allow it, in other light; 0: on the pictures as they are"
+        },
+    )
     cache_features: bool | None = field(
-        default=None, metadata={"help": "compute a frozen tower's features once; default: whenever the tower is frozen"}
+        default=None,
+        metadata={
+            "help": "compute a frozen tower's features once; default: whenever the tower is frozen and nothing is augmented"
+        },
     )
     cache_dir: str | None = field(default=None, metadata={"help": "of the features; default: DATA/.features"})
     max_length: int | None = field(
@@ -102,6 +112,10 @@ class TrainConfig(RunConfig):
             raise InputError(f"--lora-dropout {self.lora_dropout}: must be at least 0 and less than 1")
         if self.text_loss_weight is not None and not 0 <= self.text_loss_weight < math.inf:
             raise InputError(f"--text-loss-weight {self.text_loss_weight}: must be a number that is not negative")
+        if self.augment < 0:
+            raise InputError(f"--augment {self.augment}: must not be negative")
+        if self.cache_features and self.augment:
+            raise InputError("--cache-features holds pictures as they are: set augment to 0")
         if self.cache_features and self.tune_vision:
             raise InputError("--cache-features needs a frozen tower: set tune_vision to false")
         if self.vision_learning_rate is not None and not self.tune_vision:
@@ -130,7 +144,9 @@ class TrainConfig(RunConfig):
 
     @property
     def caches_features(self) -> bool:
-        return not self.tune_vision if self.cache_features is None else self.cache_features
+        if self.cache_features is None:
+            return not self.tune_vision and not self.augment
+        return self.cache_features
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -253,6 +269,7 @@ def build_dataset(
         config.data,
         processor,
         flip=config.flip,
+        augment=config.augment,
         cache=cache,
         max_length=config.max_length,
         drop_long=config.drop_long,

@@ -62,6 +62,13 @@ class ClassifierConfig(RunConfig):
         default=None, metadata={"help": "side of the input, pixels; default: the backbone's"}
     )
     flip: bool = field(default=True, metadata={"help": "train on mirror images too, of categories that allow it"})
+    augment: int = field(
+        default=0,
+        metadata={
+            "help": "train on so many changed pictures of each object (and of its mirror image), as llava-pose train does; "
+            "0: on the pictures as they are, as published"
+        },
+    )
     train_categories: list[str] | None = field(
         default=None, metadata={"help": "train on these alone; default: every category of the train split"}
     )
@@ -94,6 +101,8 @@ class ClassifierConfig(RunConfig):
         for option, known in (("rotation", ROTATION_NAMES), ("pooling", POOLINGS)):
             if getattr(self, option) not in known:
                 raise InputError(f"--{option} {getattr(self, option)}: not known; choose one of {', '.join(known)}")
+        if self.augment < 0:
+            raise InputError(f"--augment {self.augment}: must not be negative")
         if self.head_hidden_size < 0:
             raise InputError(f"--head-hidden-size {self.head_hidden_size}: must not be negative")
         if self.lr_step_epochs < 0 or not 0 < self.lr_step_factor <= 1:
@@ -151,9 +160,11 @@ def train(config: ClassifierConfig) -> None:
     names = sorted({category_of(record).name for record in records})
     set_seed(config.seed)
     model, image_processor = build_classifier(config, names)
-    dataset = RecordImages(records, Path(config.data) / "train", image_processor, names, flip=config.flip)
+    dataset = RecordImages(
+        records, Path(config.data) / "train", image_processor, names, flip=config.flip, augment=config.augment
+    )
     logger.info(
-        f"{len(dataset)} samples (mirror images included) of {len(names)} categories, "
+        f"{len(dataset)} samples (mirror images and changed ones included) of {len(names)} categories, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
     trainer, done = fit(ClassifierTrainer, model, config, dataset, image_processor, recipe=RECIPE)

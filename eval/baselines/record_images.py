@@ -12,10 +12,11 @@ from PIL import ImageOps
 from torch.utils.data import Dataset
 
 from llava_pose import categories
+from llava_pose.augmentation import Augmentation
 from llava_pose.errors import InputError
 from llava_pose.geometry import flip_pose
 from llava_pose.pictures import load_rgb
-from llava_pose.records import ObjectRecord, read_records
+from llava_pose.records import ObjectRecord, Pose, read_records
 
 
 def category_of(record: ObjectRecord) -> categories.Category:
@@ -74,12 +75,14 @@ class MirroredRecords(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def pixels(self, item: int) -> torch.Tensor:
-        """(3, height, width) of one item, as the network takes it."""
+    def pixels(self, item: int, change: Augmentation | None = None) -> torch.Tensor:
+        """(3, height, width) of one item, as the network takes it, after a change of the picture."""
         index, mirrored = self.items[item]
         picture = load_rgb(self.folder / self.records[index].file_name)
         if mirrored:
             picture = ImageOps.mirror(picture)
+        if change is not None:
+            picture = change.picture(picture)
         pixels = self.image_processor(picture, return_tensors="np")["pixel_values"][0]
         return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
 
@@ -89,16 +92,28 @@ class MirroredRecords(Dataset):
 
 
 class RecordImages(MirroredRecords):
-    """Inputs of a pose classifier."""
+    """Inputs of a pose classifier; with ``augment``, each so many times, each time changed in another way."""
+
+    def __init__(self, *args: Any, augment: int = 0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.items) * max(1, self.augment)
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         """pixel_values (3, height, width); angles (3,) radians; category."""
+        change = Augmentation.draw(np.random.default_rng(item)) if self.augment else None
+        item %= len(self.items)
         index, mirrored = self.items[item]
-        angles = self.records[index].pose.angles
+        pose = self.records[index].pose
+        angles = pose.angles
         if mirrored:
             angles = tuple(float(angle) for angle in flip_pose(*angles, 0.0, 0.0)[:3])
+        if change is not None:
+            angles = change.pose(Pose(*angles), self.records[index].width, self.records[index].height).angles
         return {
-            "pixel_values": self.pixels(item),
+            "pixel_values": self.pixels(item, change),
             "angles": torch.tensor(angles, dtype=torch.float32),
             "category": torch.tensor(self.category(item)),
         }

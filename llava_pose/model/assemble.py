@@ -70,6 +70,12 @@ class AssembleConfig:
         default=LlavaPoseConfig.rotation, metadata={"help": f"rotation representation: {', '.join(ROTATION_NAMES)}"}
     )
     pose_head_hidden_size: int = field(default=512, metadata={"help": "width of the pose head's hidden layer"})
+    pose_head_attention_heads: int = field(
+        default=4,
+        metadata={
+            "help": "of the pose head's own attention to the picture; 0: it knows the language model's state alone"
+        },
+    )
     chat_template: str | None = field(
         default=None, metadata={"help": f"{', '.join(CHAT_TEMPLATES)}; default: by the tokenizer's tokens"}
     )
@@ -101,6 +107,11 @@ def assemble(config: AssembleConfig) -> Path:
         value = getattr(config, option)
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    heads = config.pose_head_attention_heads
+    if heads < 0 or (heads and config.pose_head_hidden_size % heads):
+        raise InputError(
+            f"--pose-head-attention-heads {heads}: must be 0 or divide --pose-head-hidden-size {config.pose_head_hidden_size}"
+        )
     require_seed(config.seed)
     if Path(config.out).is_file():
         raise InputError(f"--out {config.out}: is a file; give the folder of the new base")
@@ -199,7 +210,10 @@ def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneratio
     values.pop("model_type", None)
     values.pop("architectures", None)
     model_config = LlavaPoseConfig(
-        **values, rotation=config.rotation, pose_head_hidden_size=config.pose_head_hidden_size
+        **values,
+        rotation=config.rotation,
+        pose_head_hidden_size=config.pose_head_hidden_size,
+        pose_head_attention_heads=config.pose_head_attention_heads,
     )
     model = _load_part(
         LlavaPoseForConditionalGeneration,
@@ -287,6 +301,7 @@ def _pose_config(
         projector_norm=True,
         rotation=config.rotation,
         pose_head_hidden_size=config.pose_head_hidden_size,
+        pose_head_attention_heads=config.pose_head_attention_heads,
         tie_word_embeddings=bool(text.tie_word_embeddings),
     )
 

@@ -16,6 +16,7 @@ class LlavaPoseConfig(LlavaConfig):
         pose_token_id: id of `<pose6D>`.
         rotation: the rotation representation of the head, a name of ``llava_pose.model.rotation``.
         pose_head_hidden_size: width of the head's hidden layer.
+        pose_head_attention_heads: of the head's own attention to the picture; 0: it knows the state alone.
         vision_merge: m x m neighbouring patches become one image token (1: LLaVA's own projector).
         vision_feature_size: channels of one patch before the merge; None: the tower's hidden size for each feature layer.
         projector_norm: a LayerNorm on the patches before the projector (LLaVA has none).
@@ -28,6 +29,7 @@ class LlavaPoseConfig(LlavaConfig):
     pose_token_id: int | None = None
     rotation: str = "bins+residual"
     pose_head_hidden_size: int = 512
+    pose_head_attention_heads: int = 0
     vision_merge: int = 1
     vision_feature_size: int | None = None
     projector_norm: bool = False
@@ -41,6 +43,11 @@ class LlavaPoseConfig(LlavaConfig):
         super().__post_init__(**kwargs)
         if self.rotation not in ROTATION_NAMES:
             raise ValueError(f"unknown rotation representation {self.rotation!r}; known: {', '.join(ROTATION_NAMES)}")
+        heads = self.pose_head_attention_heads
+        if heads < 0 or (heads and self.pose_head_hidden_size % heads):
+            raise ValueError(
+                f"pose_head_attention_heads {heads}: must be 0 or divide pose_head_hidden_size {self.pose_head_hidden_size}"
+            )
         if self.vision_merge < 1:
             raise ValueError(f"vision_merge must be at least 1, not {self.vision_merge}")
 

@@ -156,7 +156,7 @@ def probe(model: nn.Module, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
     inner = underlying_model(model).eval()
     output = inner(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
     predicting = (ids[0, 1:] == processor.pose_token_id).nonzero()[:, 0]
-    poses = inner.read_poses(output.last_hidden_state[0, predicting])
+    poses = inner.read_poses(output.last_hidden_state[0, predicting], output.image_tokens, torch.zeros_like(predicting))
     return {
         "logits": output.logits[0].float(),
         "rotation": poses.raw_rotation.float(),

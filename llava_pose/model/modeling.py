@@ -15,6 +15,7 @@ from transformers.models.llava.modeling_llava import LlavaModel
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
 from llava_pose.model.pose_head import (
+    ImageTokens,
     PoseEncoder,
     PoseHead,
     PoseHeadOutput,
@@ -35,6 +36,8 @@ class LlavaPoseOutput(ModelOutput):
         loss: scalar, with labels.
         logits: (batch, length, vocabulary), without labels only: training and evaluation keep none.
         loss_terms: the unweighted terms of the loss, detached, for the log.
+        image_tokens: what :meth:`LlavaPoseForConditionalGeneration.read_poses` sees of the pictures, where the head looks at
+            them and the input was ids.
     """
 
     loss: Tensor | None = None
@@ -43,6 +46,7 @@ class LlavaPoseOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     last_hidden_state: Tensor | None = None
+    image_tokens: ImageTokens | None = None
     loss_terms: dict[str, Tensor] | None = None
 
 
@@ -263,9 +267,23 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
                 inputs.pop(name, None)
         return inputs
 
-    def read_poses(self, states: Tensor) -> PoseHeadOutput:
-        """Poses from the (n, hidden size) last hidden states that predict `<pose6D>`."""
-        return self.pose_head(states)
+    def image_tokens(self, embeddings: Tensor, input_ids: Tensor) -> ImageTokens | None:
+        """Of (batch, length, hidden size) :meth:`embed_inputs`, for :meth:`read_poses`; None where the head does not look."""
+        if self.pose_head.look is None:
+            return None
+        return ImageTokens.of_embeddings(embeddings, input_ids == self.config.image_token_id)
+
+    def read_poses(self, states: Tensor, seen: ImageTokens | None = None, rows: Tensor | None = None) -> PoseHeadOutput:
+        """Poses from the (n, hidden size) last hidden states that predict `<pose6D>`.
+
+        Args:
+            seen: :meth:`image_tokens` of the batch.
+            rows: (n,) the row of the batch that each state is of; None: state i is of row i.
+
+        Raises:
+            ValueError: the head looks at the picture, and ``seen`` is None.
+        """
+        return self.pose_head(states, seen if seen is None or rows is None else seen.of(rows))
 
     def forward(
         self,
@@ -300,6 +318,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        seen = None
         if inputs_embeds is None:
             inputs_embeds = self.embed_inputs(
                 input_ids,
@@ -309,6 +328,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
                 input_pose_mask=input_pose_mask,
                 run_every_module=labels is not None,
             )
+            seen = self.image_tokens(inputs_embeds, input_ids)
         if labels is not None:
             kwargs.setdefault("use_cache", False)  # keys and values of a training step are for no later step
         outputs = self.model.language_model(
@@ -324,6 +344,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             last_hidden_state=states,
+            image_tokens=seen,
         )
         if labels is None:
             kept = states[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else states[:, logits_to_keep]
@@ -343,22 +364,22 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
             raise ValueError(f"{found} supervised <pose6D> tokens, but {expected} pose targets")
         if found:
             poses, terms = pose_loss(
-                self.read_poses(predicting[at_pose]),
+                self.read_poses(predicting[at_pose], seen, at_pose.nonzero()[:, 0]),
                 pose_targets,
                 self.config,
                 self.pose_head.representation,
                 num_poses_in_batch,
             )
         else:
-            poses = self._run_pose_head(states[:, 0])
+            poses = self._run_pose_head(states[:, 0], seen)
             terms = dict.fromkeys(POSE_TERMS, poses.detach())
         result.loss = loss + poses
         result.loss_terms |= terms
         return result
 
-    def _run_pose_head(self, states: Tensor) -> Tensor:
+    def _run_pose_head(self, states: Tensor, seen: ImageTokens | None) -> Tensor:
         """Zero, through the head: a batch without a pose must not leave other processes waiting."""
-        output = self.pose_head(states)
+        output = self.read_poses(states, seen)
         # not through the rotation: its gradient need not be finite for a state that means no pose
         return 0.0 * (output.raw_rotation.sum() + output.location.sum() + output.confidence_logit.sum())
 

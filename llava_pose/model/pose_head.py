@@ -47,6 +47,31 @@ class PoseHeadOutput:
         return self.confidence_logit.sigmoid()
 
 
+@dataclass
+class ImageTokens:
+    """What the language model is given of the pictures, row by row of a batch.
+
+    Attributes:
+        tokens: (rows, T, hidden size), in the order they stand in.
+        there: (rows, T) booleans: a row with fewer tokens than others has some that are none.
+    """
+
+    tokens: Tensor
+    there: Tensor
+
+    @classmethod
+    def of_embeddings(cls, embeddings: Tensor, at_image: Tensor) -> ImageTokens:
+        """Those of (batch, length, hidden size) at the (batch, length) booleans."""
+        longest = int(at_image.sum(1).max()) if len(at_image) else 0
+        order = (~at_image).int().argsort(dim=1, stable=True)[:, :longest]
+        tokens = embeddings.gather(1, order[..., None].expand(-1, -1, embeddings.shape[-1]))
+        return cls(tokens, at_image.gather(1, order))
+
+    def of(self, rows: Tensor) -> ImageTokens:
+        """Of these rows, one for each of n states."""
+        return ImageTokens(self.tokens[rows], self.there[rows])
+
+
 def normalize_location(
     distance: Tensor, px: Tensor, py: Tensor, *, width: Tensor, height: Tensor, viewport: Tensor
 ) -> Tensor:
@@ -67,8 +92,39 @@ def denormalize_location(location: Tensor, *, width: Tensor, height: Tensor, vie
     return torch.stack([distance, (x + 0.5) * width, (y + 0.5) * height], -1)
 
 
+class PictureAttention(nn.Module):
+    """Attention of a state to the image tokens of its row: what the picture tells comes to the head past the language model,
+    which has to learn first to carry it through its layers. A state whose row has no picture gets zero.
+    """
+
+    def __init__(self, config: LlavaPoseConfig):
+        super().__init__()
+        size, width = config.text_config.hidden_size, config.pose_head_hidden_size
+        self.heads = config.pose_head_attention_heads
+        self.norm = nn.LayerNorm(size)
+        self.place = nn.Embedding(max(1, config.image_seq_length), size)
+        self.query = nn.Linear(size, width)
+        self.key = nn.Linear(size, width, bias=False)
+        self.value = nn.Linear(size, width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, states: Tensor, seen: ImageTokens) -> Tensor:
+        """(n, hidden size) normalised states and the image tokens of each -> (n, head's width)."""
+        place = (seen.there.cumsum(1) - 1).clamp_min(0) % self.place.num_embeddings
+        tokens = self.norm(seen.tokens.to(self.key.weight.dtype)) + self.place(place)
+        query, key, value = self.query(states)[:, None], self.key(tokens), self.value(tokens)
+        # a key and a value of zero: what a row without a picture attends to
+        key, value = F.pad(key, (0, 0, 1, 0)), F.pad(value, (0, 0, 1, 0))
+        mask = F.pad(seen.there, (1, 0), value=True)[:, None, None]
+        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        found = F.scaled_dot_product_attention(*split, attn_mask=mask)
+        return self.output(found.transpose(1, 2).flatten(2)[:, 0])
+
+
 class PoseHead(nn.Module):
-    """LayerNorm and a two-layer MLP from the hidden state that predicts `<pose6D>` to a pose."""
+    """LayerNorm and a two-layer MLP from the hidden state that predicts `<pose6D>` to a pose; with
+    ``pose_head_attention_heads`` its hidden layer sees the picture, too (:class:`PictureAttention`).
+    """
 
     def __init__(self, config: LlavaPoseConfig):
         super().__init__()
@@ -76,16 +132,31 @@ class PoseHead(nn.Module):
         size = config.text_config.hidden_size
         outputs = self.representation.size + _LOCATION_SIZE + 1
         self.norm = nn.LayerNorm(size)
+        self.look = PictureAttention(config) if config.pose_head_attention_heads else None
         self.linear_1 = nn.Linear(size, config.pose_head_hidden_size)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(config.pose_head_hidden_size, outputs)
 
-    def forward(self, states: Tensor) -> PoseHeadOutput:
-        """(n, hidden size) -> the head's answer, in float32 or better."""
+    def forward(self, states: Tensor, seen: ImageTokens | None = None) -> PoseHeadOutput:
+        """The head's answer, in float32 or better.
+
+        Args:
+            states: (n, hidden size).
+            seen: the image tokens of each state's row; needed by a head that looks at them.
+
+        Raises:
+            ValueError: it looks, and there are none.
+        """
+        if self.look is not None and seen is None:
+            raise ValueError("this pose head looks at the picture: give the image tokens of each state's row")
         with torch.autocast(
             states.device.type, enabled=False
         ):  # bfloat16 would round the rotation by a third of a degree
-            raw = self.linear_2(self.act(self.linear_1(self.norm(states.to(self.norm.weight.dtype))))).float()
+            normed = self.norm(states.to(self.norm.weight.dtype))
+            hidden = self.linear_1(normed)
+            if self.look is not None:
+                hidden = hidden + self.look(normed, seen)
+            raw = self.linear_2(self.act(hidden)).float()
         rotation, location, confidence = raw.split([self.representation.size, _LOCATION_SIZE, 1], -1)
         return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
 

@@ -80,6 +80,7 @@ def small_config(
     values: dict[str, Any] = {
         "vision_feature_layer": -1,
         "pose_head_hidden_size": 16,
+        "pose_head_attention_heads": 2,
         "projector_norm": True,
         **changes,
     }

@@ -273,6 +273,7 @@ def test_a_fresh_base_is_what_its_settings_say(tower, language, tmp_path: Path):
     )
     model, processor = load_model(folder), load_processor(folder)
     assert (model.config.rotation, model.pose_head.linear_1.out_features) == ("rot6d", 12)
+    assert model.pose_head.look.heads == 4
     assert (processor.image_size, model.config.image_seq_length) == ((128, 128), 16)
     assert processor.render([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>user")
     assert "image_size: 128" in (folder / "assemble.yaml").read_text()
@@ -444,6 +445,8 @@ def test_a_llava_in_half_precision_stays_so(tmp_path: Path):
         ({"preset": "tiny", "image_size": 0}, "--image-size 0: must be at least 1"),
         ({"preset": "tiny", "vision_merge": 0}, "--vision-merge 0: must be at least 1"),
         ({"preset": "tiny", "pose_head_hidden_size": 0}, "--pose-head-hidden-size 0: must be at least 1"),
+        ({"preset": "tiny", "pose_head_attention_heads": -1}, "--pose-head-attention-heads -1: must be 0 or divide"),
+        ({"preset": "tiny", "pose_head_attention_heads": 3}, "--pose-head-hidden-size 512"),
         ({"preset": "tiny", "seed": -1}, "--seed -1: must be at least 0"),
         ({"preset": "tiny", "language_layers": 2}, "--language-layers: has no effect with --preset"),
         ({"llava": "L", "vision_merge": 2}, "--vision-merge: has no effect with --llava"),

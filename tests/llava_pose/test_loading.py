@@ -57,7 +57,9 @@ def outputs_of(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
             input_poses=torch.tensor([[0.5, 0.2, -0.1, 0.3, 0.05, -0.1]]),
             input_pose_mask=(ids == processor.pose_token_id) & torch.from_numpy(chat.labels == -100)[None],
         )
-        poses = inner.read_poses(output.last_hidden_state[0, -3:])
+        poses = inner.read_poses(
+            output.last_hidden_state[0, -3:], output.image_tokens, torch.zeros(3, dtype=torch.long)
+        )
     return {
         "logits": output.logits,
         "rotation": poses.rotation,

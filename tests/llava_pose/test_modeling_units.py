@@ -98,7 +98,11 @@ def test_a_pose_is_read_from_the_state_that_predicts_its_token(model):
     for shift, same in ((1, True), (0, False)):
         states = output.last_hidden_state[learned[:, 0], learned[:, 1] - shift]
         _, terms = pose_loss(
-            model.read_poses(states), batch["pose_targets"], model.config, model.pose_head.representation, None
+            model.read_poses(states, output.image_tokens, learned[:, 0]),
+            batch["pose_targets"],
+            model.config,
+            model.pose_head.representation,
+            None,
         )
         for name in POSE_TERMS[:2]:
             assert math.isclose(terms[name], output.loss_terms[name], rel_tol=1e-5) == same
@@ -262,8 +266,11 @@ def test_a_sample_gives_the_same_alone_and_in_a_batch(model, left: bool):
         torch.testing.assert_close(together.last_hidden_state[row, kept], alone.last_hidden_state[0], rtol=0, atol=1e-4)
         torch.testing.assert_close(together.logits[row, kept], alone.logits[0], rtol=0, atol=1e-4)
         rotations = [
-            model.read_poses(states).rotation
-            for states in (together.last_hidden_state[row, kept], alone.last_hidden_state[0])
+            model.read_poses(states, output.image_tokens, torch.full((len(states),), index)).rotation
+            for states, output, index in (
+                (together.last_hidden_state[row, kept], together, row),
+                (alone.last_hidden_state[0], alone, 0),
+            )
         ]
         torch.testing.assert_close(*rotations, rtol=0, atol=1e-3)
 

@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from llava_pose.geometry import geodesic_angle_of_poses, rotation_matrix
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.pose_head import (
+    ImageTokens,
     PoseEncoder,
     PoseHead,
     PoseHeadOutput,
@@ -42,6 +43,72 @@ def test_configuration_refuses_an_unknown_rotation_and_a_merge_of_nothing():
         config(rotation="quaternion")
     with pytest.raises(ValueError, match="vision_merge"):
         config(vision_merge=0)
+    for heads in (5, -1):
+        with pytest.raises(ValueError, match=rf"pose_head_attention_heads {heads}: must be 0 or divide"):
+            config(pose_head_attention_heads=heads)
+
+
+# A head that looks at the picture
+
+
+@pytest.fixture
+def looking() -> PoseHead:
+    torch.manual_seed(0)
+    head = PoseHead(config(pose_head_attention_heads=3, image_seq_length=4)).eval()
+    torch.nn.init.normal_(head.look.place.weight)
+    return head
+
+
+@torch.no_grad()
+def test_image_tokens_are_taken_from_their_places_in_their_order():
+    embeddings = torch.arange(3 * 5, dtype=torch.float32).view(3, 5, 1)
+    at_image = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
+    seen = ImageTokens.of_embeddings(embeddings, at_image)
+    assert seen.there.tolist() == [[True, True, True], [False] * 3, [True, False, False]]
+    assert seen.tokens[0, :, 0].tolist() == [1, 2, 4]
+    assert seen.tokens[2, 0, 0] == 12
+    again = seen.of(torch.tensor([2, 0, 0]))
+    assert again.tokens[seen.there[[2, 0, 0]]][:, 0].tolist() == [12, 1, 2, 4, 1, 2, 4]
+    assert ImageTokens.of_embeddings(embeddings, torch.zeros_like(at_image)).tokens.shape == (3, 0, 1)
+
+
+@torch.no_grad()
+def test_a_state_sees_the_picture_of_its_row_alone(looking: PoseHead):
+    states, tokens = torch.randn(3, 16), torch.randn(3, 6, 16)
+    there = torch.tensor([[True] * 4 + [False] * 2, [True] * 6, [False] * 6])
+    raw = looking(states, ImageTokens(tokens, there)).raw_rotation
+    for row, count in ((0, 4), (1, 6)):
+        alone = ImageTokens(tokens[row : row + 1, :count], there[row : row + 1, :count])
+        torch.testing.assert_close(looking(states[row : row + 1], alone).raw_rotation[0], raw[row])
+    other = tokens.clone()
+    other[0, 2] = torch.randn(16)
+    changed = (looking(states, ImageTokens(other, there)).raw_rotation - raw).abs().amax(-1) > 1e-4
+    assert changed.tolist() == [True, False, False]
+
+
+@torch.no_grad()
+def test_where_a_token_stands_matters(looking: PoseHead):
+    states, tokens, there = torch.randn(1, 16), torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.bool)
+    raw = looking(states, ImageTokens(tokens, there)).raw_rotation
+    assert not torch.allclose(looking(states, ImageTokens(tokens.flip(1), there)).raw_rotation, raw, atol=1e-3)
+
+
+@torch.no_grad()
+def test_without_a_picture_the_state_alone_decides(looking: PoseHead):
+    states = torch.randn(2, 16)
+    none = ImageTokens(torch.zeros(2, 0, 16), torch.zeros(2, 0, dtype=torch.bool))
+    blind = PoseHead(config())
+    blind.load_state_dict({key: value for key, value in looking.state_dict().items() if not key.startswith("look.")})
+    torch.testing.assert_close(looking(states, none).raw_rotation, blind(states).raw_rotation)
+    with pytest.raises(ValueError, match="give the image tokens"):
+        looking(states)
+
+
+def test_every_weight_of_the_look_learns(looking: PoseHead):
+    seen = ImageTokens(torch.randn(2, 4, 16), torch.tensor([[True] * 4, [False] * 4]))
+    looking(torch.randn(2, 16), seen).raw_rotation.square().sum().backward()
+    for name, parameter in looking.look.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_location_is_independent_of_the_size_of_the_picture():

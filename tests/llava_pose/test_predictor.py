@@ -161,7 +161,7 @@ def score_alone(folder: Path, image: Image.Image, names: Sequence[str]) -> tuple
         ids = torch.from_numpy(chat.input_ids)[None]
         with torch.inference_mode():
             output = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
-            outputs.append(model.read_poses(output.last_hidden_state[:, end - 1]))
+            outputs.append(model.read_poses(output.last_hidden_state[:, end - 1], output.image_tokens))
         log_probabilities = output.logits[0].log_softmax(-1)
         scores.append(sum(log_probabilities[place - 1, ids[0, place]] for place in range(start, end + 1)))
     return torch.stack(scores), outputs
@@ -285,7 +285,8 @@ def plain_forward(taught, messages: list[dict], answer: ChatAnswer, image: Image
     with torch.inference_mode():
         output = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
         at_pose = [place for place in range(first, ids.shape[1]) if ids[0, place] == processor.pose_token_id]
-        read = model.read_poses(output.last_hidden_state[0, [place - 1 for place in at_pose]])
+        states = output.last_hidden_state[0, [place - 1 for place in at_pose]]
+        read = model.read_poses(states, output.image_tokens, torch.zeros(len(at_pose), dtype=torch.long))
     sizes = {name: torch.full((len(at_pose),), 160.0) for name in ("width", "height", "viewport")}
     greedy = output.logits[0, first - 1 : -1].argmax(-1).tolist()
     assert greedy == chat.input_ids[first:].tolist()

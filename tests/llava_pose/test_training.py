@@ -156,6 +156,8 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
         ({"quantize": "nf4", "language": "full"}, "--quantize nf4 trains adapters only"),
         ({"cache_features": True, "tune_vision": True}, "--cache-features needs a frozen tower"),
         ({"vision_learning_rate": 1e-4}, "--vision-learning-rate has no effect on a frozen tower"),
+        ({"augment": -1}, "--augment -1: must not be negative"),
+        ({"augment": 2, "cache_features": True}, "--cache-features holds pictures as they are: set augment to 0"),
         ({"use_liger_kernel": True}, "use_liger_kernel: .*leave it off"),
         ({"average_tokens_across_devices": False}, "average_tokens_across_devices: must stay true"),
         ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
