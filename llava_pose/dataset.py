@@ -120,6 +120,7 @@ class TrainingSamples(Dataset):
         return len(self.items) * max(1, self.augment)
 
     def __getitem__(self, item: int) -> EncodedSample:
+        item = range(len(self))[item]  # what is past the end ends an iteration
         index, mirrored = self.items[item % len(self.items)]
         change = self._change(item) if self.augment else Augmentation()
         image = self._load_image(self.samples[index].get("image"), mirrored, change)

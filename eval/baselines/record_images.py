@@ -103,6 +103,7 @@ class RecordImages(MirroredRecords):
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         """pixel_values (3, height, width); angles (3,) radians; category."""
+        item = range(len(self))[item]  # what is past the end ends an iteration
         change = Augmentation.draw(np.random.default_rng(item)) if self.augment else None
         item %= len(self.items)
         index, mirrored = self.items[item]

@@ -130,7 +130,7 @@ def test_samples_have_so_many_changed_pictures_each(training_data, base: Path):
         found = one.pose_targets[0].tolist()
         assert float(geodesic_angle_of_poses(np.array(found[:3]), np.array(expected[:3]))) < 1e-5
         assert found[3:] == pytest.approx(expected[3:], abs=1e-5)
-    assert len({changed[item].image.tobytes() for item in range(12)}) == 12
+    assert len({one.image.tobytes() for one in changed}) == 12
 
 
 def test_a_classifier_sees_so_many_changed_pictures_each(training_data, base: Path):
@@ -139,7 +139,7 @@ def test_a_classifier_sees_so_many_changed_pictures_each(training_data, base: Pa
     folder, names = Path(training_data.prepared) / "train", sorted({record.category for record in records})
     plain = RecordImages(records, folder, processor, names, flip=True)
     changed = RecordImages(records, folder, processor, names, flip=True, augment=2)
-    assert len(changed) == 2 * len(plain)
+    assert len(changed) == 2 * len(plain) == len(list(changed))
     for item in (0, len(plain) - 1, len(plain), len(changed) - 1):
         one, before = changed[item], plain[item % len(plain)]
         change = Augmentation.draw(np.random.default_rng(item))
