@@ -35,7 +35,7 @@ class LlavaPoseConfig(LlavaConfig):
     projector_norm: bool = False
     text_loss_weight: float = 1.0
     rotation_loss_weight: float = 1.0
-    location_loss_weight: float = 0.1
+    location_loss_weight: float = 1.0
     confidence_loss_weight: float = 0.1
     confidence_threshold: float = 0.5235987755982988
 

@@ -96,13 +96,13 @@ def test_a_batch_of_eight_is_eight_batches_of_one(recipe, training_data, uneven_
     batches = [PoseCollator(processor)([data[i]]) for i in range(8)]
     with torch.no_grad():
         losses = [model(**{k: v for k, v in batch.items() if k != SAMPLE_NAMES}).loss.item() for batch in batches]
-    assert abs(np.mean(losses) - read_log(together)[0]["loss"]) > 0.02
+    assert abs(np.mean(losses) - read_log(together)[0]["loss"]) > 0.01
 
 
 def test_the_log_has_the_terms_of_the_loss(recipe, tmp_path: Path):
     train(TrainConfig(**{**recipe, "max_steps": 2}))
     for line in read_log(recipe["output_dir"]):
-        parts = line["loss_text"] + line["loss_rotation"] + 0.1 * (line["loss_location"] + line["loss_confidence"])
+        parts = line["loss_text"] + line["loss_rotation"] + line["loss_location"] + 0.1 * line["loss_confidence"]
         assert line["loss"] == pytest.approx(parts, rel=1e-3)
         assert line["grad_norm"] > 0
 
@@ -110,7 +110,7 @@ def test_the_log_has_the_terms_of_the_loss(recipe, tmp_path: Path):
 def test_the_text_may_weigh_more(recipe):
     train(TrainConfig(**{**recipe, **FULL, "max_steps": 1, "text_loss_weight": 4.0}))
     (line,) = read_log(recipe["output_dir"])
-    pose = line["loss_rotation"] + 0.1 * (line["loss_location"] + line["loss_confidence"])
+    pose = line["loss_rotation"] + line["loss_location"] + 0.1 * line["loss_confidence"]
     assert line["loss"] == pytest.approx(4 * line["loss_text"] + pose, rel=1e-3)
     assert load_model(recipe["output_dir"]).config.text_loss_weight == 4.0
 
@@ -331,7 +331,7 @@ def few(recipe, training_data, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_few_pictures_are_learnt_by_heart(few, training_data):
-    folder = train(TrainConfig(**{**few, "language": "full", "max_steps": 150}))
+    folder = train(TrainConfig(**{**few, "language": "full", "learning_rate": 5e-3, "max_steps": 200}))
     log = read_log(folder)
     assert log[-1]["loss_text"] < 0.05 * log[0]["loss_text"]
     assert log[-1]["loss_rotation"] < 0.05 * log[0]["loss_rotation"]
