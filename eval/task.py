@@ -250,8 +250,7 @@ def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
     """Run, or go on with, the systems that are asked for; returns all of the list that are done.
 
     A system whose input is bad, or whose loss is no number, does not keep the others from running, unless several processes
-    run them. One that is not asked for
-    and was made with other settings than the list now has is not among those that are returned.
+    run them. One that is not asked for and was made with other settings than the list now has is not returned.
 
     Raises:
         InputError: one was begun with other settings (nothing has run then), or, at the end, some did not run.

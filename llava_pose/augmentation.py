@@ -40,6 +40,11 @@ class Augmentation:
     saturation: float = 1.0
 
     @classmethod
+    def of_item(cls, item: int, versions: int, *, geometric: bool = True) -> Augmentation:
+        """That of an item of a dataset, the same whenever it is drawn; none where there are 0 versions of each."""
+        return cls.draw(np.random.default_rng(item), geometric=geometric) if versions else UNCHANGED
+
+    @classmethod
     def draw(cls, rng: np.random.Generator, *, geometric: bool = True) -> Augmentation:
         """One by lot.
 
@@ -83,8 +88,9 @@ class Augmentation:
             rows = self._matrix(width, height)
             px, py = (a * pose.px + b * pose.py + c for a, b, c in rows)
             pose = replace(pose, px=px, py=py)
-        theta = math.remainder(pose.theta + self.turn, 2 * math.pi)
-        return replace(pose, theta=theta)
+        if not self.turn:
+            return pose
+        return replace(pose, theta=math.remainder(pose.theta + self.turn, 2 * math.pi))
 
     def _matrix(self, width: float, height: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Rows of the map from places before to places after, pixels, y down."""
@@ -94,3 +100,6 @@ class Augmentation:
             (cosine, sine, x - cosine * x - sine * y + self.shift[0] * width),
             (-sine, cosine, y + sine * x - cosine * y + self.shift[1] * height),
         )
+
+
+UNCHANGED = Augmentation()

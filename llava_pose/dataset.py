@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from llava_pose.augmentation import Augmentation
+from llava_pose.augmentation import UNCHANGED, Augmentation
 from llava_pose.conversation import POSE_TOKEN, mirror_sides, to_messages, validate_sample
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache
@@ -96,7 +96,7 @@ class TrainingSamples(Dataset):
         """Found out before training starts, not hours into it."""
         seen: set[str] = set()
         for sample in self.samples:
-            self._pose_numbers(sample, mirrored=False, change=Augmentation())
+            self._pose_numbers(sample, mirrored=False, change=UNCHANGED)
             image = sample.get("image")
             if image and image not in seen:
                 seen.add(image)
@@ -122,16 +122,11 @@ class TrainingSamples(Dataset):
     def __getitem__(self, item: int) -> EncodedSample:
         item = range(len(self))[item]  # what is past the end ends an iteration
         index, mirrored = self.items[item % len(self.items)]
-        change = self._change(item) if self.augment else Augmentation()
+        kinds = self.samples[index].get("kinds")
+        geometric = isinstance(kinds, list) and bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
+        change = Augmentation.of_item(item, self.augment, geometric=geometric)
         image = self._load_image(self.samples[index].get("image"), mirrored, change)
         return self._encode_text(index, mirrored, image, change)
-
-    def _change(self, item: int) -> Augmentation:
-        """The same for the same item, whenever it is drawn."""
-        sample = self.samples[self.items[item % len(self.items)][0]]
-        kinds = sample.get("kinds")
-        geometric = isinstance(kinds, list) and bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
-        return Augmentation.draw(np.random.default_rng(item), geometric=geometric)
 
     def _load_image(self, image: str | None, mirrored: bool, change: Augmentation) -> Image.Image | np.ndarray | None:
         if not image:
@@ -142,7 +137,7 @@ class TrainingSamples(Dataset):
         return change.picture(ImageOps.mirror(picture) if mirrored else picture)
 
     def _encode_text(
-        self, index: int, mirrored: bool, image: Any = None, change: Augmentation | None = None
+        self, index: int, mirrored: bool, image: Any = None, change: Augmentation = UNCHANGED
     ) -> EncodedSample:
         sample = self.samples[index]
         messages = to_messages(sample["conversations"], where=str(sample["id"]))
@@ -153,7 +148,7 @@ class TrainingSamples(Dataset):
         if (chat.labels == IGNORE_INDEX).all():
             raise InputError(f"{name}: no token is supervised; a sample needs an answer (a turn from 'gpt')")
         answers, questions = [], []
-        poses = iter(self._pose_numbers(sample, mirrored, change or Augmentation()))
+        poses = iter(self._pose_numbers(sample, mirrored, change))
         for message in messages:
             target = answers if message["role"] == "assistant" else questions
             target.extend(next(poses) for _ in range(message["content"].count(POSE_TOKEN)))

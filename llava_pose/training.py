@@ -26,6 +26,7 @@ from llava_pose.trainer import (
     CompleteCheckpoints,
     LossHistory,
     PoseTrainer,
+    ResumableTrainer,
     last_complete_checkpoint,
     require_saved_adapter,
 )
@@ -194,12 +195,7 @@ def train(config: TrainConfig) -> Path:
         learning_rates=config.learning_rates,
         callbacks=[history],
     )
-    trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
-    checkpoint = find_checkpoint(config)
-    if trainer.is_world_process_zero():
-        save_config(config.resolved(), output / RECIPE_FILE)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(str(output))
+    run_to_end(trainer, config, RECIPE_FILE)
     if config.language == "lora":
         require_saved_adapter(model, output)
     if trainer.is_world_process_zero():
@@ -301,6 +297,19 @@ def _features(
         )
     agreed(None)  # the others have computed their share too
     return cache
+
+
+def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str) -> None:
+    """Train, or go on from the last whole checkpoint, and save the model; the settings go to the file ``recipe`` of the
+    output folder before.
+    """
+    output = Path(config.output_dir)
+    trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
+    checkpoint = find_checkpoint(config)
+    if trainer.is_world_process_zero():
+        save_config(config.resolved(), output / recipe)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(output))
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:

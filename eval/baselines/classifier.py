@@ -23,17 +23,17 @@ from transformers.trainer_utils import set_seed
 
 from eval.baselines.classifier_model import POOLINGS, PoseClassifier, PoseClassifierConfig
 from eval.baselines.classifier_trainer import ClassifierTrainer
-from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from
+from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from, write_answers
 from eval.baselines.record_images import RecordImages, category_of, select_records
 from llava_pose.config import command, require_folder, write_json
-from llava_pose.distributed import agreed, is_first_process, map_over_processes
+from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
-from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
+from llava_pose.records import ObjectRecord, Pose, Prediction
 from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
 
 logger = logging.getLogger(__name__)
@@ -267,11 +267,7 @@ def predict(
             for index, row, chances in zip(batch, angles.tolist(), probabilities, strict=True)
         ]
 
-    starts = range(0, len(records), batch_size)
-    batches = [range(start, min(start + batch_size, len(records))) for start in starts]
-    answered = map_over_processes(answer, batches, description=f"predict {pictures.name}")
-    if is_first_process():
-        write_jsonl(out, (line for lines in answered for line in lines))
+    write_answers(answer, len(records), batch_size, out, description=f"predict {pictures.name}")
 
 
 main = command(

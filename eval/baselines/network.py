@@ -1,7 +1,10 @@
-"""What baselines that train a network have in common: a backbone to start from, the training run, a trained network again."""
+"""What baselines that train a network have in common: a backbone to start from, the training run, a trained network again, and
+its answers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,12 +12,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
-from llava_pose.config import save_config
+from llava_pose.distributed import is_first_process, map_over_processes
 from llava_pose.errors import InputError
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
+from llava_pose.records import write_jsonl
 from llava_pose.run import RunConfig
-from llava_pose.trainer import CompleteCheckpoints, LossHistory, ResumableTrainer
-from llava_pose.training import find_checkpoint
+from llava_pose.trainer import LossHistory, ResumableTrainer
+from llava_pose.training import run_to_end
 
 TINY = "tiny"
 NetworkT = TypeVar("NetworkT", bound=PreTrainedModel)
@@ -62,12 +66,7 @@ def fit(
     output = Path(config.output_dir)
     history = LossHistory(output / "log.jsonl")
     trainer = trainer_class(model=model, args=config, train_dataset=dataset, callbacks=[history])
-    trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
-    checkpoint = find_checkpoint(config)
-    if trainer.is_world_process_zero():
-        save_config(config.resolved(), output / recipe)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model(str(output))
+    run_to_end(trainer, config, recipe)
     if trainer.is_world_process_zero():
         image_processor.save_pretrained(output)
     return trainer, {"steps": trainer.state.global_step, "loss": history.last_loss()}
@@ -91,3 +90,18 @@ def load_network(folder: Path, network_class: type[NetworkT], *, what: str, reme
     require_complete(info, folder)
     model.backbone.to(memory_format=torch.channels_last)
     return model.eval(), image_processor
+
+
+def write_answers(
+    answer: Callable[[range], list[dict[str, Any]]], count: int, batch_size: int, out: Path, *, description: str
+) -> None:
+    """The prediction lines of ``count`` records, whole or not at all; the processes of a run take turns at the batches.
+
+    Args:
+        answer: from the indices of a batch to its lines.
+        description: of the progress bar.
+    """
+    batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    answered = map_over_processes(answer, batches, description=description)
+    if is_first_process():
+        write_jsonl(out, (line for lines in answered for line in lines))

@@ -22,7 +22,7 @@ import torch
 from transformers import ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from
+from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from, write_answers
 from eval.baselines.neural_mesh_data import MeshImages, square_records, with_cameras
 from eval.baselines.neural_mesh_geometry import Cuboid, cuboids_of
 from eval.baselines.neural_mesh_grid import (
@@ -38,13 +38,13 @@ from eval.baselines.neural_mesh_model import KINDS, NeuralMesh, NeuralMeshConfig
 from eval.baselines.neural_mesh_search import SCORES, Meshes, PoseSearch, Starts, classify_and_search, interpolated
 from eval.baselines.record_images import category_of
 from llava_pose.config import command, require_folder, write_json
-from llava_pose.distributed import agreed, is_first_process, map_over_processes
+from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
 from llava_pose.model.loading import first_sentence
 from llava_pose.model.processing import input_size
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
-from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
+from llava_pose.records import ObjectRecord, Pose, Prediction
 from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
 from llava_pose.trainer import ResumableTrainer
 
@@ -350,10 +350,7 @@ def predict(
             lines.append(prediction.to_dict())
         return lines
 
-    batches = [range(start, min(start + _BATCH, len(records))) for start in range(0, len(records), _BATCH)]
-    answered = map_over_processes(answer, batches, description=f"predict {split}")
-    if is_first_process():
-        write_jsonl(out, (line for lines in answered for line in lines))
+    write_answers(answer, len(records), _BATCH, out, description=f"predict {split}")
 
 
 def _pose(angles: Sequence[float], camera: Sequence[float], record: ObjectRecord) -> Pose:

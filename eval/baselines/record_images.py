@@ -12,7 +12,7 @@ from PIL import ImageOps
 from torch.utils.data import Dataset
 
 from llava_pose import categories
-from llava_pose.augmentation import Augmentation
+from llava_pose.augmentation import UNCHANGED, Augmentation
 from llava_pose.errors import InputError
 from llava_pose.geometry import flip_pose
 from llava_pose.pictures import load_rgb
@@ -75,15 +75,13 @@ class MirroredRecords(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def pixels(self, item: int, change: Augmentation | None = None) -> torch.Tensor:
+    def pixels(self, item: int, change: Augmentation = UNCHANGED) -> torch.Tensor:
         """(3, height, width) of one item, as the network takes it, after a change of the picture."""
         index, mirrored = self.items[item]
         picture = load_rgb(self.folder / self.records[index].file_name)
         if mirrored:
             picture = ImageOps.mirror(picture)
-        if change is not None:
-            picture = change.picture(picture)
-        pixels = self.image_processor(picture, return_tensors="np")["pixel_values"][0]
+        pixels = self.image_processor(change.picture(picture), return_tensors="np")["pixel_values"][0]
         return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
 
     def category(self, item: int) -> int:
@@ -104,15 +102,14 @@ class RecordImages(MirroredRecords):
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         """pixel_values (3, height, width); angles (3,) radians; category."""
         item = range(len(self))[item]  # what is past the end ends an iteration
-        change = Augmentation.draw(np.random.default_rng(item)) if self.augment else None
+        change = Augmentation.of_item(item, self.augment)
         item %= len(self.items)
         index, mirrored = self.items[item]
-        pose = self.records[index].pose
-        angles = pose.angles
+        record = self.records[index]
+        angles = record.pose.angles
         if mirrored:
             angles = tuple(float(angle) for angle in flip_pose(*angles, 0.0, 0.0)[:3])
-        if change is not None:
-            angles = change.pose(Pose(*angles), self.records[index].width, self.records[index].height).angles
+        angles = change.pose(Pose(*angles), record.width, record.height).angles
         return {
             "pixel_values": self.pixels(item, change),
             "angles": torch.tensor(angles, dtype=torch.float32),

@@ -25,7 +25,7 @@ from transformers import (
 from llava_pose.config import command, make_folder, require, require_seed, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.configuration import LlavaPoseConfig
+from llava_pose.model.configuration import LlavaPoseConfig, fits_attention_heads
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
 from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS, LlavaPoseProcessor, input_size, set_input_size
@@ -108,7 +108,7 @@ def assemble(config: AssembleConfig) -> Path:
         if value is not None and value < 1:
             raise InputError(f"--{option.replace('_', '-')} {value}: must be at least 1")
     heads = config.pose_head_attention_heads
-    if heads < 0 or (heads and config.pose_head_hidden_size % heads):
+    if not fits_attention_heads(heads, config.pose_head_hidden_size):
         raise InputError(
             f"--pose-head-attention-heads {heads}: must be 0 or divide --pose-head-hidden-size {config.pose_head_hidden_size}"
         )

@@ -8,6 +8,11 @@ from transformers import LlavaConfig
 from llava_pose.model.rotation import ROTATION_NAMES
 
 
+def fits_attention_heads(heads: int, width: int) -> bool:
+    """Whether a pose head of that width can have so many attention heads: 0 for none, or a divisor of it."""
+    return heads == 0 or (heads > 0 and width % heads == 0)
+
+
 @strict
 class LlavaPoseConfig(LlavaConfig):
     """LLaVA's configuration with a pose head.
@@ -44,7 +49,7 @@ class LlavaPoseConfig(LlavaConfig):
         if self.rotation not in ROTATION_NAMES:
             raise ValueError(f"unknown rotation representation {self.rotation!r}; known: {', '.join(ROTATION_NAMES)}")
         heads = self.pose_head_attention_heads
-        if heads < 0 or (heads and self.pose_head_hidden_size % heads):
+        if not fits_attention_heads(heads, self.pose_head_hidden_size):
             raise ValueError(
                 f"pose_head_attention_heads {heads}: must be 0 or divide pose_head_hidden_size {self.pose_head_hidden_size}"
             )

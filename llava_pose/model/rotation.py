@@ -91,7 +91,9 @@ def chordal_loss(rotation: Tensor, true_rotation: Tensor) -> Tensor:
     return (rotation - true_rotation).square().sum((-2, -1)) / 4
 
 
-class Svd9d(RotationRepresentation):
+class _NearestToMatrix(RotationRepresentation):
+    """Nine numbers, a 3x3 matrix row by row, that mean the rotation nearest to it."""
+
     size = 9
 
     def mirror(self, raw: Tensor) -> Tensor:
@@ -100,6 +102,8 @@ class Svd9d(RotationRepresentation):
     def decode(self, raw: Tensor) -> Tensor:
         return special_orthogonalize(raw.float().unflatten(-1, (3, 3)))
 
+
+class Svd9d(_NearestToMatrix):
     def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
         return chordal_loss(self.decode(raw), rotation_matrix(*angles.float().unbind(-1)))
 
@@ -173,7 +177,7 @@ class BinsResidual(RotationRepresentation):
         return classification + F.smooth_l1_loss(offset, difference, beta=0.1, reduction="none").sum(-1)
 
 
-class MatrixFisher(RotationRepresentation):
+class MatrixFisher(_NearestToMatrix):
     """Negative log likelihood of a matrix Fisher distribution with parameter F = raw; its mode is the prediction.
 
     The normalising constant depends on the signed singular values s1 >= s2 >= |s3| of F (Lee, "Bayesian attitude estimation
@@ -183,14 +187,7 @@ class MatrixFisher(RotationRepresentation):
     ``integral_0^2 1/2 i0e((s1 - s2) v / 2) i0e((s1 + s2)(2 - v) / 2) exp(-(s2 + s3) v) dv``.
     """
 
-    size = 9
     _NODES = 96
-
-    def mirror(self, raw: Tensor) -> Tensor:
-        return raw * raw.new_tensor(_MIRRORED_SIGNS)
-
-    def decode(self, raw: Tensor) -> Tensor:
-        return special_orthogonalize(raw.float().unflatten(-1, (3, 3)))
 
     def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
         parameter = raw.float().unflatten(-1, (3, 3))
