@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,20 @@ def join_processes() -> None:
     """Join the other processes where torchrun or accelerate started several; TrainingArguments do so by themselves."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState(cpu=not torch.accelerator.is_available())
+        leave_at_exit()
+
+
+def leave_at_exit() -> None:
+    """Leave the process group, where there is one, as the program ends. Whoever joins one must ask for it: a thread of the
+    group that still runs then aborts the process now and then, and the launcher takes a run that has ended for a failed one.
+    """
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_first_process() -> bool:

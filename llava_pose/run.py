@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 
 from llava_pose.config import as_written, read_yaml, require_seed
+from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
 
 DONE_MARK = "training_done.json"  # in output_dir, once the run has ended
@@ -88,7 +89,8 @@ class RunConfig(TrainingArguments):
             if getattr(self, name) and self.use_cpu:
                 raise InputError(f"{name}: half precision is for a GPU, and this run is on the CPU; set it to false")
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
-        super().__post_init__()
+        super().__post_init__()  # which joins the processes of a launcher
+        leave_at_exit()
 
     def require(self, *options: str) -> None:
         """Check options that have no default; each is named in the error as it is spelt here.

@@ -28,6 +28,7 @@ from eval.baselines.probe_features import ProbeFeatures, build_features
 from eval.baselines.probe_training import ProbeTrainer, ProbeWeights, batch_order
 from eval.baselines.record_images import category_of, select_records
 from llava_pose.config import require, require_folder, save_config, write_json
+from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_to_bins, bins_to_angles
 from llava_pose.metrics import pose_error
@@ -103,6 +104,7 @@ def run(config: LinearProbeConfig) -> Path:
     """
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     state = PartialState()
+    leave_at_exit()
     train, predict = training_records(config), predict_records(config)
     backbone = load_probe_backbone(config.backbone, image_size=config.image_size, device=state.device)
     images = sorted(

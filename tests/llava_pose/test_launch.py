@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,29 @@ def assert_same_weights(folder: Path, expected: Path) -> None:
 @pytest.fixture
 def two_step_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "max_steps": 2, "train_sampling_strategy": "sequential"}
+
+
+JOINED_BY = {
+    "join_processes": "from llava_pose.distributed import join_processes; join_processes()",
+    "a recipe": "from llava_pose.run import RunConfig; RunConfig(output_dir='run', use_cpu=True)",
+}
+
+
+@pytest.mark.parametrize("joined_by", list(JOINED_BY))
+def test_a_process_leaves_the_others_before_it_ends(joined_by: str, launcher: Launcher, tmp_path: Path):
+    """What is asked for first at exit is done last."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, torch.distributed as dist\n"
+        "atexit.register(lambda: print('left' if not dist.is_initialized() else 'still there', flush=True))\n"
+        f"{JOINED_BY[joined_by]}\n"
+        "assert dist.get_world_size() == 2\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    environment = {**launcher.environment(), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*command, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line in ("left", "still there")] == ["left", "left"]
 
 
 def alone(values: Mapping[str, Any], folder: Path) -> Path:
