@@ -426,12 +426,13 @@ def test_the_recipes_name_options_that_there_are(name: str, prepared: Path, tmp_
 
 # --- at length, by the real commands ---
 
-# An audit hook sees every file that Python opens or renames: the process dies at a chosen place in a chosen write.
+# An audit hook sees every file that Python opens or renames: the process dies as it is about to write a chosen one.
 _UNTIL_KILLED = """
 import os, signal, sys
 place = os.environ["KILL_AT"]
 def die(event, arguments):
-    if place and event in ("open", "os.rename") and any(str(a).endswith(place) for a in arguments[:2]):
+    writes = event == "os.rename" or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    if place and writes and any(str(a).endswith(place) for a in arguments[:2]):
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(die)
 from llava_pose.cli import main
