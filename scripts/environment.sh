@@ -1,5 +1,6 @@
 # Sourced by scripts/quickstart and scripts/test: makes .venv in the project's folder, once, and activates it.
-# usage: source scripts/environment.sh EXTRAS
+# With NO_VENV=1 the environment that is active (conda, a container) is taken as it is, with llava-pose installed in it.
+# usage: source scripts/environment.sh; make_environment EXTRAS
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -18,6 +19,11 @@ find_python() {
 
 make_environment() {
     local extras=$1 stamp python wanted
+    if [ -n "${NO_VENV:-}" ]; then
+        command -v llava-pose >/dev/null && return
+        echo "error: NO_VENV is set and there is no llava-pose command; first: pip install -c constraints.txt -e '.[$extras]'" >&2
+        return 2
+    fi
     wanted="$extras $(cat pyproject.toml constraints.txt | cksum)"
     stamp=".venv/.installed-$extras" # one for each set, or quickstart and test would install over and over in turn
     # one that was stopped while it was made has a python and no pip
