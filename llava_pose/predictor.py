@@ -184,11 +184,12 @@ class PosePredictor:
         last = torch.tensor([len(chat) - 1 for chat in chats], device=self._device)
 
         def ask(pixels: Tensor) -> PoseHeadOutput:
-            embeddings = self._model.embed_inputs(ids, image_patches=self._model.model.extract_patches(pixels))
+            patches = self._model.model.extract_patches(pixels)
+            embeddings = self._model.embed_inputs(ids, image_patches=patches)
             states = self._model.model.language_model(
                 inputs_embeds=embeddings, attention_mask=attended, use_cache=False
             ).last_hidden_state
-            seen = self._model.image_tokens(embeddings, ids)
+            seen = self._model.image_tokens(embeddings, ids, patches)
             return self._model.read_poses(states[torch.arange(len(chats), device=self._device), last], seen)
 
         output = ask(pixels)
@@ -269,7 +270,7 @@ class PosePredictor:
         )
         steps = log_probabilities[:, parents, tokens]
         member = torch.as_tensor(trie.membership, dtype=steps.dtype, device=self._device)
-        return steps @ member.T, states[:, trie.leaves], self._model.image_tokens(embeddings, ids)
+        return steps @ member.T, states[:, trie.leaves], self._model.image_tokens(embeddings, ids, patches)
 
     @torch.inference_mode()
     def chat(
@@ -335,7 +336,8 @@ class PosePredictor:
             return ChatAnswer(text, complete=complete)
         frame = frames[0] if frames else _Frame(0, 0, 1, 1.0)
         rows = torch.zeros(len(states), dtype=torch.long, device=self._device)
-        output = self._model.read_poses(torch.stack(states), self._model.image_tokens(embeddings, ids), rows)
+        seen = self._model.image_tokens(embeddings, ids, patches)
+        output = self._model.read_poses(torch.stack(states), seen, rows)
         answers = self._answers(output, [frame] * len(states), [""] * len(states))
         return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], complete)
 

@@ -200,6 +200,7 @@ def _teach(base: Path, folder: Path) -> None:
         model.model.vision_tower.requires_grad_(False)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+        falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=200)
         for _ in range(300):
             loss = model(**batch).loss
             if loss < 0.02:
@@ -208,6 +209,7 @@ def _teach(base: Path, folder: Path) -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             optimizer.step()
+            falling.step()
         else:
             raise AssertionError(f"the tiny base did not learn its few lessons (loss {loss})")
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -174,16 +174,6 @@ class NeuralMesh(PreTrainedModel):
     def _maps(self, pixel_values: Tensor) -> list[Tensor | None]:
         output = self.backbone(pixel_values, output_hidden_states=True, return_dict=True)
         return maps_of(output, pixel_values.shape[-2:], getattr(self.config.backbone_config, "patch_size", None))
-
-    def train(self, mode: bool = True) -> NeuralMesh:
-        """As torch's, but batch norms keep the statistics that they came with: those of the few pictures of one process
-        would make the features depend on how a batch is split.
-        """
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """(batch, 3, side, side) -> (batch, dims, rows, columns), each position of length 1."""

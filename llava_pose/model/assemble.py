@@ -72,9 +72,10 @@ class AssembleConfig:
     pose_head_hidden_size: int = field(default=512, metadata={"help": "width of the pose head's hidden layer"})
     pose_head_attention_heads: int = field(
         default=4,
-        metadata={
-            "help": "of the pose head's own attention to the picture; 0: it knows the language model's state alone"
-        },
+        metadata={"help": "of the pose head's own attention to the image tokens; 0: it does not look at them"},
+    )
+    pose_head_pooled_features: bool = field(
+        default=True, metadata={"help": "the pose head reads the mean of the tower's features, too"}
     )
     chat_template: str | None = field(
         default=None, metadata={"help": f"{', '.join(CHAT_TEMPLATES)}; default: by the tokenizer's tokens"}
@@ -214,6 +215,7 @@ def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneratio
         rotation=config.rotation,
         pose_head_hidden_size=config.pose_head_hidden_size,
         pose_head_attention_heads=config.pose_head_attention_heads,
+        pose_head_pooled_features=config.pose_head_pooled_features,
     )
     model = _load_part(
         LlavaPoseForConditionalGeneration,
@@ -302,6 +304,7 @@ def _pose_config(
         rotation=config.rotation,
         pose_head_hidden_size=config.pose_head_hidden_size,
         pose_head_attention_heads=config.pose_head_attention_heads,
+        pose_head_pooled_features=config.pose_head_pooled_features,
         tie_word_embeddings=bool(text.tie_word_embeddings),
     )
 

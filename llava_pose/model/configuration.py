@@ -21,7 +21,8 @@ class LlavaPoseConfig(LlavaConfig):
         pose_token_id: id of `<pose6D>`.
         rotation: the rotation representation of the head, a name of ``llava_pose.model.rotation``.
         pose_head_hidden_size: width of the head's hidden layer.
-        pose_head_attention_heads: of the head's own attention to the picture; 0: it knows the state alone.
+        pose_head_attention_heads: of the head's own attention to the image tokens; 0: it does not look at them.
+        pose_head_pooled_features: the head reads the mean of the tower's features, too, as a pose classifier does.
         vision_merge: m x m neighbouring patches become one image token (1: LLaVA's own projector).
         vision_feature_size: channels of one patch before the merge; None: the tower's hidden size for each feature layer.
         projector_norm: a LayerNorm on the patches before the projector (LLaVA has none).
@@ -35,6 +36,7 @@ class LlavaPoseConfig(LlavaConfig):
     rotation: str = "bins+residual"
     pose_head_hidden_size: int = 512
     pose_head_attention_heads: int = 0
+    pose_head_pooled_features: bool = False
     vision_merge: int = 1
     vision_feature_size: int | None = None
     projector_norm: bool = False

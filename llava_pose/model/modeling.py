@@ -103,17 +103,10 @@ class LlavaPoseModel(LlavaModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> LlavaPoseModel:
-        """As torch's, but a frozen tower stays in evaluation mode: batch norms and dropout would change what it sees.
-
-        The batch norms of a tower that trains keep the statistics that it came with: those of the few pictures of one
-        device would make the loss depend on how a batch is split.
-        """
+        """As torch's, but a frozen tower stays in evaluation mode: batch norms and dropout would change what it sees."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
             self.vision_tower.eval()
-        for module in self.vision_tower.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
         return self
 
     def put_channels_last(self) -> None:
@@ -267,11 +260,15 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
                 inputs.pop(name, None)
         return inputs
 
-    def image_tokens(self, embeddings: Tensor, input_ids: Tensor) -> ImageTokens | None:
-        """Of (batch, length, hidden size) :meth:`embed_inputs`, for :meth:`read_poses`; None where the head does not look."""
-        if self.pose_head.look is None:
+    def image_tokens(self, embeddings: Tensor, input_ids: Tensor, image_patches: Tensor | None) -> ImageTokens | None:
+        """Of (batch, length, hidden size) :meth:`embed_inputs` and the patches that were given to it, for :meth:`read_poses`;
+        None where the head does not look.
+        """
+        if not self.pose_head.looks:
             return None
-        return ImageTokens.of_embeddings(embeddings, input_ids == self.config.image_token_id)
+        if image_patches is None:
+            image_patches = embeddings.new_zeros(0, 1, 1, self.config.patch_channels)
+        return ImageTokens.of_embeddings(embeddings, input_ids == self.config.image_token_id, image_patches)
 
     def read_poses(self, states: Tensor, seen: ImageTokens | None = None, rows: Tensor | None = None) -> PoseHeadOutput:
         """Poses from the (n, hidden size) last hidden states that predict `<pose6D>`.
@@ -320,15 +317,16 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         seen = None
         if inputs_embeds is None:
+            if pixel_values is not None:
+                image_patches = self.model.extract_patches(pixel_values)
             inputs_embeds = self.embed_inputs(
                 input_ids,
-                pixel_values=pixel_values,
                 image_patches=image_patches,
                 input_poses=input_poses,
                 input_pose_mask=input_pose_mask,
                 run_every_module=labels is not None,
             )
-            seen = self.image_tokens(inputs_embeds, input_ids)
+            seen = self.image_tokens(inputs_embeds, input_ids, image_patches)
         if labels is not None:
             kwargs.setdefault("use_cache", False)  # keys and values of a training step are for no later step
         outputs = self.model.language_model(

@@ -49,27 +49,42 @@ class PoseHeadOutput:
 
 @dataclass
 class ImageTokens:
-    """What the language model is given of the pictures, row by row of a batch.
+    """What a pose head may see of the pictures, row by row of a batch.
 
     Attributes:
-        tokens: (rows, T, hidden size), in the order they stand in.
+        tokens: (rows, T, hidden size), what the language model is given of them, in the order they stand in.
         there: (rows, T) booleans: a row with fewer tokens than others has some that are none.
+        pooled: (rows, channels), the mean of what the tower gives, before the projector; 0 without a picture.
     """
 
     tokens: Tensor
     there: Tensor
+    pooled: Tensor
 
     @classmethod
-    def of_embeddings(cls, embeddings: Tensor, at_image: Tensor) -> ImageTokens:
-        """Those of (batch, length, hidden size) at the (batch, length) booleans."""
+    def of_embeddings(cls, embeddings: Tensor, at_image: Tensor, patches: Tensor) -> ImageTokens:
+        """Those of (batch, length, hidden size) at the (batch, length) booleans.
+
+        Args:
+            patches: (images, rows, columns, channels) from the tower, in the order of their tokens. Where no token stands,
+                there may be any.
+        """
         longest = int(at_image.sum(1).max()) if len(at_image) else 0
         order = (~at_image).int().argsort(dim=1, stable=True)[:, :longest]
         tokens = embeddings.gather(1, order[..., None].expand(-1, -1, embeddings.shape[-1]))
-        return cls(tokens, at_image.gather(1, order))
+        # a product, so that pictures without a token have a gradient of zero: ZeRO-3 needs the same gradients everywhere
+        shares = patches.new_zeros(len(at_image), len(patches))
+        if longest:
+            row_of_token = at_image.nonzero()[:, 0]
+            row_of_image = row_of_token[:: len(row_of_token) // len(patches)]
+            shares[row_of_image, torch.arange(len(patches), device=patches.device)] = 1.0
+            shares = shares / shares.sum(1, keepdim=True).clamp_min(1.0)
+        pooled = shares @ patches.mean((1, 2))
+        return cls(tokens, at_image.gather(1, order), pooled)
 
     def of(self, rows: Tensor) -> ImageTokens:
         """Of these rows, one for each of n states."""
-        return ImageTokens(self.tokens[rows], self.there[rows])
+        return ImageTokens(self.tokens[rows], self.there[rows], self.pooled[rows])
 
 
 def normalize_location(
@@ -121,9 +136,31 @@ class PictureAttention(nn.Module):
         return self.output(found.transpose(1, 2).flatten(2)[:, 0])
 
 
+class ZeroStartLinear(nn.Linear):
+    """A linear layer that a fresh model starts at zero (``LlavaPoseForConditionalGeneration._init_weights``)."""
+
+
+class PooledFeatures(nn.Module):
+    """What a pose classifier with mean pooling and a linear head would say, starting at nothing. The shortest way from the
+    tower to a pose: a tower that is trained learns by it what turns an object, long before the other ways teach it.
+    """
+
+    def __init__(self, config: LlavaPoseConfig, outputs: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.patch_channels)
+        self.linear = ZeroStartLinear(config.patch_channels, outputs)
+
+    def forward(self, seen: ImageTokens) -> Tensor:
+        """(n, outputs) to add to the head's; zero for a row without a picture."""
+        told = self.linear(self.norm(seen.pooled.to(self.linear.weight.dtype)))
+        return told * seen.there.any(1, keepdim=True)
+
+
 class PoseHead(nn.Module):
-    """LayerNorm and a two-layer MLP from the hidden state that predicts `<pose6D>` to a pose; with
-    ``pose_head_attention_heads`` its hidden layer sees the picture, too (:class:`PictureAttention`).
+    """LayerNorm and a two-layer MLP from the hidden state that predicts `<pose6D>` to a pose.
+
+    With ``pose_head_attention_heads`` the hidden layer sees the image tokens, too (:class:`PictureAttention`); with
+    ``pose_head_pooled_features`` the outputs see the tower's mean (:class:`PooledFeatures`).
     """
 
     def __init__(self, config: LlavaPoseConfig):
@@ -133,21 +170,27 @@ class PoseHead(nn.Module):
         outputs = self.representation.size + _LOCATION_SIZE + 1
         self.norm = nn.LayerNorm(size)
         self.look = PictureAttention(config) if config.pose_head_attention_heads else None
+        self.pooled = PooledFeatures(config, outputs) if config.pose_head_pooled_features else None
         self.linear_1 = nn.Linear(size, config.pose_head_hidden_size)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(config.pose_head_hidden_size, outputs)
+
+    @property
+    def looks(self) -> bool:
+        """Whether it needs to see the picture."""
+        return self.look is not None or self.pooled is not None
 
     def forward(self, states: Tensor, seen: ImageTokens | None = None) -> PoseHeadOutput:
         """The head's answer, in float32 or better.
 
         Args:
             states: (n, hidden size).
-            seen: the image tokens of each state's row; needed by a head that looks at them.
+            seen: the pictures of each state's row; needed by a head that looks.
 
         Raises:
             ValueError: it looks, and there are none.
         """
-        if self.look is not None and seen is None:
+        if self.looks and seen is None:
             raise ValueError("this pose head looks at the picture: give the image tokens of each state's row")
         with torch.autocast(
             states.device.type, enabled=False
@@ -156,7 +199,10 @@ class PoseHead(nn.Module):
             hidden = self.linear_1(normed)
             if self.look is not None:
                 hidden = hidden + self.look(normed, seen)
-            raw = self.linear_2(self.act(hidden)).float()
+            raw = self.linear_2(self.act(hidden))
+            if self.pooled is not None:
+                raw = raw + self.pooled(seen)
+            raw = raw.float()
         rotation, location, confidence = raw.split([self.representation.size, _LOCATION_SIZE, 1], -1)
         return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
 
@@ -174,10 +220,6 @@ class PoseHead(nn.Module):
         logit = (output.confidence_logit + of_mirror.confidence_logit) / 2
         logit = torch.where(both[:, 0], logit, output.confidence_logit)
         return PoseHeadOutput(rotation, self.representation.decode(rotation), location, logit)
-
-
-class ZeroStartLinear(nn.Linear):
-    """A linear layer that a fresh model starts at zero (``LlavaPoseForConditionalGeneration._init_weights``)."""
 
 
 class PoseEncoder(nn.Module):

@@ -81,6 +81,7 @@ def small_config(
         "vision_feature_layer": -1,
         "pose_head_hidden_size": 16,
         "pose_head_attention_heads": 2,
+        "pose_head_pooled_features": True,
         "projector_norm": True,
         **changes,
     }

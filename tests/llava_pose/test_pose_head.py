@@ -59,44 +59,61 @@ def looking() -> PoseHead:
     return head
 
 
+def seen_of(tokens: torch.Tensor, there: torch.Tensor) -> ImageTokens:
+    return ImageTokens(tokens, there, torch.zeros(len(tokens), 8))
+
+
 @torch.no_grad()
 def test_image_tokens_are_taken_from_their_places_in_their_order():
     embeddings = torch.arange(3 * 5, dtype=torch.float32).view(3, 5, 1)
     at_image = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
-    seen = ImageTokens.of_embeddings(embeddings, at_image)
-    assert seen.there.tolist() == [[True, True, True], [False] * 3, [True, False, False]]
+    patches = torch.arange(2 * 4, dtype=torch.float32).view(2, 2, 2, 1)  # the pictures of rows 0 and 2
+    at_image[2, 3:] = True
+    seen = ImageTokens.of_embeddings(embeddings, at_image, patches)
+    assert seen.there.tolist() == [[True] * 3, [False] * 3, [True] * 3]
     assert seen.tokens[0, :, 0].tolist() == [1, 2, 4]
-    assert seen.tokens[2, 0, 0] == 12
+    assert seen.tokens[2, :, 0].tolist() == [12, 13, 14]
+    assert seen.pooled[:, 0].tolist() == [1.5, 0.0, 5.5]
     again = seen.of(torch.tensor([2, 0, 0]))
-    assert again.tokens[seen.there[[2, 0, 0]]][:, 0].tolist() == [12, 1, 2, 4, 1, 2, 4]
-    assert ImageTokens.of_embeddings(embeddings, torch.zeros_like(at_image)).tokens.shape == (3, 0, 1)
+    assert again.tokens[:, :, 0].tolist() == [[12, 13, 14], [1, 2, 4], [1, 2, 4]]
+    assert again.pooled[:, 0].tolist() == [5.5, 1.5, 1.5]
+    for count in (0, 1):  # one is the blank of processes that train together
+        none = ImageTokens.of_embeddings(embeddings, torch.zeros_like(at_image), patches[:count])
+        assert none.tokens.shape == (3, 0, 1)
+        assert none.pooled.tolist() == [[0.0]] * 3
+
+
+def test_of_several_pictures_in_a_row_the_mean_is_pooled():
+    embeddings, at_image = torch.zeros(2, 4, 1), torch.tensor([[True] * 4, [False, False, True, True]])
+    patches = torch.tensor([1.0, 3.0, 9.0]).view(3, 1, 1, 1)  # of two tokens each
+    assert ImageTokens.of_embeddings(embeddings, at_image, patches).pooled[:, 0].tolist() == [2.0, 9.0]
 
 
 @torch.no_grad()
 def test_a_state_sees_the_picture_of_its_row_alone(looking: PoseHead):
     states, tokens = torch.randn(3, 16), torch.randn(3, 6, 16)
     there = torch.tensor([[True] * 4 + [False] * 2, [True] * 6, [False] * 6])
-    raw = looking(states, ImageTokens(tokens, there)).raw_rotation
+    raw = looking(states, seen_of(tokens, there)).raw_rotation
     for row, count in ((0, 4), (1, 6)):
-        alone = ImageTokens(tokens[row : row + 1, :count], there[row : row + 1, :count])
+        alone = seen_of(tokens[row : row + 1, :count], there[row : row + 1, :count])
         torch.testing.assert_close(looking(states[row : row + 1], alone).raw_rotation[0], raw[row])
     other = tokens.clone()
     other[0, 2] = torch.randn(16)
-    changed = (looking(states, ImageTokens(other, there)).raw_rotation - raw).abs().amax(-1) > 1e-4
+    changed = (looking(states, seen_of(other, there)).raw_rotation - raw).abs().amax(-1) > 1e-4
     assert changed.tolist() == [True, False, False]
 
 
 @torch.no_grad()
 def test_where_a_token_stands_matters(looking: PoseHead):
     states, tokens, there = torch.randn(1, 16), torch.randn(1, 4, 16), torch.ones(1, 4, dtype=torch.bool)
-    raw = looking(states, ImageTokens(tokens, there)).raw_rotation
-    assert not torch.allclose(looking(states, ImageTokens(tokens.flip(1), there)).raw_rotation, raw, atol=1e-3)
+    raw = looking(states, seen_of(tokens, there)).raw_rotation
+    assert not torch.allclose(looking(states, seen_of(tokens.flip(1), there)).raw_rotation, raw, atol=1e-3)
 
 
 @torch.no_grad()
 def test_without_a_picture_the_state_alone_decides(looking: PoseHead):
     states = torch.randn(2, 16)
-    none = ImageTokens(torch.zeros(2, 0, 16), torch.zeros(2, 0, dtype=torch.bool))
+    none = seen_of(torch.zeros(2, 0, 16), torch.zeros(2, 0, dtype=torch.bool))
     blind = PoseHead(config())
     blind.load_state_dict({key: value for key, value in looking.state_dict().items() if not key.startswith("look.")})
     torch.testing.assert_close(looking(states, none).raw_rotation, blind(states).raw_rotation)
@@ -105,10 +122,31 @@ def test_without_a_picture_the_state_alone_decides(looking: PoseHead):
 
 
 def test_every_weight_of_the_look_learns(looking: PoseHead):
-    seen = ImageTokens(torch.randn(2, 4, 16), torch.tensor([[True] * 4, [False] * 4]))
+    seen = seen_of(torch.randn(2, 4, 16), torch.tensor([[True] * 4, [False] * 4]))
     looking(torch.randn(2, 16), seen).raw_rotation.square().sum().backward()
     for name, parameter in looking.look.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_head_with_pooled_features_says_what_it_said_and_a_linear_layer_of_them():
+    torch.manual_seed(0)
+    head = PoseHead(config(pose_head_pooled_features=True)).eval()
+    plain = PoseHead(config())
+    plain.load_state_dict({key: value for key, value in head.state_dict().items() if not key.startswith("pooled.")})
+    states, pooled = torch.randn(3, 16), torch.randn(3, 8)
+    seen = ImageTokens(torch.zeros(3, 1, 16), torch.tensor([[True], [True], [False]]), pooled)
+    with torch.no_grad():
+        head.pooled.linear.weight.normal_()
+        head.pooled.linear.bias.normal_()
+    normed = (pooled - pooled.mean(1, keepdim=True)) / (pooled.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    told = (normed @ head.pooled.linear.weight.T + head.pooled.linear.bias)[:, : head.representation.size]
+    difference = head(states, seen).raw_rotation - plain(states).raw_rotation
+    torch.testing.assert_close(difference[:2], told[:2], atol=1e-5, rtol=1e-5)
+    assert difference[2].abs().max() == 0, "a row without a picture"
+    head(states, seen).raw_rotation.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in head.pooled.parameters())
+    with pytest.raises(ValueError, match="give the image tokens"):
+        head(states)
 
 
 def test_location_is_independent_of_the_size_of_the_picture():

@@ -221,23 +221,24 @@ def test_parts_are_known_by_their_names(lora: bool):
         assert part_of(name) == expected, name
 
 
-def test_a_tower_that_trains_keeps_the_statistics_of_its_batch_norms():
-    """Those of one device's few pictures would make the loss depend on how the batch is split."""
+@pytest.mark.parametrize("tune_vision", [True, False])
+def test_batch_norms_follow_the_pictures_of_a_tower_that_trains_and_of_no_other(tune_vision: bool):
+    """Kept at what the tower came with, they let a convolutional tower learn nothing at a classifier's learning rate."""
     vision = EfficientNetLiteConfig(image_size=IMAGE_SIDE, stem_channels=4, stages=[[1, 3, 2, 2, 4]], hidden_size=6)
     vision.patch_size = 4
     tuned = small_model(vision=vision, vision_feature_size=4, vision_feature_layer=1)
-    freeze_for(tuned, language="frozen", tune_embeddings=True, tune_vision=True)
+    freeze_for(tuned, language="frozen", tune_embeddings=True, tune_vision=tune_vision)
     tuned.train()
     tower = tuned.model.vision_tower
     before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
-    pictures = torch.randn(2, 3, IMAGE_SIDE, IMAGE_SIDE)
+    pictures = 3 + torch.randn(4, 3, IMAGE_SIDE, IMAGE_SIDE)
+    tuned.model.extract_patches(pictures)
+    assert before
+    changed = {name for name, buffer in tower.named_buffers() if not torch.equal(buffer, before[name])}
+    assert changed == (set(before) if tune_vision else set())
+    tuned.eval()
     together = tuned.model.extract_patches(pictures)
     torch.testing.assert_close(together[:1], tuned.model.extract_patches(pictures[:1]))
-    together.sum().backward()
-    assert tower.training
-    assert tower.stem.normalization.weight.grad.abs().sum() > 0
-    for name, buffer in tower.named_buffers():
-        assert torch.equal(buffer, before[name]), name
 
 
 def test_parameters_are_counted():
