@@ -132,10 +132,13 @@ class FeatureCache:
         for side, view in enumerate(views):
             features = extract(view)
             if not np.isfinite(features).all() or np.abs(features).max() > np.finfo(self._dtype).max:
-                raise InputError(
-                    f"{self.folder}: the tower's features overflow {self._dtype}; set cache_features to false"
-                )
+                raise InputError(f"{self.folder}: {self._not_finite(features)}")
             self._features[rows, side] = features.astype(self._dtype)
+
+    def _not_finite(self, features: np.ndarray) -> str:
+        if np.isnan(features).any():
+            return "some features are no numbers (NaN); the tower's weights are broken, or a picture is too much for it"
+        return f"the tower's features overflow {self._dtype}; set cache_features to false, or take another tower"
 
     def _mark_done(self, rows: list[int]) -> None:
         """Features must be on disk before they are called done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,17 @@ def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection
                 f"{output}: its run was begun with {name} {was!r}, not {wanted!r} ({file.name} says so); choose another "
                 "output_dir, or start it over with resume false"
             )
+
+
+def start_over(config: RunConfig) -> None:
+    """Take away what a run without ``resume`` must not leave behind: killed, it goes on from its own checkpoints and no
+    others, and is not taken for done. For one process; the others wait.
+    """
+    output = Path(config.output_dir)
+    (output / DONE_MARK).unlink(missing_ok=True)
+    for checkpoint in output.glob("checkpoint-*"):
+        if checkpoint.name.removeprefix("checkpoint-").isdigit():
+            shutil.rmtree(checkpoint)
 
 
 def _same_path(one: str, other: str) -> bool:

@@ -21,7 +21,7 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
-from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
+from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe, start_over
 from llava_pose.trainer import (
     CompleteCheckpoints,
     LossHistory,
@@ -167,9 +167,7 @@ def train(config: TrainConfig) -> Path:
     output = Path(config.output_dir)
     require_same_recipe(config, output / RECIPE_FILE)
     if (output / DONE_MARK).is_file() and config.resume:
-        logger.info(
-            f"{output}: this run has ended; delete {output / DONE_MARK} or choose another output_dir to run again"
-        )
+        logger.info(f"{output}: this run has ended; give --resume false or choose another output_dir to run again")
         return output
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     samples = read_samples(config.train_json)
@@ -307,6 +305,8 @@ def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str) -> Non
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
     checkpoint = find_checkpoint(config)
     if trainer.is_world_process_zero():
+        if not config.resume:
+            start_over(config)
         save_config(config.resolved(), output / recipe)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from data_prep.alignment import AlignmentTable, builtin_table, read_table
 from data_prep.inspect.align_views import VIEWS, draw_view, standing
 from data_prep.inspect.subcommand import Subcommand
-from data_prep.off import OffMesh, read_off
 from data_prep.render.raycast import require_embree
 from llava_pose import categories
 from llava_pose.categories import Category
 from llava_pose.config import require_folder, write_atomic
 from llava_pose.drawing import load_font
 from llava_pose.errors import InputError
+from llava_pose.off import OffMesh, read_off
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from data_prep.off import OffMesh
 from data_prep.render.mesh import Mesh
 from data_prep.render.raycast import RayCaster
 from llava_pose.geometry import camera_center, project_points
+from llava_pose.off import OffMesh
 from llava_pose.records import Pose
 
 _SHARP = math.cos(math.radians(32))  # edges whose faces meet at more than this are drawn

@@ -9,10 +9,10 @@ import numpy as np
 
 from data_prep.inspect.entries import Entry
 from data_prep.inspect.wireframe import Wireframe
-from data_prep.off import read_off
 from data_prep.render.raycast import require_embree
 from llava_pose import categories
 from llava_pose.errors import InputError
+from llava_pose.off import read_off
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from transformers.trainer_utils import set_seed
 
 from eval.baselines.classifier_model import POOLINGS, PoseClassifier, PoseClassifierConfig
 from eval.baselines.classifier_trainer import ClassifierTrainer
-from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from, write_answers
+from eval.baselines.network import TINY, fit, load_backbone, load_network, rewrite_recipe, start_from, write_answers
 from eval.baselines.record_images import RecordImages, category_of, select_records
 from llava_pose.config import command, require_folder, write_json
 from llava_pose.distributed import agreed, is_first_process
@@ -110,6 +110,8 @@ class ClassifierConfig(RunConfig):
                 f"--lr-step-epochs {self.lr_step_epochs} --lr-step-factor {self.lr_step_factor}: the first must not be "
                 "negative, the second more than 0 and at most 1"
             )
+        if self.deepspeed:
+            raise InputError("--deepspeed: a pose classifier is small; train on several devices with torchrun")
         if self.lr_step_epochs and self.warmup_steps:
             raise InputError("--lr-step-epochs: the rate begins at its height; set --warmup-steps to 0")
         super().__post_init__()
@@ -136,7 +138,8 @@ def run(config: ClassifierConfig) -> Path:
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
     if agreed((output / DONE_MARK).is_file()) and config.resume:
-        logger.info(f"{output}: this run has ended; delete {output / DONE_MARK} to run again")
+        logger.info(f"{output}: this run has ended; give --resume false to run again")
+        rewrite_recipe(config, RECIPE)
     else:
         train(config)
     predictions = output / "predictions.jsonl"
@@ -199,8 +202,13 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         pooling=config.pooling,
         head_hidden_size=config.head_hidden_size,
     )
-    model = PoseClassifier(settings, image_size=input_size(image_processor))
-    start_from(model, backbone, config)
+    try:
+        model = PoseClassifier(settings, image_size=input_size(image_processor))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"--backbone {config.backbone or backbone_config.model_type}: cannot be used ({first_sentence(error)})"
+        ) from error
+    start_from(model, backbone)
     return model, image_processor
 
 

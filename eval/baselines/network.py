@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
+from llava_pose.config import save_config
 from llava_pose.distributed import is_first_process, map_over_processes
 from llava_pose.errors import InputError
 from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
@@ -21,6 +22,11 @@ from llava_pose.trainer import LossHistory, ResumableTrainer
 from llava_pose.training import run_to_end
 
 TINY = "tiny"
+# what checkpoints hold beside a backbone: heads, decoders, text models
+_OTHER_PARTS = (
+    *("classifier.", "cls_classifier.", "distillation_classifier.", "decoder.", "neck.", "head."),
+    *("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias"),
+)
 NetworkT = TypeVar("NetworkT", bound=PreTrainedModel)
 
 
@@ -35,18 +41,29 @@ def load_backbone(path: str) -> tuple[PreTrainedModel, Any]:
         image_processor = AutoImageProcessor.from_pretrained(path)
     except LOADING_ERRORS as error:
         raise InputError(f"--backbone {path}: cannot be loaded ({first_sentence(error)})") from error
-    # a checkpoint of an image classifier has a classifier that a backbone has not
-    kept = [key for key in info["unexpected_keys"] if not key.startswith("classifier.")]
-    require_complete({**info, "unexpected_keys": kept}, path)
+    require_backbone(info, path)
     return backbone, image_processor
 
 
-def start_from(model: Any, backbone: PreTrainedModel | None, config: RunConfig) -> None:
+def require_backbone(info: dict[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint from which a part of the backbone could not be loaded. What it holds beside one (a head, a decoder,
+    a text model) may be left over, and a pooler may be missing, since nothing here reads it.
+
+    Args:
+        info: transformers' loading info.
+
+    Raises:
+        InputError: naming what is missing or left over.
+    """
+    left_over = [key for key in info["unexpected_keys"] if not key.startswith(_OTHER_PARTS)]
+    require_complete({**info, "unexpected_keys": left_over}, path, may_miss=("pooler.",))
+
+
+def start_from(model: Any, backbone: PreTrainedModel | None) -> None:
     """Give a new model its backbone's weights (None: it keeps random ones), laid out as convolutions are fastest."""
     if backbone is not None:
         model.backbone.load_state_dict(backbone.state_dict())
-    if not config.deepspeed:  # which takes weights for rows of bytes
-        model.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
+    model.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast
 
 
 def fit(
@@ -70,6 +87,12 @@ def fit(
     if trainer.is_world_process_zero():
         image_processor.save_pretrained(output)
     return trainer, {"steps": trainer.state.global_step, "loss": history.last_loss()}
+
+
+def rewrite_recipe(config: RunConfig, recipe: str) -> None:
+    """The settings of a run that has ended and predicts again, which may be others than those it ended with."""
+    if is_first_process():
+        save_config(config.resolved(), Path(config.output_dir) / recipe)
 
 
 def load_network(folder: Path, network_class: type[NetworkT], *, what: str, remedy: str) -> tuple[NetworkT, Any]:

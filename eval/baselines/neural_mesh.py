@@ -22,7 +22,7 @@ import torch
 from transformers import ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.baselines.network import TINY, fit, load_backbone, load_network, start_from, write_answers
+from eval.baselines.network import TINY, fit, load_backbone, load_network, rewrite_recipe, start_from, write_answers
 from eval.baselines.neural_mesh_data import MeshImages, square_records, with_cameras
 from eval.baselines.neural_mesh_geometry import Cuboid, cuboids_of
 from eval.baselines.neural_mesh_grid import (
@@ -132,6 +132,11 @@ class NeuralMeshRunConfig(RunConfig):
             raise InputError("--kind cuboid needs CAD models: give --cad, a folder of <category>/NN.off")
         if self.deepspeed:
             raise InputError("--deepspeed: a neural mesh is small; train on several devices with torchrun")
+        if self.gradient_accumulation_steps > 1:
+            raise InputError(
+                f"--gradient-accumulation-steps {self.gradient_accumulation_steps}: vertex features are remembered at each "
+                "forward pass, so that accumulating gradients would change them; train on more devices instead"
+            )
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # a backbone has layers behind its feature maps
         self.system = self.system or SYSTEMS[self.kind]
@@ -152,18 +157,19 @@ def run(config: NeuralMeshRunConfig) -> Path:
     output = Path(config.output_dir)
     require_same_recipe(config, output / RECIPE, may_differ=_OF_PREDICTION)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
+    records = square_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
     if agreed((output / DONE_MARK).is_file()) and config.resume:
-        logger.info(f"{output}: this run has ended; delete {output / DONE_MARK} to run again")
+        logger.info(f"{output}: this run has ended; give --resume false to run again")
+        rewrite_recipe(config, RECIPE)
     else:
         train(config)
     predictions = output / "predictions.jsonl"
     predict(
         output,
-        config.data,
-        config.predict_split,
+        records,
+        Path(config.data) / config.predict_split,
         predictions,
         system=config.system,
-        only=config.predict_categories,
         score=config.score,
         steps=config.refine_steps,
         starts=config.refine_starts,
@@ -188,7 +194,7 @@ def train(config: NeuralMeshRunConfig) -> None:
     cameras, distance = dataset.cameras()
     grid = _grid(config, cameras)
     model = build_model(config, backbone_config, names or [], cuboids, image_processor, len(grid))
-    start_from(model, backbone, config)
+    start_from(model, backbone)
     _expect(model, cameras, distance, grid)
     logger.info(
         f"{len(dataset)} samples (mirror images included), {model.config.classes} meshes of {config.vertices} vertices, "
@@ -307,30 +313,30 @@ def pose_search(model: NeuralMesh, *, score: str = "ratio", steps: int = 30, sta
 @torch.no_grad()
 def predict(
     folder: Path,
-    data: str | Path,
-    split: str,
+    records: Sequence[ObjectRecord],
+    pictures: Path,
     out: Path,
     *,
     system: str,
-    only: Sequence[str] | None = None,
     score: str = "ratio",
     steps: int = 30,
     starts: int = 3,
     search_classes: int = 1,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Write a prediction for each object of a split, whole or not at all; the processes of one run take turns.
+    """Write a prediction for each record, whole or not at all; the processes of one run take turns.
 
     Args:
-        only: categories of the objects; None: all.
+        folder: of the trained model.
+        records: of square pictures (:func:`square_records`).
+        pictures: the folder that the records' files are in.
         score, steps, starts: of the search.
         search_classes: how many classes, most votes first, have their poses searched; the best pose decides.
     """
-    records = square_records(data, split, only, "--predict-categories")
     model, image_processor = load_neural_mesh(folder)
     model.to(device)
     search = pose_search(model, score=score, steps=steps, starts=starts)
-    images = MeshImages(records, Path(data) / split, image_processor, ())
+    images = MeshImages(records, pictures, image_processor, ())
 
     def answer(batch: range) -> list[dict[str, Any]]:
         pixels = torch.stack([images.pixels(index) for index in batch]).to(device)
@@ -350,7 +356,7 @@ def predict(
             lines.append(prediction.to_dict())
         return lines
 
-    write_answers(answer, len(records), _BATCH, out, description=f"predict {split}")
+    write_answers(answer, len(records), _BATCH, out, description=f"predict {pictures.name}")
 
 
 def _pose(angles: Sequence[float], camera: Sequence[float], record: ObjectRecord) -> Pose:

@@ -19,6 +19,7 @@ from torch import Tensor
 from llava_pose import categories
 from llava_pose.config import require_folder
 from llava_pose.errors import InputError
+from llava_pose.off import off_vertices
 
 _SHEET = 0.02  # object units: a flatter cuboid would have sides without a vertex on them
 
@@ -107,26 +108,10 @@ def cuboid_of_cads(folder: Path) -> Cuboid:
     Raises:
         InputError: a model cannot be read, or holds no vertex.
     """
-    boxes = [_bounds(path) for path in sorted(folder.glob("*.off"))]
-    low, high = np.mean(boxes, axis=0)
+    models = [off_vertices(path) for path in sorted(folder.glob("*.off"))]
+    low, high = np.mean([(vertices.min(0), vertices.max(0)) for vertices in models], axis=0)
     pad = np.maximum(_SHEET - (high - low), 0) / 2
     return Cuboid(tuple((low - pad).tolist()), tuple((high + pad).tolist()))
-
-
-def _bounds(path: Path) -> np.ndarray:
-    """(2, 3) least and greatest coordinates of the vertices of an ASCII OFF file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        tokens = [word for line in lines for word in line.partition("#")[0].split()]
-        marker = tokens[0].upper().find("OFF") + 3  # some writers put the first count behind it without a space
-        numbers = [word for word in (tokens[0][marker:], *tokens[1:]) if word]
-        count = int(numbers[0])
-        vertices = np.array(numbers[3 : 3 + 3 * count], dtype=np.float64).reshape(count, 3)
-    except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: cannot be read as an ASCII OFF file; save the CAD model as one") from error
-    if not len(vertices) or not np.isfinite(vertices).all():
-        raise InputError(f"{path}: it holds no vertices, or some that are not finite; replace the CAD model")
-    return np.stack([vertices.min(0), vertices.max(0)])
 
 
 def cuboids_of(cad: str | Path, names: Sequence[str]) -> list[Cuboid]:

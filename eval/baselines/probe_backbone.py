@@ -32,9 +32,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from eval.baselines.network import require_backbone
 from llava_pose.errors import InputError
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
+from llava_pose.model.loading import LOADING_ERRORS, first_sentence
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
 
 LAST, LAST_FOUR, UNIFORM_FOUR = "last", "last-4", "uniform-4"
@@ -56,11 +57,6 @@ _LAST_STATE_WITHOUT_NORM = {
     "clip_vision_model"
 }  # they apply the final norm to the CLS token alone, for `pooler_output`
 _NO_EMBEDDING_AMONG_STATES = {"mobilenet_v1", "mobilenet_v2"}
-# what checkpoints hold beside a backbone: heads, decoders, text models
-_OTHER_PARTS = (
-    *("classifier.", "cls_classifier.", "distillation_classifier.", "decoder.", "neck.", "head."),
-    *("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias"),
-)
 
 
 @dataclass(frozen=True)
@@ -250,8 +246,7 @@ def load_probe_backbone(
         image_processor = AutoImageProcessor.from_pretrained(path)
     except LOADING_ERRORS as error:
         raise InputError(f"the backbone {path} cannot be loaded ({first_sentence(error)})") from error
-    own = [key for key in info["unexpected_keys"] if not key.startswith(_OTHER_PARTS)]
-    require_complete({**info, "unexpected_keys": own}, path, may_miss=("pooler.",))
+    require_backbone(info, path)
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         model.pooler = None  # random weights, and nothing reads what it gives
     keep_borders(image_processor)

@@ -122,11 +122,17 @@ def run(config: VlmApiConfig) -> Path | None:
     out = Path(config.output_dir) / "predictions.jsonl"
     with only_writer(out, "--output-dir", "vlm-api"):
         claim_output(out, _settings(config, records, words, prepared, system))
-        known = _earlier_lines(out, records, system, retry_failed=config.retry_failed)
-        left = [record for record in wanted if record.id not in known]
-        if left:
-            _ask_for(left, prepared, words, system, config, out, known)
-        write_jsonl(out, (known[record.id] for record in records if record.id in known))
+        known = _earlier_lines(out, records, system)
+        done = {id_ for id_, line in known.items() if line.get("pose") is not None or not config.retry_failed}
+        if done:
+            logger.info("%s: %d of %d objects are answered already", out, len(done), len(records))
+        left = [record for record in wanted if record.id not in done]
+        try:
+            if left:
+                _ask_for(left, prepared, words, system, config, out, known)
+        finally:  # of an object that was asked for again, the last line alone
+            if known:
+                write_jsonl(out, (known[record.id] for record in records if record.id in known))
     _report(out, list(known.values()), system, config)
     return out
 
@@ -190,10 +196,8 @@ def _settings(
     }
 
 
-def _earlier_lines(
-    out: Path, records: Sequence[ObjectRecord], system: str, *, retry_failed: bool
-) -> dict[str, dict[str, Any]]:
-    """Id -> line that an earlier run has left, without those that are to be asked for again."""
+def _earlier_lines(out: Path, records: Sequence[ObjectRecord], system: str) -> dict[str, dict[str, Any]]:
+    """Id -> line that an earlier run has left; the last one where a failure has been asked for again."""
     if not out.exists():
         return {}
     drop_torn_line(out)
@@ -203,14 +207,9 @@ def _earlier_lines(
         line = Prediction.from_dict(value, where=where)
         if line.system != system or line.id not in ids:
             raise InputError(f"{where}: is no answer of '{system}' for this split; choose another --output-dir")
-        if line.id in known:
+        if line.id in known and known[line.id].get("pose") is not None:
             raise InputError(f"{where}: the id {line.id!r} stands on two lines; delete one of them")
         known[line.id] = value
-    if retry_failed:
-        known = {id_: value for id_, value in known.items() if value.get("pose") is not None}
-        write_jsonl(out, known.values())
-    if known:
-        logger.info("%s: %d of %d objects are answered already", out, len(known), len(records))
     return known
 
 
@@ -223,7 +222,7 @@ def _ask_for(
     out: Path,
     known: dict[str, dict[str, Any]],
 ) -> None:
-    """Append a line for each object as its answer comes, and add it to ``known``."""
+    """Append a line for each object as its answer comes, and put it into ``known``; a failure stands until then."""
     require_client()
     endpoint = Endpoint(
         config.api_base,
@@ -248,6 +247,7 @@ def _ask_for(
     try:
         with bar:
             for line in map_threads(ask, iter(left), threads=config.concurrency, stop=model.stop):
+                _add_requests(line["request"], known.get(line["id"], {}).get("request") or {})
                 append_jsonl(out, [line])
                 known[line["id"]] = line
                 bar.update()
@@ -266,6 +266,13 @@ def _line(record: ObjectRecord, reply: Reply[VlmAnswer], system: str) -> dict[st
     )
     request = {name: getattr(reply, name) for name in ("attempts", "prompt_tokens", "completion_tokens", "reason")}
     return {**prediction.to_dict(), "request": request}
+
+
+def _add_requests(request: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """What the failures before have cost stays in the account."""
+    for name in ("attempts", "prompt_tokens", "completion_tokens"):
+        if earlier.get(name):
+            request[name] = (request.get(name) or 0) + earlier[name]
 
 
 def _report(out: Path, lines: Sequence[dict[str, Any]], system: str, config: VlmApiConfig) -> None:

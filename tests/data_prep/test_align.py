@@ -20,11 +20,11 @@ from data_prep.alignment import (
     turned_angles,
 )
 from data_prep.imagenet3d import plain, read_annotation
-from data_prep.off import read_off
 from llava_pose import categories
 from llava_pose.categories import Category
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize, geodesic_angle_of_poses, project_points, rotation_matrix
+from llava_pose.off import read_off
 
 TABLE_FILE = TABLE_FILES["both"]
 TABLE = {

@@ -16,9 +16,9 @@ from data_prep.inspect.page import PageConfig, choose
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.wireframe import Wireframe
 from data_prep.inspect_data import main
-from data_prep.off import OffMesh, read_off
 from data_prep.prepare import main as prepare
 from llava_pose.geometry import project_points
+from llava_pose.off import OffMesh, read_off
 from llava_pose.records import Pose, Prediction, read_records, write_jsonl
 
 CUBE_CORNERS = np.array([[x, y, z] for x in (-0.3, 0.3) for y in (-0.3, 0.3) for z in (-0.3, 0.3)])

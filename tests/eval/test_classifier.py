@@ -17,6 +17,8 @@ from transformers import (
     ConvNextImageProcessor,
     ResNetConfig,
     SwinConfig,
+    ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessor,
 )
 
@@ -189,6 +191,20 @@ def test_resnet_and_swin_go_the_whole_way(recipe, backbone, capsys):
     assert (prediction.category, prediction.pred_category in ("car", "guitar")) == ("car", True)
 
 
+def test_a_vit_with_a_head_and_without_a_pooler_is_a_backbone(recipe, tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    whole = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **shape))
+    whole.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    values = {**recipe, "backbone": str(tmp_path / "vit")}
+    model, _ = build_classifier(ClassifierConfig(**values), ["car"])
+    assert torch.equal(model.backbone.layernorm.weight, whole.vit.layernorm.weight)
+    with pytest.raises(InputError, match=r"--backbone .*vit: cannot be used \(") as caught:
+        build_classifier(ClassifierConfig(**{**values, "image_size": 64}), ["car"])
+    assert "\n" not in str(caught.value)
+
+
 def test_the_rate_falls_by_epochs(recipe):
     """Eight pictures in batches of four are two steps an epoch, so that 1.5 epochs are three."""
     values = {**recipe, "flip": False, "per_device_train_batch_size": 4, "max_steps": -1, "num_train_epochs": 4}
@@ -312,7 +328,8 @@ def test_the_backbone_is_a_tower(recipe, tmp_path):
         ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
         ({"data": "/none"}, "--data /none: there is no such folder"),
         ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
-        ({"predict_split": "test"}, "test"),
+        ({"predict_split": "test"}, r"/test/metadata\.jsonl: "),
+        ({"deepspeed": "zero_configs/zero2.json"}, "--deepspeed: .* train on several devices with torchrun"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(recipe, options, match):

@@ -160,18 +160,21 @@ def test_two_processes_remember_and_learn_what_one_does(recipe, tmp_path):
         ({"kind": "cuboid"}, "--kind cuboid needs CAD models: give --cad"),
         ({"kind": "cuboid", "cad": "/none"}, "--cad /none: there is no such folder"),
         ({"task": "class"}, "--task class: not known; choose one of pose, joint"),
+        ({"gradient_accumulation_steps": 2}, "--gradient-accumulation-steps 2: vertex features"),
         ({"vertices": 3}, "--vertices 3: must be at least 12"),
         ({"sphere_radius": 0.0}, "--sphere-radius 0.0: must be positive"),
         ({"data": "/none"}, "--data /none: there is no such folder"),
         ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
         ({"predict_categories": ["guitar"]}, "--predict-categories guitar: no object of it"),
-        ({"predict_split": "test"}, "test"),
+        ({"predict_split": "test"}, r"/test/metadata\.jsonl: "),
+        ({"deepspeed": "zero_configs/zero2.json"}, "--deepspeed: .* train on several devices with torchrun"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
     with pytest.raises(InputError, match=match) as caught:
         run(NeuralMeshRunConfig(**{**recipe, "max_steps": 1, **options}))
     assert "\n" not in str(caught.value)
+    assert not (Path(recipe["output_dir"]) / "log.jsonl").exists(), "it trained before it looked"
 
 
 def test_a_category_without_a_cad_model_is_named_before_anything_is_trained(recipe, cad):
@@ -202,7 +205,7 @@ def test_objects_without_a_camera_are_left_out_and_oblong_pictures_refused(recip
 def test_checkpoints_of_other_systems_are_refused_either_way(tiny_base, recipe, prepared, tmp_path):
     out = tmp_path / "p.jsonl"
     with pytest.raises(InputError, match=f"{tiny_base}: a llava pose model, not a neural mesh; make one with"):
-        predict(tiny_base, prepared, "val", out, system="x")
+        predict(tiny_base, [], prepared / "val", out, system="x")
     run(NeuralMeshRunConfig(**{**recipe, "max_steps": 1}))
     folder = Path(recipe["output_dir"])
     load_neural_mesh(folder)

@@ -98,6 +98,14 @@ def test_a_cuboid_is_the_mean_of_the_models_boxes_and_never_flat(tmp_path):
     assert cuboid_points(60, found).area == pytest.approx(2 * (0.4 * 0.7 + 0.4 * 0.02 + 0.7 * 0.02))
 
 
+@pytest.mark.parametrize(("header", "beside"), [("COFF", "255 0 0 255"), ("OFF", "0.9 0.9 0.9"), ("NOFF", "0 0 1")])
+def test_colours_and_normals_beside_a_vertex_are_no_coordinates(tmp_path, header, beside):
+    low, high = (-0.2, -0.4, -0.1), (0.2, 0.4, 0.1)
+    rows = [" ".join(map(str, row)) + f" {beside}" for row in (low, high, (0, 0, 0))]
+    (tmp_path / "01.off").write_text("\n".join([header, "3 1 0", *rows, "3 0 1 2"]) + "\n")
+    np.testing.assert_allclose(cuboid_of_cads(tmp_path), (low, high))
+
+
 def test_a_category_is_found_by_any_of_its_names_and_missed_by_name(tmp_path):
     write_off(tmp_path / "car" / "01.off", (-0.1, -0.4, -0.1), (0.1, 0.4, 0.1))
     write_off(tmp_path / "TVmonitor" / "01.off", (-0.4, -0.1, -0.3), (0.4, 0.1, 0.3))
@@ -108,11 +116,20 @@ def test_a_category_is_found_by_any_of_its_names_and_missed_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "PLY\n1 0 0\n0 0 0\n", "OFF\n3 1 0\n0 0 0\n", "OFF\n0 0 0\n", "OFF\n1 0 0\nnan 0 0\n", "\xff"]
+    "text",
+    [
+        "",
+        "PLY\n1 0 0\n0 0 0\n",
+        "1024 1 0\n0 0 0\n",
+        "OFF\n3 1 0\n0 0 0\n",
+        "OFF\n0 0 0\n",
+        "OFF\n1 0 0\nnan 0 0\n",
+        "\xff",
+    ],
 )
 def test_a_cad_model_that_is_none_is_named(tmp_path, text):
     path = tmp_path / "car" / "01.off"
     path.parent.mkdir()
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"car/01\.off: .*CAD model"):
+    with pytest.raises(InputError, match=r"car/01\.off: .*(save the model as an ASCII OFF file|copy the file again)"):
         cuboid_of_cads(path.parent)

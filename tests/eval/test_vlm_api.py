@@ -276,8 +276,18 @@ def test_endless_bad_answers_become_failures_with_their_reasons(prepared, server
     before = len(server.requests)
     assert ask(prepared, server) == lines
     assert len(server.requests) == before
-    assert all(line["pose"] for line in ask(prepared, server, retry_failed=True))
+    spent = summary_of(prepared)
+    server.steps = [*[500] * 3]
+    with pytest.raises(InputError, match="nothing is lost"):
+        ask(prepared, server, retry_failed=True, tries=3)
+    assert [json.loads(line) for line in (prepared.parent / "run" / "predictions.jsonl").open()] == lines
+    before = len(server.requests)
+    again = ask(prepared, server, retry_failed=True)
+    assert all(line["pose"] for line in again)
+    assert [line["id"] for line in again] == [line["id"] for line in lines]
     assert len(server.requests) == before + 2
+    assert summary_of(prepared)["prompt_tokens"] == spent["prompt_tokens"] + 2 * 100
+    assert summary_of(prepared)["attempts"] == spent["attempts"] + 2
 
 
 @pytest.mark.parametrize("trouble", [500, 429, "cut", "no json"])

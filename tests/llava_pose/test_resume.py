@@ -145,3 +145,15 @@ def test_without_resume_a_run_starts_over(long_recipe):
     first = log_of(train(TrainConfig(**values)))
     again = log_of(train(TrainConfig(**{**values, "resume": False})))
     assert again == first
+
+
+def test_a_run_that_started_over_and_was_killed_is_not_taken_for_the_one_before(launcher, long_recipe):
+    train(TrainConfig(**{**long_recipe, "max_steps": 4}))
+    run = Path(long_recipe["output_dir"])
+    (run / "checkpoint-mine").mkdir()
+    other = {**long_recipe, "max_steps": 4, "learning_rate": 0.0}
+    result = launcher.train({**other, "resume": False}, kill_at="checkpoint-2/trainer_state.json")
+    assert result.returncode != 0
+    assert not (run / DONE_MARK).exists()
+    assert last_complete_checkpoint(run) is None
+    assert (run / "checkpoint-mine").exists()

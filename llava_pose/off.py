@@ -46,6 +46,18 @@ def read_off(path: str | os.PathLike[str]) -> OffMesh:
     return OffMesh(vertices, faces.astype(np.int32))
 
 
+def off_vertices(path: str | os.PathLike[str]) -> np.ndarray:
+    """The (V, 3) float64 vertices of an ASCII OFF file, without a look at its faces, which in large files are most of it.
+
+    Raises:
+        InputError: it cannot be read, is no OFF file, is cut off, or holds no vertex.
+    """
+    vertices = _vertices(_split(_read(path), path), path)
+    if not len(vertices):
+        raise InputError(f"{path}: there is no vertex in it; {_REMEDY}")
+    return vertices
+
+
 def turned_off(path: str | os.PathLike[str], rotation: np.ndarray) -> str:
     """The text of an OFF file with every vertex ``v`` as ``rotation @ v``; all else stays as it is written.
 
