@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.task import Scope, TaskConfig, build_systems, make_table, names_in, read_split, run_systems
+from eval.task import Scope, TaskConfig, build_systems, names_in, read_split, run_task
 from llava_pose import categories
 from llava_pose.config import command
 from llava_pose.errors import InputError
@@ -46,8 +46,7 @@ def joint(config: JointConfig) -> Path:
         )
     if any(entry.get("oracle") for entry in config.systems):
         raise InputError("systems: oracle has no meaning here, where all are trained on every category; take it out")
-    systems = run_systems(config, build_systems(config, lambda oracle: Scope(None, asked, "joint")))
-    make_table(TABLE, systems, Path(config.output_dir))
+    run_task(TABLE, config, build_systems(config, lambda oracle: Scope(None, asked, "joint")))
     return Path(config.output_dir)
 
 

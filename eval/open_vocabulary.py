@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.task import Scope, TaskConfig, build_systems, check_known, make_table, names_in, read_split, run_systems
+from eval.task import Scope, TaskConfig, build_systems, check_known, names_in, read_split, run_task
 from llava_pose import categories
 from llava_pose.config import command
 from llava_pose.errors import InputError
@@ -41,8 +41,7 @@ def open_vocabulary(config: OpenVocabularyConfig) -> Path:
     def scope(oracle: bool) -> Scope:
         return Scope(None if oracle else known, novel, "pose")
 
-    systems = run_systems(config, build_systems(config, scope))
-    make_table(TABLE, systems, Path(config.output_dir))
+    run_task(TABLE, config, build_systems(config, scope))
     return Path(config.output_dir)
 
 

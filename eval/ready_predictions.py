@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.baselines.record_images import select_records
+from eval.systems import SAME_TRUTH, canonical_category
 from llava_pose.config import require
 from llava_pose.distributed import is_first_process
 from llava_pose.errors import InputError
-from llava_pose.records import read_predictions, write_jsonl
+from llava_pose.metrics import pose_error
+from llava_pose.records import ObjectRecord, Prediction, read_predictions, write_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,8 @@ def run(config: ReadyPredictionsConfig) -> Path:
     """Write the lines of the objects that the task asks about, under the system's name; returns their path.
 
     Raises:
-        InputError: the file is malformed, holds several systems, lacks an object, or names no category in the joint task.
+        InputError: the file is malformed, holds several systems, lacks an object, was made on other annotations, or names no
+            category in the joint task.
     """
     records = select_records(config.data, config.predict_split, config.predict_categories, "predict_categories")
     predictions = read_predictions(config.file)
@@ -53,6 +57,8 @@ def run(config: ReadyPredictionsConfig) -> Path:
             f"file {config.file}: {len(missing)} of {len(records)} objects have no line, the first {missing[0]!r}; predict "
             "them, or write a line without a pose for each, which counts as a failure"
         )
+    for record in records:
+        _require_same_truth(by_id[record.id], record, config.file)
     if config.task == "joint" and all(by_id[record.id].pred_category is None for record in records):
         raise InputError(
             f"file {config.file}: names no category ('pred_category' is null in all of its lines), and the joint task asks "
@@ -64,3 +70,17 @@ def run(config: ReadyPredictionsConfig) -> Path:
         write_jsonl(out, (replace(by_id[record.id], system=config.system).to_dict() for record in records))
         logger.info(f"{len(records)} predictions of {config.system} are in {out}")
     return out
+
+
+def _require_same_truth(prediction: Prediction, record: ObjectRecord, file: str) -> None:
+    """A line that was made on other annotations would be scored against these of its own."""
+    where = f"file {file}: the line of {record.id!r}"
+    if canonical_category(prediction.category) != canonical_category(record.category):
+        raise InputError(
+            f"{where} is of the category {prediction.category!r}, and the data's object is {record.category!r}"
+        )
+    off = float(pose_error(prediction.true.angles, record.pose.angles))
+    if off > SAME_TRUTH:
+        raise InputError(
+            f"{where} says that its true pose is {math.degrees(off):.1f} degrees from the data's; predict anew on this data"
+        )

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SampleRule = Literal["same", "common", "all"]
 _NO_NAME = "unnamed"  # what read_predictions calls a system that its file does not name
-_SAME_TRUTH = 1e-3  # radians: two files may round the same annotation differently
+SAME_TRUTH = 1e-3  # radians: two files may round the same annotation differently
 _NAMED_IDS = 3  # how many ids a message names
 
 
@@ -188,7 +188,7 @@ def _require_same_truth(by_id: Mapping[str, Mapping[str, Prediction]], samples: 
         theirs = np.array([answers[sample.id].true.angles for sample in answered]).reshape(-1, 3)
         ours = np.array([sample.true.angles for sample in answered]).reshape(-1, 3)
         apart = pose_error(theirs, ours)
-        if apart.size and apart.max() > _SAME_TRUTH:
+        if apart.size and apart.max() > SAME_TRUTH:
             worst = int(apart.argmax())
             raise InputError(
                 f"the systems disagree about the true pose of '{answered[worst].id}' by "

@@ -98,6 +98,7 @@ class System:
     Attributes:
         oracle: trained on what the others are tested on, too.
         settings: what decides its predictions, as ``system.yaml`` holds it.
+        above: the system of the list that it begins with.
     """
 
     name: str
@@ -106,6 +107,7 @@ class System:
     folder: Path
     config: Any
     settings: dict[str, Any]
+    above: System | None = None
 
     @property
     def predictions(self) -> Path:
@@ -163,8 +165,9 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
         shared = {"train_categories": scope.train_categories, "predict_categories": scope.predict_categories}
         shared |= {"predict_split": config.predict_split, "task": scope.task}
         settings = {"kind": kind, "options": dict(options), **shared, **digests}
-        if kind == "predictions" and Path(str(options.get("file"))).is_file():
-            settings["file_digest"] = _digest_of(Path(options["file"]).read_bytes())
+        for option in ("file", "train_json"):
+            if isinstance(options.get(option), str) and Path(options[option]).is_file():
+                settings[f"{option}_digest"] = _digest_of(Path(options[option]).read_bytes())
         used = _resolve_names(options, systems)
         if used is not None:
             if used.oracle and not oracle:
@@ -174,7 +177,8 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
                 )
             settings["system_above_digest"] = _digest_of(json.dumps(used.settings, sort_keys=True).encode())
         given = {"data": config.data, "output_dir": str(folder), "system": name, **shared}
-        systems.append(System(name, kind, oracle, folder, _stage_config(name, kind, options, given), settings))
+        stage_config = _stage_config(name, kind, options, given)
+        systems.append(System(name, kind, oracle, folder, stage_config, settings, used))
     unknown = sorted(set(config.only or ()) - {system.name for system in systems})
     if unknown:
         known = ", ".join(system.name for system in systems)
@@ -246,15 +250,29 @@ def _digest_of(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
-    """Run, or go on with, the systems that are asked for; returns all of the list that are done.
+def run_task(table: int, config: TaskConfig, systems: Sequence[System]) -> None:
+    """Run, or go on with, the systems that are asked for, and make the table of all of the list that are done.
 
     A system whose input is bad, or whose loss is no number, does not keep the others from running, unless several processes
-    run them. One that is not asked for and was made with other settings than the list now has is not returned.
+    run them. One that is not asked for and was made with other settings than the list now has is not in the table.
 
     Raises:
         InputError: one was begun with other settings (nothing has run then), or, at the end, some did not run.
+        NonFiniteLossError: at the end, the first that did not run had such a loss.
     """
+    failed, asked = _run_systems(config, systems)
+    done = [system for system in systems if system.done and not _is_outdated(system)]
+    make_table(table, done, Path(config.output_dir))
+    if failed:
+        name, error = next(iter(failed.items()))
+        message = f"{len(failed)} of {asked} systems did not run; the first, {name}: {error}"
+        raise type(error)(message)
+
+
+def _run_systems(
+    config: TaskConfig, systems: Sequence[System]
+) -> tuple[dict[str, InputError | NonFiniteLossError], int]:
+    """What went wrong, by the system's name, and how many were asked for."""
     join_processes()
     chosen = [system for system in systems if config.only is None or system.name in config.only]
     for system in chosen:
@@ -263,7 +281,8 @@ def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
             raise InputError(
                 f"{system.folder}: was begun with {changed}; give the system another name, or delete the folder to run it anew"
             )
-    failed: dict[str, Exception] = {}
+        _require_above(system, chosen)
+    failed: dict[str, InputError | NonFiniteLossError] = {}
     for number, system in enumerate(chosen, start=1):
         which = f"system {number} of {len(chosen)}, {system.name} ({system.kind})"
         if agreed(system.done):
@@ -277,10 +296,18 @@ def run_systems(config: TaskConfig, systems: Sequence[System]) -> list[System]:
                 raise  # the other processes may be waiting for this one, and would for ever
             logger.warning(f"{which}: {error}")
             failed[system.name] = error
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise InputError(f"{len(failed)} of {len(chosen)} systems did not run; the first, {name}: {error}")
-    return [system for system in systems if system.done and not _is_outdated(system)]
+    return failed, len(chosen)
+
+
+def _require_above(system: System, chosen: Sequence[System]) -> None:
+    """What a system begins with must be as the list says, or what it is said to stand on would not be what it stands on."""
+    above = system.above
+    if above is None or above in chosen or system.done:
+        return
+    changed = _changed_setting(above)
+    if not above.done or changed:
+        why = f"was made with {changed}" if changed else "has not run"
+        raise InputError(f"--only {system.name}: it begins with '{above.name}', which {why}; run that one, too")
 
 
 def _is_outdated(system: System) -> bool:

@@ -116,12 +116,21 @@ class LlavaPoseModel(LlavaModel):
         """
         self.vision_tower.to(memory_format=torch.channels_last)
 
-    def extract_patches(self, pixel_values: Tensor) -> Tensor:
+    def extract_patches(self, pixel_values: Tensor, *, at_rest: bool = False) -> Tensor:
         """What the tower sees, before the projector: (batch, 3, height, width) -> (batch, rows, columns, channels).
 
         Several feature layers are joined along the channels; finer maps of a convolutional tower are folded onto the grid
         of the coarsest.
+
+        Args:
+            at_rest: in evaluation mode whatever the mode is: blank pictures must not move the statistics of batch norms.
         """
+        if at_rest and self.vision_tower.training:
+            self.vision_tower.eval()
+            try:
+                return self.extract_patches(pixel_values)
+            finally:
+                self.vision_tower.train()
         hidden_states = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
         layers = self.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
@@ -318,7 +327,8 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         seen = None
         if inputs_embeds is None:
             if pixel_values is not None:
-                image_patches = self.model.extract_patches(pixel_values)
+                blank = not bool((input_ids == self.config.image_token_id).any())
+                image_patches = self.model.extract_patches(pixel_values, at_rest=blank)
             inputs_embeds = self.embed_inputs(
                 input_ids,
                 image_patches=image_patches,

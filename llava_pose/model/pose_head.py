@@ -74,7 +74,7 @@ class ImageTokens:
         tokens = embeddings.gather(1, order[..., None].expand(-1, -1, embeddings.shape[-1]))
         # a product, so that pictures without a token have a gradient of zero: ZeRO-3 needs the same gradients everywhere
         shares = patches.new_zeros(len(at_image), len(patches))
-        if longest:
+        if longest and len(patches):  # a token that generate drew is no picture
             row_of_token = at_image.nonzero()[:, 0]
             row_of_image = row_of_token[:: len(row_of_token) // len(patches)]
             shares[row_of_image, torch.arange(len(patches), device=patches.device)] = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -250,11 +251,40 @@ def test_a_bad_system_does_not_keep_the_others_from_running(prepared: Path, tmp_
     assert "1 of 2 systems did not run; the first, mine: file" in error
     assert "1 of 2 objects have no line, the first 'chair/val0/0'" in error
     assert (tmp_path / "out" / "general" / "system_done.json").is_file()
+    assert "general" in (tmp_path / "out" / "table2.md").read_text(), "the others have their table"
     two = [Prediction(f"{c}/val0/0", "x", c, None, None, Pose(0, 0, 0)).to_dict() for c in NOVEL]
     write_jsonl(one, [{**line, "true": r.pose.to_dict()} for line, r in zip(two, novel_records(prepared), strict=True)])
     assert open_vocabulary_main(words(recipe, prepared, tmp_path / "out")) == 0, (
         "the file is mended, nothing is deleted"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"category": "chair"}, r"'agitator_truck/val0/0' is of the category 'chair', and the data's object is"),
+        ({"true": Pose(1.0, 0.5, 0.2).to_dict()}, r"says that its true pose is [\d.]+ degrees from the data's"),
+    ],
+)
+def test_ready_predictions_over_other_annotations_are_refused(prepared: Path, tmp_path: Path, capsys, change, match):
+    file = tmp_path / "mine.jsonl"
+    lines = [Prediction(r.id, "x", r.category, None, r.pose, r.pose).to_dict() for r in novel_records(prepared)]
+    write_jsonl(file, [{**line, **change} if line["id"] == "agitator_truck/val0/0" else line for line in lines])
+    recipe = recipe_file(tmp_path, [{"name": "mine", "kind": "predictions", "options": {"file": str(file)}}])
+    assert open_vocabulary_main(words(recipe, prepared, tmp_path / "out")) == 2
+    assert re.search(match, capsys.readouterr().err.splitlines()[-1])
+    assert not (tmp_path / "out" / "mine" / "predictions.jsonl").exists()
+
+
+def test_a_system_that_begins_with_another_wants_it_as_the_list_has_it(copied: Path, prepared: Path, capsys) -> None:
+    vlm = {"assemble": {"preset": "tiny", "vision": "general"}, "train": {**QUICK, "language": "full"}}
+    ours = {"name": "ours", "kind": "llava-pose", "options": vlm}
+    changed = recipe_file(copied.parent, [classifier(max_steps=3), ours])
+    assert open_vocabulary_main([*words(changed, prepared, copied), "--only", "ours"]) == 2
+    assert "it begins with 'general', which was made with max_steps" in capsys.readouterr().err.splitlines()[-1]
+    assert open_vocabulary_main([*words(changed, prepared, copied.parent / "new"), "--only", "ours"]) == 2
+    assert "it begins with 'general', which has not run; run that one, too" in capsys.readouterr().err.splitlines()[-1]
+    assert not (copied / "ours").exists()
 
 
 def novel_records(prepared: Path) -> list[ObjectRecord]:

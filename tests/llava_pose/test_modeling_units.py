@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llava_pose.model import LlavaPoseForConditionalGeneration
+from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss
 from llava_pose.model.modeling import space_to_depth
 from llava_pose.model.rotation import ROTATION_NAMES
@@ -242,6 +243,26 @@ def test_a_blank_picture_changes_nothing(model):
     batch = training_batch((1,))
     blank = torch.zeros(1, 3, IMAGE_SIDE, IMAGE_SIDE)
     assert torch.equal(model(**batch, pixel_values=blank).loss, model(**batch).loss)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooled", [True, False])
+def test_an_image_token_that_was_drawn_is_no_picture(pooled: bool):
+    model = small_model(pose_head_pooled_features=pooled)
+    ids = torch.tensor([[5, model.config.image_token_id, 6]])
+    assert model(input_ids=ids).logits.isfinite().all()
+
+
+def test_a_blank_picture_moves_no_batch_norm():
+    """In training: of several processes one may have no picture in its share."""
+    vision = EfficientNetLiteConfig(image_size=IMAGE_SIDE, stem_channels=4, stages=[[1, 3, 2, 2, 4]], hidden_size=6)
+    vision.patch_size = 4
+    model = small_model(vision=vision, vision_feature_size=4, vision_feature_layer=1).train()
+    before = {name: buffer.clone() for name, buffer in model.model.vision_tower.named_buffers()}
+    model(**training_batch((1,)), pixel_values=torch.zeros(1, 3, IMAGE_SIDE, IMAGE_SIDE)).loss.backward()
+    assert model.model.vision_tower.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.model.vision_tower.named_buffers())
+    assert all(p.grad is not None for p in model.model.vision_tower.stem.parameters()), "it runs all the same"
 
 
 # What must change nothing
