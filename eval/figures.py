@@ -56,6 +56,7 @@ def score_comparison(
     outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
     return {
         "n": len(comparison.samples),
+        "n_instances": len(np.unique(_instances_of(comparison.samples))),
         "thresholds_deg": [round(math.degrees(threshold), 9) for threshold in thresholds],
         "seed": seed,
         "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
@@ -87,6 +88,7 @@ class Outcomes:
         no_answer: there is no line for the sample.
         no_pose: there is a line, without a pose.
         not_finite: the pose holds an angle that is not finite.
+        instances: numbers, the same where samples show the same instance.
     """
 
     errors: np.ndarray
@@ -96,6 +98,7 @@ class Outcomes:
     no_answer: np.ndarray
     no_pose: np.ndarray
     not_finite: np.ndarray
+    instances: np.ndarray
 
 
 def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None]) -> Outcomes:
@@ -132,7 +135,15 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
         no_answer=no_answer,
         no_pose=absent & ~no_answer,
         not_finite=~absent & ~np.isfinite(pred).all(axis=1),
+        instances=_instances_of(samples),
     )
+
+
+def _instances_of(samples: Sequence[Sample]) -> np.ndarray:
+    """Of a sample that names no instance the id stands for it."""
+    numbers: dict[tuple[str, ...], int] = {}
+    keys = [(s.source, canonical_category(s.category), s.instance) if s.instance else (s.id,) for s in samples]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def _index_by(samples: Sequence[Sample], key: Callable[[Sample], str]) -> dict[str, np.ndarray]:
@@ -202,7 +213,10 @@ def figures_of(outcomes: Outcomes, index: np.ndarray, thresholds: Sequence[float
         the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error).
     """
     correct = None if outcomes.correct_class is None else outcomes.correct_class[index]
-    figures = summarize_errors(outcomes.errors[index], thresholds=thresholds, correct_class=correct, seed=seed)
+    instances = outcomes.instances[index]
+    figures = summarize_errors(
+        outcomes.errors[index], thresholds=thresholds, correct_class=correct, instances=instances, seed=seed
+    )
     figures["failures"] = {
         "no_answer": int(outcomes.no_answer[index].sum()),
         "no_pose": int(outcomes.no_pose[index].sum()),
@@ -213,8 +227,12 @@ def figures_of(outcomes: Outcomes, index: np.ndarray, thresholds: Sequence[float
         symmetric = outcomes.symmetric[index]
         figures["symmetric"] = {
             "n": len(symmetric),
+            **{key: figures[key] for key in ("n_instances",) if key in figures},
             "n_known": known,
-            **{threshold_name(t): asdict(bootstrap_interval(symmetric < t, seed=seed)) for t in thresholds},
+            **{
+                threshold_name(t): asdict(bootstrap_interval(symmetric < t, instances=instances, seed=seed))
+                for t in thresholds
+            },
             "mean_deg": {"value": float(np.degrees(symmetric.mean()))},
             "median_deg": {"value": float(np.degrees(np.median(symmetric)))},
         }
@@ -224,8 +242,9 @@ def figures_of(outcomes: Outcomes, index: np.ndarray, thresholds: Sequence[float
 def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: int = 0) -> dict[str, Any]:
     """Each figure averaged over the categories, each counting once.
 
-    The interval of an accuracy is a bootstrap within each category (a share of n resampled hits is binomial). Errors
-    get the mean of the categories' means and medians, without an interval.
+    The interval of an accuracy is a bootstrap within each category (a share of n resampled hits is binomial); where several
+    samples show one instance, it is the normal one of a mean of independent figures, each as uncertain as its own interval
+    says. Errors get the mean of the categories' means and medians, without an interval.
     """
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {"n_categories": len(by_category)}
@@ -238,8 +257,13 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
             result[name] = {"value": float(shares.mean())}
             if not name.endswith("_deg"):
                 counts = np.array([c["n"] for c in having])
-                means = (rng.binomial(counts, shares, (_RESAMPLES, len(counts))) / counts).mean(axis=1)
-                low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+                if any("n_instances" in c for c in having):
+                    widths = np.array([c[name]["high"] - c[name]["low"] for c in having])
+                    half = np.sqrt((widths**2).sum()) / 2 / len(having)
+                    low, high = max(0.0, shares.mean() - half), min(1.0, shares.mean() + half)
+                else:
+                    means = (rng.binomial(counts, shares, (_RESAMPLES, len(counts))) / counts).mean(axis=1)
+                    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
                 result[name] |= {"low": float(low), "high": float(high)}
     return result
 
@@ -247,7 +271,7 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
 def _paired_tests(
     reference: str, other: str, outcomes: Mapping[str, Outcomes], thresholds: Sequence[float], seed: int
 ) -> list[dict[str, Any]]:
-    """McNemar's test of one system against the reference for each accuracy, 3D-aware ones where both name classes."""
+    """The paired test of one system against the reference for each accuracy, 3D-aware ones where both name classes."""
     a, b = outcomes[other], outcomes[reference]
     tests = []
     for threshold in thresholds:
@@ -258,7 +282,7 @@ def _paired_tests(
                 b.correct_class & (b.errors < threshold),
             )
         for figure, (hits_a, hits_b) in hits.items():
-            test = paired_accuracy_test(hits_a, hits_b, seed=seed)
+            test = paired_accuracy_test(hits_a, hits_b, instances=a.instances, seed=seed)
             tests.append(
                 {
                     "system": other,

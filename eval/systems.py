@@ -34,6 +34,7 @@ class Sample:
     true: Pose
     object_status: str
     source: str
+    instance: str = ""
 
     @property
     def occluded(self) -> bool:
@@ -179,6 +180,7 @@ def _join(answers: Mapping[str, Prediction]) -> Sample:
             (a.object_status for a in answers.values() if a.object_status != "status_good"), "status_good"
         ),
         source=next((a.source for a in answers.values() if a.source), ""),
+        instance=next((a.instance for a in answers.values() if a.instance), ""),
     )
 
 

@@ -118,31 +118,89 @@ class Interval:
 
 
 def bootstrap_interval(
-    values: Any, statistic: str = "mean", *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    values: Any,
+    statistic: str = "mean",
+    *,
+    instances: Any = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap over instances (Efron and Tibshirani, 1993, ch. 13).
+    """Percentile bootstrap over pictures, or over instances where several pictures show one (Efron and Tibshirani, 1993,
+    ch. 13; the cluster bootstrap of Davison and Hinkley, 1997, sec. 3.8).
+
+    Pictures of one instance are hit or missed together. Resampled one by one, sixteen of a model would count as sixteen
+    models, and the interval would be too narrow for what is asked: how it would be on other models.
 
     Where every value is the same, as at exactly 0% or 100% of hits, every resample is the same too and the interval has no
     width. That is the bootstrap's way and no certainty: of n hits out of n, a true rate of about 1 - 3 / n may be behind.
 
     Args:
-        values: (n,) one value an instance: errors, or hits as 0 and 1.
+        values: (n,) one value a picture: errors, or hits as 0 and 1.
         statistic: "mean" or "median".
+        instances: (n,) which instance each picture shows, any labels; None: each shows one of its own.
 
     Raises:
-        ValueError: there are no values, or the statistic is not known.
+        ValueError: there are no values, not as many instances, or the statistic is not known.
     """
     values = np.asarray(values, dtype=np.float64).ravel()
     if values.size == 0:
         raise ValueError("an interval needs at least one value")
     if statistic not in ("mean", "median"):
         raise ValueError(f"statistic must be 'mean' or 'median', not {statistic!r}")
-    resample = _resampled_means if statistic == "mean" else _resampled_medians
-    estimates = resample(values, resamples, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    codes = _codes(instances, values.size)
+    if codes is not None:
+        resample = _instance_means if statistic == "mean" else _instance_medians
+        estimates = resample(values, codes, resamples, rng)
+    else:
+        resample = _resampled_means if statistic == "mean" else _resampled_medians
+        estimates = resample(values, resamples, rng)
     tail = (1 - level) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])
     point = values.mean() if statistic == "mean" else np.median(values)
     return Interval(float(point), float(low), float(high))
+
+
+def _codes(instances: Any, n: int) -> np.ndarray | None:
+    """(n,) numbers from 0 of the instances; None where each picture shows one of its own."""
+    if instances is None:
+        return None
+    labels, codes = np.unique(np.asarray(instances).ravel(), return_inverse=True)
+    if codes.size != n:
+        raise ValueError(f"{n} pictures need as many instances, not {codes.size}")
+    return None if labels.size == n else codes
+
+
+def _drawn_counts(instances: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, instances): how often each is drawn when as many are drawn as there are."""
+    return rng.multinomial(instances, np.full(instances, 1 / instances), resamples)
+
+
+def _instance_means(values: np.ndarray, codes: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    totals, sizes = np.bincount(codes, values), np.bincount(codes)
+    rows = max(1, 4_000_000 // totals.size)
+    return np.concatenate(
+        [
+            (drawn @ totals) / (drawn @ sizes)
+            for start in range(0, resamples, rows)
+            for drawn in [_drawn_counts(totals.size, min(rows, resamples - start), rng)]
+        ]
+    )
+
+
+def _instance_medians(values: np.ndarray, codes: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    order = np.argsort(values, kind="stable")
+    ordered, codes = values[order], codes[order]
+    instances = int(codes.max()) + 1
+    medians: list[float] = []
+    rows = max(1, 4_000_000 // values.size)
+    for start in range(0, resamples, rows):
+        upto = _drawn_counts(instances, min(rows, resamples - start), rng)[:, codes].cumsum(axis=1)
+        for row in upto:  # of m values in order, the median is that at rank (m - 1) / 2, or the mean of two beside it
+            middle = np.searchsorted(row, [(row[-1] - 1) // 2, row[-1] // 2], side="right")
+            medians.append(ordered[middle].mean())
+    return np.array(medians)
 
 
 def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -187,35 +245,45 @@ def threshold_name(threshold: float) -> str:
 
 
 def summarize_errors(
-    errors: Any, *, thresholds: Sequence[float] = DEFAULT_THRESHOLDS, correct_class: Any = None, seed: int = 0
+    errors: Any,
+    *,
+    thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+    correct_class: Any = None,
+    instances: Any = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """All figures for one group of instances, ready for JSON.
+    """All figures for one group of pictures, ready for JSON.
 
     Args:
         errors: (n,) radians.
         thresholds: radians; a hit is strictly under.
         correct_class: (n,) booleans; adds the 3D-aware accuracies (class right and error under the threshold). The pose
-            errors themselves are reported for all instances: a wrong class adds nothing to a mean error.
+            errors themselves are reported for all pictures: a wrong class adds nothing to a mean error.
+        instances: (n,) as :func:`bootstrap_interval` takes them.
 
     Returns:
-        {"n", "acc@30": {"value", "low", "high"}, …, "mean_deg", "median_deg", and with classes "class_accuracy",
-        "3d_acc@30", …}; only {"n": 0} for an empty group.
+        {"n", "n_instances" where these are fewer, "acc@30": {"value", "low", "high"}, …, "mean_deg", "median_deg", and with
+        classes "class_accuracy", "3d_acc@30", …}; only {"n": 0} for an empty group.
     """
     errors = np.asarray(errors, dtype=np.float64).ravel()
     if errors.size == 0:
         return {"n": 0}
     summary: dict[str, Any] = {"n": int(errors.size)}
+    codes = _codes(instances, errors.size)
+    if codes is not None:
+        summary["n_instances"] = int(codes.max()) + 1
+    resampled = {"instances": codes, "seed": seed}
     for threshold in thresholds:
-        summary[threshold_name(threshold)] = vars(bootstrap_interval(errors < threshold, seed=seed))
+        summary[threshold_name(threshold)] = vars(bootstrap_interval(errors < threshold, **resampled))
     degrees = np.degrees(errors)
-    summary["mean_deg"] = vars(bootstrap_interval(degrees, "mean", seed=seed))
-    summary["median_deg"] = vars(bootstrap_interval(degrees, "median", seed=seed))
+    summary["mean_deg"] = vars(bootstrap_interval(degrees, "mean", **resampled))
+    summary["median_deg"] = vars(bootstrap_interval(degrees, "median", **resampled))
     if correct_class is not None:
         correct = np.asarray(correct_class, dtype=bool).ravel()
-        summary["class_accuracy"] = vars(bootstrap_interval(correct, seed=seed))
+        summary["class_accuracy"] = vars(bootstrap_interval(correct, **resampled))
         for threshold in thresholds:
             hits = correct & (errors < threshold)
-            summary["3d_" + threshold_name(threshold)] = vars(bootstrap_interval(hits, seed=seed))
+            summary["3d_" + threshold_name(threshold)] = vars(bootstrap_interval(hits, **resampled))
     return summary
 
 
@@ -235,7 +303,7 @@ def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two systems on the same instances: difference of accuracies (a - b) with interval, and an exact p-value."""
+    """Two systems on the same pictures: difference of accuracies (a - b) with interval, and a p-value."""
 
     difference: Interval
     only_a: int
@@ -243,11 +311,15 @@ class PairedTest:
     p_value: float
 
 
-def paired_accuracy_test(hits_a: Any, hits_b: Any, *, seed: int = 0) -> PairedTest:
-    """McNemar's exact test (Psychometrika, 1947) on two systems' hits for the same instances, in the same order.
+def paired_accuracy_test(hits_a: Any, hits_b: Any, *, instances: Any = None, seed: int = 0) -> PairedTest:
+    """McNemar's exact test (Psychometrika, 1947) on two systems' hits for the same pictures, in the same order.
+
+    Where several pictures show one instance, the same question is asked of instances: a permutation test that changes the
+    systems' names at random for all pictures of an instance together (Fisher's; 9,999 draws).
 
     Args:
         hits_a, hits_b: (n,) booleans.
+        instances: (n,) as :func:`bootstrap_interval` takes them.
 
     Raises:
         ValueError: the lengths differ or are 0.
@@ -256,8 +328,23 @@ def paired_accuracy_test(hits_a: Any, hits_b: Any, *, seed: int = 0) -> PairedTe
 
     a, b = np.asarray(hits_a, dtype=bool).ravel(), np.asarray(hits_b, dtype=bool).ravel()
     if a.size != b.size or a.size == 0:
-        raise ValueError(f"a paired test needs the same instances for both systems, not {a.size} and {b.size}")
+        raise ValueError(f"a paired test needs the same pictures for both systems, not {a.size} and {b.size}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    difference = bootstrap_interval(a.astype(np.float64) - b.astype(np.float64), seed=seed)
+    codes = _codes(instances, a.size)
+    gains = a.astype(np.float64) - b.astype(np.float64)
+    if codes is not None:
+        p_value = _sign_flip_p(np.bincount(codes, gains), np.random.default_rng(seed))
+    else:
+        p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    difference = bootstrap_interval(gains, instances=codes, seed=seed)
     return PairedTest(difference, only_a, only_b, float(p_value))
+
+
+def _sign_flip_p(gains: np.ndarray, rng: np.random.Generator, draws: int = 9999) -> float:
+    """Two-sided: the share of random signs under which the sum of the gains is as far from 0 as it is. The signs that were
+    found count as one of them, so that it is never 0 (Phipson and Smyth, 2010).
+    """
+    gains = gains[gains != 0]
+    signs = rng.integers(0, 2, (draws, gains.size)) * 2 - 1
+    as_far = np.abs(signs @ gains) >= np.abs(gains.sum()) - 1e-9
+    return float((1 + as_far.sum()) / (1 + draws))

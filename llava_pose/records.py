@@ -167,6 +167,7 @@ class Prediction:
         confidence: the system's own, in [0, 1]; None if it has none.
         object_status: of the annotation, so that scores can tell occluded objects apart.
         source: the subset of the data the object is from, for grouping; "" if there is one only.
+        instance: the thing that the picture shows, where several pictures may show it: a car, a CAD model; "" if unknown.
     """
 
     id: str
@@ -178,6 +179,7 @@ class Prediction:
     confidence: float | None = None
     object_status: str = "status_good"
     source: str = ""
+    instance: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         pose = None if self.pose is None else self.pose.to_dict()
@@ -205,6 +207,7 @@ class Prediction:
             confidence=confidence,
             object_status=record.object_status,
             source=str(record.source.get("source") or ""),
+            instance=str(record.source.get("instance") or ""),
         )
 
     @classmethod
@@ -235,6 +238,7 @@ class Prediction:
             confidence=float(confidence) if _is_number(confidence) else None,
             object_status=str(value.get("object_status") or "status_good"),
             source=str(value.get("source") or ""),
+            instance=str(value.get("instance") or ""),
         )
 
 

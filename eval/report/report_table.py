@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from eval.report.sections import Cell, Section, row
+from eval.report.table import name_of_test
 from llava_pose.categories import CUSTOM_META_CLASS, META_CLASSES
 
 AVERAGE = "Avg"
@@ -72,6 +73,7 @@ def make_table(
         "table": number,
         "title": kind.title,
         "n": scores["n"],
+        "n_instances": scores["n_instances"],
         "n_categories": len(first["groups"]["category"]),
         "thresholds_deg": scores["thresholds_deg"],
         "figures": figures,
@@ -211,7 +213,7 @@ def _tests_section(table: Table) -> Section:
             ]
         )
     header = ["system", "figure", "difference", "only it hits", "only the other", "p"]
-    title = f"Against {table['reference']} on the same objects, in points (McNemar's exact test)"
+    title = f"Against {table['reference']} on the same objects, in points ({name_of_test(table)})"
     return Section(title, header, rows)
 
 
@@ -230,6 +232,8 @@ def notes_of(table: Table) -> list[str]:
     systems = table["systems"]
     if any(system["oracle"] for system in systems.values()):
         notes.append("oracle: trained on the novel categories as well; a bound, and not compared for the best.")
+    if table["n_instances"] < table["n"]:
+        notes.append(f"The objects show {table['n_instances']} instances, which intervals and tests resample.")
     if any(_best(table, figure, column) for figure in table["figures"] for column in table["columns"]):
         notes.append("The best of a column is marked; look at the intervals and the tests before believing in it.")
     for name, system in systems.items():

@@ -92,7 +92,7 @@ def meta_class_table(scores: Figures, figure: str | None = None) -> str:
 
 
 def paired_table(scores: Figures) -> str:
-    """A row a test: McNemar's exact test of each system against the reference on the same objects."""
+    """A row a test: the paired test of each system against the reference on the same objects."""
     reference = scores["reference"]
     rows = [
         [
@@ -105,8 +105,20 @@ def paired_table(scores: Figures) -> str:
         ]
         for test in scores["paired_tests"]
     ]
-    header = [f"against {reference}", "figure", "difference", "only it hits", "only the other", "p (McNemar, exact)"]
+    header = [
+        f"against {reference}",
+        "figure",
+        "difference",
+        "only it hits",
+        "only the other",
+        f"p ({name_of_test(scores)})",
+    ]
     return text_table(header, rows)
+
+
+def name_of_test(scores: Figures) -> str:
+    """Which test the p-values of a comparison are of (:func:`llava_pose.metrics.paired_accuracy_test`)."""
+    return "permuting instances" if scores["n_instances"] < scores["n"] else "McNemar, exact"
 
 
 def _group_table(name: str, system: Figures, scores: Figures) -> str:
@@ -223,6 +235,10 @@ def _notes(scores: Figures) -> str:
             lines.append(
                 f"{name}: sym columns hold plain errors for {overall['n'] - known} objects of unknown categories."
             )
+    if scores["n_instances"] < scores["n"]:
+        lines.append(
+            f"the {scores['n']} objects show {scores['n_instances']} instances, which intervals and tests resample."
+        )
     overalls = [system["overall"] for system in scores["systems"].values()]
     if any("symmetric" in overall for overall in overalls):
         lines.append("sym: accuracy of the least error over the category's symmetries.")

@@ -180,6 +180,27 @@ def test_two_systems_are_compared_on_the_same_objects(tmp_path):
     assert scored(tmp_path, a, b, options=["--reference", "b"])["paired_tests"][0]["system"] == "a"
 
 
+def test_pictures_of_one_instance_go_together(tmp_path, capsys):
+    """Ten pictures of each of four cars: a hits two of the cars, b one of these."""
+    a = [line(i, 0 if i < 20 else 60, system="a", instance=f"car {i // 10}") for i in range(40)]
+    b = [line(i, 0 if i < 10 else 60, system="b") for i in range(40)]  # one file that names them is enough
+    scores = scored(tmp_path, a, b)
+    alone = scored(tmp_path, [{**value, "instance": ""} for value in a], b)
+    assert (scores["n"], scores["n_instances"], alone["n_instances"]) == (40, 4, 40)
+    accuracy = {name: s["systems"]["a"]["overall"]["acc@30"] for name, s in (("four", scores), ("forty", alone))}
+    assert accuracy["four"]["value"] == accuracy["forty"]["value"] == 0.5
+    assert accuracy["four"]["high"] - accuracy["four"]["low"] > 0.8
+    assert accuracy["forty"]["high"] - accuracy["forty"]["low"] < 0.35
+    assert scores["paired_tests"][0]["p_value"] == 1.0, "of one car alone nothing can be said"
+    assert alone["paired_tests"][0]["p_value"] < 0.01
+    mean = scores["systems"]["a"]["mean_over_categories"]["acc@30"]
+    assert (mean["low"], mean["high"]) == pytest.approx((accuracy["four"]["low"], accuracy["four"]["high"]), abs=0.1)
+    said = capsys.readouterr().out
+    assert "the 40 objects show 4 instances, which intervals and tests resample" in said
+    assert "p (permuting instances)" in said
+    assert "p (McNemar, exact)" in said
+
+
 def test_three_d_aware_pairs_need_classes_of_both(tmp_path):
     a = [line(i, 0, system="a", pred_category="car") for i in range(4)]
     b = [line(i, 0, system="b", pred_category="bus") for i in range(4)]

@@ -300,7 +300,55 @@ def test_interval_refuses(values, statistic, match):
         bootstrap_interval(values, statistic)
 
 
-# Two systems on the same instances
+def correlated(rng: np.random.Generator, instances: int, each: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hits, and instances whose pictures are hit with one chance of their own."""
+    chances = rng.beta(0.5, 0.5, instances)
+    return (rng.random((instances, each)) < chances[:, None]).ravel(), np.repeat(np.arange(instances), each)
+
+
+def test_interval_over_instances_covers_where_one_over_pictures_does_not():
+    rng = np.random.default_rng(9)
+    covered = {True: 0, False: 0}
+    for seed in range(300):
+        hits, instances = correlated(rng, 40, 10)
+        for by_instance in covered:
+            interval = bootstrap_interval(hits, instances=instances if by_instance else None, resamples=300, seed=seed)
+            covered[by_instance] += interval.low <= 0.5 <= interval.high
+    assert 0.89 <= covered[True] / 300 <= 0.98
+    assert covered[False] / 300 < 0.75
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_interval_over_instances_is_what_resampling_them_gives(statistic):
+    rng = np.random.default_rng(10)
+    instances = rng.integers(0, 12, 57)  # of unequal sizes
+    values = np.round(rng.exponential(1.0, 57) + instances / 4, 1)
+    members = [values[instances == number] for number in np.unique(instances)]
+    of = np.mean if statistic == "mean" else np.median
+    picks = rng.integers(0, len(members), (4000, len(members)))
+    figures = np.sort([of(np.concatenate([members[k] for k in row])) for row in picks])
+    interval = bootstrap_interval(values, statistic, instances=[f"car {k}" for k in instances], resamples=20_000)
+    assert interval.value == of(values)
+    for bound, share in ((interval.low, 0.025), (interval.high, 0.975)):
+        least, most = (np.searchsorted(figures, bound, side) / len(figures) for side in ("left", "right"))
+        assert least - 0.01 <= share <= most + 0.01
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_pictures_of_one_instance_each_are_resampled_as_ever(statistic):
+    values = np.random.default_rng(11).random(20)
+    own = bootstrap_interval(values, statistic, instances=np.arange(20)[::-1])
+    assert own == bootstrap_interval(values, statistic)
+    with pytest.raises(ValueError, match="20 pictures need as many instances, not 3"):
+        bootstrap_interval(values, statistic, instances=[1, 2, 3])
+
+
+def test_a_summary_says_how_many_instances_there_are():
+    assert summarize_errors([0.1, 0.2, 3.0], instances=["a", "a", "b"])["n_instances"] == 2
+    assert "n_instances" not in summarize_errors([0.1, 0.2, 3.0], instances=["a", "c", "b"])
+
+
+# Two systems on the same pictures
 
 
 def test_paired_test_by_hand():
@@ -328,7 +376,28 @@ def test_paired_test_sees_what_unpaired_intervals_do_not():
     assert paired_accuracy_test(a, b).p_value < 1e-5
 
 
+def test_paired_test_by_instance_by_hand():
+    """Five instances of three pictures, all for a: of 32 ways to give them names, two are as one-sided."""
+    a, b = np.ones(15, dtype=bool), np.zeros(15, dtype=bool)
+    instances = np.repeat(np.arange(5), 3)
+    assert paired_accuracy_test(a, b, instances=instances).p_value == pytest.approx(2 / 32, abs=0.01)
+    assert paired_accuracy_test(a, b).p_value == pytest.approx(2 / 2**15)
+    assert paired_accuracy_test(a, a, instances=instances).p_value == 1.0
+
+
+def test_paired_test_by_instance_is_not_fooled_by_pictures_that_go_together():
+    rng = np.random.default_rng(12)
+    found = {True: 0, False: 0}
+    for seed in range(200):
+        (a, instances), (b, _) = correlated(rng, 40, 10), correlated(rng, 40, 10)
+        for by_instance in found:
+            test = paired_accuracy_test(a, b, instances=instances if by_instance else None, seed=seed)
+            found[by_instance] += test.p_value < 0.05
+    assert found[True] / 200 < 0.1
+    assert found[False] / 200 > 0.2
+
+
 @pytest.mark.parametrize(("a", "b"), [([True], [True, False]), ([], [])])
 def test_paired_test_needs_the_same_instances(a, b):
-    with pytest.raises(ValueError, match="same instances"):
+    with pytest.raises(ValueError, match="same pictures"):
         paired_accuracy_test(a, b)
