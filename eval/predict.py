@@ -1,7 +1,8 @@
 """`llava-pose predict`: a checkpoint's answer for every object of a split, a line each, resumable.
 
-Beside ``predictions.jsonl`` stands ``predictions_settings.yaml``: what decides an answer (checkpoint and its weights, records,
-split, task, candidates, descriptions, what is predicted, system). A run with others does not go on with the file.
+Beside ``predictions.jsonl`` stands ``predictions_settings.yaml``: what decides an answer (checkpoint and its weights, an
+adapter's base and its weights, records, split, task, candidates, descriptions, mirror images, what is predicted, system). A run
+with others does not go on with the file.
 
 Several processes (``torchrun --nproc_per_node 2 -m eval.predict …``) take turns at the batches; the file is the same.
 """
@@ -9,6 +10,7 @@ Several processes (``torchrun --nproc_per_node 2 -m eval.predict …``) take tur
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from llava_pose.config import command, read_yaml, require, require_folder, save_
 from llava_pose.conversation import object_words
 from llava_pose.distributed import agreed, is_first_process, join_processes, map_over_processes, process_count
 from llava_pose.errors import InputError
+from llava_pose.model.loading import ADAPTER_CONFIG
 from llava_pose.pictures import load_rgb
 from llava_pose.predictor import PoseAnswer, PosePredictor
 from llava_pose.records import (
@@ -220,7 +223,6 @@ def settings_file(out: Path) -> Path:
 def run_settings(config: PredictConfig, candidates: list[str], system: str) -> dict[str, Any]:
     """What decides an answer; how many objects, in which batches and on which device does not."""
     checkpoint = Path(config.checkpoint)
-    weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*config.json")]
     return {
         "checkpoint": str(checkpoint.resolve()) if checkpoint.exists() else config.checkpoint,
         "base": config.base,
@@ -233,7 +235,8 @@ def run_settings(config: PredictConfig, candidates: list[str], system: str) -> d
         "flip": config.flip or None,
         "predict_categories": config.predict_categories or None,
         "system": system,
-        "weights_digest": _digest(weights),
+        "weights_digest": _digest(_weights_of(checkpoint)),
+        "base_digest": _base_digest(checkpoint, config.base),
         "records_digest": _digest([Path(config.data) / config.split / "metadata.jsonl"]),
     }
 
@@ -258,11 +261,29 @@ def claim_output(out: Path, settings: dict[str, Any]) -> None:
         return
     if changed == "weights_digest":
         what = f"the weights in {settings['checkpoint']} have changed since it was begun"
+    elif changed == "base_digest":
+        what = "the weights of the base that the adapter belongs to have changed since it was begun"
     elif changed == "records_digest":
         what = f"the records in {settings['data']} have changed since it was begun"
     else:
         what = f"it was begun with {changed} {earlier.get(changed)!r}, not {settings[changed]!r}"
     raise InputError(f"{out}: {what}; choose another --out, or delete it to predict anew")
+
+
+def _weights_of(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors"), *folder.glob("*config.json")]
+
+
+def _base_digest(checkpoint: Path, base: str | None) -> str | None:
+    """Of the base of an adapter, where it is a folder; None otherwise."""
+    adapter = checkpoint / ADAPTER_CONFIG
+    if not adapter.is_file():
+        return None
+    try:
+        folder = Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # loading it says what is wrong
+    return _digest(_weights_of(folder)) or None
 
 
 def _digest(paths: Iterable[Path]) -> str:

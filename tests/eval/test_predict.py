@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from data_prep.instructions import InstructConfig, instruct
-from eval.predict import PredictConfig, main, predict, predict_batch, settings_file
+from eval.predict import PredictConfig, main, predict, predict_batch, run_settings, settings_file
 from eval.score import main as score_main
 from llava_pose import categories
 from llava_pose.config import read_yaml
@@ -159,6 +159,26 @@ def test_other_settings_are_refused(
     assert str(error.value).startswith(f"{stopped.out}: ")
     assert "choose another --out" in str(error.value)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_the_base_of_an_adapter_decides_too(tmp_path: Path) -> None:
+    checkpoint, base = tmp_path / "adapter", tmp_path / "base"
+    for folder in (checkpoint, base):
+        folder.mkdir()
+    (base / "model.safetensors").write_bytes(b"one")
+    config = PredictConfig(checkpoint=str(checkpoint), data=str(write_prepared(tmp_path / "prepared")), out="p.jsonl")
+
+    def digest() -> str | None:
+        return run_settings(config, [], "x")["base_digest"]
+
+    assert digest() is None, "no adapter"
+    (checkpoint / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    first = digest()
+    (base / "model.safetensors").write_bytes(b"two")
+    assert None not in (first, digest())
+    assert digest() != first
+    (checkpoint / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "of/a hub"}))
+    assert digest() is None
 
 
 def test_a_file_without_its_settings_is_left_alone(stopped: PredictConfig) -> None:

@@ -13,7 +13,7 @@ from eval.report.table import MOST_CATEGORIES, meta_class_table, paired_table, s
 from eval.systems import align
 from llava_pose.drawing import AXIS_COLOURS
 from llava_pose.errors import InputError
-from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl, write_records
+from llava_pose.records import ObjectRecord, Pose, Prediction, read_jsonl, write_jsonl, write_records
 
 TRUE = Pose(1.0, 0.0, 0.0, 5.0, 48.0, 32.0)
 
@@ -214,6 +214,15 @@ def test_names_of_strangers_are_drawn_on_one_line(prepared):
     write_jsonl(prepared / "predictions.jsonl", [strange])
     assert run(prepared) == 0
     assert (prepared / "sheet.png").is_file()
+
+
+def test_predictions_of_another_annotation_are_not_drawn_over_this_one(prepared, capsys):
+    (line, *_) = read_jsonl(prepared / "predictions.jsonl")
+    value = line[1] | {"system": "mine"}
+    value["true"] = value["true"] | {"azimuth": value["true"]["azimuth"] + 0.5}
+    write_jsonl(prepared / "predictions.jsonl", [value])
+    assert run(prepared) == 2
+    assert "the predictions are of another annotation than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
