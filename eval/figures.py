@@ -243,8 +243,9 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
     """Each figure averaged over the categories, each counting once.
 
     The interval of an accuracy is a bootstrap within each category (a share of n resampled hits is binomial); where several
-    samples show one instance, it is the normal one of a mean of independent figures, each as uncertain as its own interval
-    says. Errors get the mean of the categories' means and medians, without an interval.
+    samples show one instance, categories are resampled, since of the one or two instances that a category may have nothing
+    can be said. Errors get the mean of the categories' means and medians,
+    without an interval.
     """
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {"n_categories": len(by_category)}
@@ -258,12 +259,10 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
             if not name.endswith("_deg"):
                 counts = np.array([c["n"] for c in having])
                 if any("n_instances" in c for c in having):
-                    widths = np.array([c[name]["high"] - c[name]["low"] for c in having])
-                    half = np.sqrt((widths**2).sum()) / 2 / len(having)
-                    low, high = max(0.0, shares.mean() - half), min(1.0, shares.mean() + half)
+                    means = rng.choice(shares, (_RESAMPLES, len(shares))).mean(axis=1)
                 else:
                     means = (rng.binomial(counts, shares, (_RESAMPLES, len(counts))) / counts).mean(axis=1)
-                    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+                low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
                 result[name] |= {"low": float(low), "high": float(high)}
     return result
 

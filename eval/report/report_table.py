@@ -67,7 +67,10 @@ def make_table(
     first = next(iter(scores["systems"].values()))
     metas = [meta for meta in (*META_CLASSES, CUSTOM_META_CLASS) if meta in first["groups"]["meta_class"]]
     shown = [*META_CLASSES, *(meta for meta in metas if meta == CUSTOM_META_CLASS)]
-    counts = {meta: first["groups"]["meta_class"][meta]["n"] for meta in metas}
+    groups = {meta: first["groups"]["meta_class"][meta] for meta in metas}
+    sizes = {
+        meta: {"n": group["n"], "n_instances": group.get("n_instances", group["n"])} for meta, group in groups.items()
+    }
     figures = [kind.figure(accuracy) for accuracy in scores["chance"]]
     return {
         "table": number,
@@ -78,8 +81,11 @@ def make_table(
         "thresholds_deg": scores["thresholds_deg"],
         "figures": figures,
         "columns": [
-            {"name": AVERAGE, "meta_class": None, "n": scores["n"]},
-            *({"name": ABBREVIATIONS.get(m, m), "meta_class": m, "n": counts.get(m, 0)} for m in shown),
+            {"name": AVERAGE, "meta_class": None, "n": scores["n"], "n_instances": scores["n_instances"]},
+            *(
+                {"name": ABBREVIATIONS.get(m, m), "meta_class": m, **sizes.get(m, {"n": 0, "n_instances": 0})}
+                for m in shown
+            ),
         ],
         "chance": scores["chance"],
         "seed": scores["seed"],
@@ -133,6 +139,8 @@ def _main_section(table: Table, accuracy: str) -> Section:
     measure = kind.measure.format(degrees=accuracy.removeprefix("acc@"))
     best = [_best(table, figure, column) for column in columns]
     rows = [row("n", *(str(column["n"]) for column in columns))]
+    if table["n_instances"] < table["n"]:
+        rows.append(row("instances", *(str(column["n_instances"]) for column in columns)))
     for name, system in table["systems"].items():
         cells = [
             _share(figures_of_column(system, column), figure, best=name in champions)

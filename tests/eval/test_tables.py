@@ -95,6 +95,15 @@ def test_averages_are_over_objects_and_the_mean_over_categories_stands_beside(tm
     assert "| mine | 50.0 (" in (tmp_path / "table.md").read_text().split("The same at 30°")[1]
 
 
+def test_instances_are_counted_beside_the_objects(tmp_path):
+    lines = [line(i, 0, category=c, instance=f"{c} {i // 2}") for c in ("car", "chair") for i in range(4)]
+    table = made(tmp_path, lines, table=1)
+    assert (table["n"], table["n_instances"]) == (8, 4)
+    markdown = (tmp_path / "table.md").read_text()
+    assert "| instances | 4 | 0 | 2 | 0 | 0 | 0 | 2 | 0 |" in markdown
+    assert "The objects show 4 instances, which intervals and tests resample." in markdown
+
+
 def test_ten_degrees_on_request(tmp_path):
     table = made(tmp_path, [line(0, 9.9), line(1, 10.1), line(2, 40)], table=1, thresholds=[30, 10])
     assert table["figures"] == ["acc@30", "acc@10"]
