@@ -176,7 +176,7 @@ def test_a_system_that_was_stopped_goes_on_alone(copied: Path, prepared: Path) -
     assert open_vocabulary_main([*words(copied / "task.yaml", prepared, copied), "--only", "oracle"]) == 0
     assert (copied / "oracle" / "predictions.jsonl").read_bytes() == whole
     changed = {path for path, stamp in stamps(copied).items() if before.get(path) != stamp}
-    assert changed == {"oracle/predictions.jsonl", "oracle/system.yaml"}
+    assert changed == {"oracle/predictions.jsonl", "oracle/system.yaml", "oracle/classifier.yaml"}
 
 
 @pytest.mark.parametrize(
