@@ -56,7 +56,7 @@ def score_comparison(
     outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
     return {
         "n": len(comparison.samples),
-        "n_instances": len(np.unique(_instances_of(comparison.samples))),
+        "n_instances": len(np.unique(outcomes[reference].instances)),
         "thresholds_deg": [round(math.degrees(threshold), 9) for threshold in thresholds],
         "seed": seed,
         "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
@@ -227,7 +227,7 @@ def figures_of(outcomes: Outcomes, index: np.ndarray, thresholds: Sequence[float
         symmetric = outcomes.symmetric[index]
         figures["symmetric"] = {
             "n": len(symmetric),
-            **{key: figures[key] for key in ("n_instances",) if key in figures},
+            **({"n_instances": figures["n_instances"]} if "n_instances" in figures else {}),
             "n_known": known,
             **{
                 threshold_name(t): asdict(bootstrap_interval(symmetric < t, instances=instances, seed=seed))
@@ -244,8 +244,7 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
 
     The interval of an accuracy is a bootstrap within each category (a share of n resampled hits is binomial); where several
     samples show one instance, categories are resampled, since of the one or two instances that a category may have nothing
-    can be said. Errors get the mean of the categories' means and medians,
-    without an interval.
+    can be said. Errors get the mean of the categories' means and medians, without an interval.
     """
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {"n_categories": len(by_category)}
