@@ -187,7 +187,6 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         self,
         input_ids: Tensor,
         *,
-        pixel_values: Tensor | None = None,
         image_patches: Tensor | None = None,
         input_poses: Tensor | None = None,
         input_pose_mask: Tensor | None = None,
@@ -197,8 +196,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
 
         Args:
             input_ids: (batch, length).
-            pixel_values: (images, 3, height, width), in the order of their tokens; or
-            image_patches: (images, rows, columns, channels) from ``model.extract_patches``, computed before.
+            image_patches: (images, rows, columns, channels) from ``model.extract_patches``, in the order of their tokens.
             input_poses: (n, 6) poses given as input, in the order of the True of
             input_pose_mask: (batch, length) booleans, at `<pose6D>` tokens.
             run_every_module: run projector and encoder, at no effect, even where the batch has nothing for them, and take
@@ -211,8 +209,6 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         embeddings = self.get_input_embeddings()(input_ids)
         at_pose = input_ids == self.config.pose_token_id
         embeddings = embeddings + self.pose_token_embedding(at_pose).to(embeddings.dtype)
-        if pixel_values is not None:
-            image_patches = self.model.extract_patches(pixel_values)
         at_image = input_ids == self.config.image_token_id
         embeddings = self._with_images(embeddings, at_image, image_patches, run_every_module)
         return self._with_poses(embeddings, input_pose_mask, input_poses, run_every_module)
