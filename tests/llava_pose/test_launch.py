@@ -66,7 +66,9 @@ def test_a_process_leaves_the_others_before_it_ends(joined_by: str, launcher: La
     script = tmp_path / "script.py"
     script.write_text(
         "import atexit, torch.distributed as dist\n"
-        "atexit.register(lambda: print('left' if not dist.is_initialized() else 'still there', flush=True))\n"
+        # in one write: torchrun's processes are unbuffered, and a line's end written after it may come after the other's line
+        "say = lambda: print('still there\\n' if dist.is_initialized() else 'left\\n', end='')\n"
+        "atexit.register(say)\n"
         f"{JOINED_BY[joined_by]}\n"
         "assert dist.get_world_size() == 2\n"
     )
