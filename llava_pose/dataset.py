@@ -119,6 +119,10 @@ class TrainingSamples(Dataset):
     def __len__(self) -> int:
         return len(self.items) * max(1, self.augment)
 
+    def lengths(self) -> list[int]:
+        """Tokens of each item."""
+        return [len(self._encode_text(*item).input_ids) for item in self.items] * max(1, self.augment)
+
     def __getitem__(self, item: int) -> EncodedSample:
         item = range(len(self))[item]  # what is past the end ends an iteration
         index, mirrored = self.items[item % len(self.items)]

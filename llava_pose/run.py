@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
@@ -50,6 +50,8 @@ PATHS = frozenset(("model", "data", "train_json", "backbone", "cad"))
 class RunConfig(TrainingArguments):
     """transformers' TrainingArguments with the defaults that all runs share."""
 
+    sampling_strategies: ClassVar[tuple[str, ...]] = ("random", "sequential")
+
     output_dir: str | None = field(default=None, metadata={"help": "checkpoints, the log and the result go there"})
     resume: bool = field(default=True, metadata={"help": "go on from the last whole checkpoint in output_dir"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
@@ -80,6 +82,11 @@ class RunConfig(TrainingArguments):
             raise InputError(
                 f"eval_strategy {getattr(self.eval_strategy, 'value', self.eval_strategy)}: a run evaluates nothing while it "
                 "trains; leave it at no, and predict with its checkpoints and score that"
+            )
+        if self.train_sampling_strategy not in self.sampling_strategies:
+            raise InputError(
+                f"train_sampling_strategy {self.train_sampling_strategy}: not for this kind of run; choose one of "
+                f"{', '.join(self.sampling_strategies)}"
             )
         require_seed(self.seed)
         _require_reporters(self.report_to)

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -22,6 +23,7 @@ from llava_pose.distributed import agreed, is_first_process, sum_over_processes,
 from llava_pose.model.loading import ADAPTER_WEIGHTS, first_sentence
 from llava_pose.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.run import COMPLETE_MARK
+from llava_pose.sampling import LengthGroups
 from llava_pose.tuning import part_of
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,14 @@ class PoseTrainer(ResumableTrainer):
             for batch in batches:
                 batch["num_poses_in_batch"] = poses.clamp_min(1.0)
         return batches, tokens
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As Trainer's, whose own way to group by length wants datasets of another kind."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(dataset.lengths(), self.args.train_batch_size * self.args.world_size, seed)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As Trainer's, but poses stay exact: DeepSpeed's bfloat16 would round an azimuth by up to a degree."""

@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -39,6 +39,8 @@ RECIPE_FILE = "train.yaml"  # beside the checkpoint: what the run was
 @dataclass
 class TrainConfig(RunConfig):
     """A run: transformers' TrainingArguments, with our defaults, and what LLaVA-pose adds."""
+
+    sampling_strategies: ClassVar[tuple[str, ...]] = (*RunConfig.sampling_strategies, "group_by_length")
 
     model: str | None = field(default=None, metadata={"help": "the base: a folder of llava-pose assemble, or a hub id"})
     data: str | None = field(default=None, metadata={"help": "the prepared folder that image paths are relative to"})

@@ -93,6 +93,16 @@ def test_lora_run_killed_again_and_again_ends_as_an_undisturbed_one(launcher, lo
     assert (run / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
+def test_run_that_groups_by_length_goes_on_in_the_same_order(launcher, long_recipe, tmp_path: Path):
+    values = {**long_recipe, "train_sampling_strategy": "group_by_length"}
+    undisturbed = train(TrainConfig(**{**values, "output_dir": str(tmp_path / "undisturbed")}))
+    assert launcher.train(values, kill_at=f"checkpoint-8/{COMPLETE_MARK}").returncode == KILLED
+    result = launcher.train(values)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert "checkpoint-6" in result.stdout
+    assert_same_run(Path(values["output_dir"]), undisturbed)
+
+
 def test_full_run_killed_from_outside_ends_as_an_undisturbed_one(launcher, long_recipe, tmp_path: Path):
     values = {**long_recipe, "language": "full", "tune_vision": True, "max_steps": 40, "logging_steps": 1}
     run = Path(values["output_dir"])
