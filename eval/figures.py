@@ -17,11 +17,13 @@ from llava_pose.metrics import (
     DEFAULT_THRESHOLDS,
     bootstrap_interval,
     cumulative_curve,
+    effective_size,
     paired_accuracy_test,
     pose_error,
     summarize_errors,
     symmetric_pose_error,
     threshold_name,
+    wilson_interval,
 )
 from llava_pose.records import Pose, Prediction
 
@@ -197,11 +199,17 @@ def _figures_of_system(
         "overall": figures_of(outcomes, everything, thresholds, seed),
         "mean_over_categories": mean_over_categories(by_kind["category"], seed=seed),
         "groups": by_kind,
-        "curve": {
-            "degrees": CURVE_DEGREES.tolist(),
-            "share": np.round(cumulative_curve(outcomes.errors, CURVE_DEGREES), 5).tolist(),
-        },
+        "curve": _curve(outcomes),
     }
+
+
+def _curve(outcomes: Outcomes) -> dict[str, list[float]]:
+    """The share of errors under each angle, and the ends of its 95% interval, by instance as all intervals."""
+    share = cumulative_curve(outcomes.errors, CURVE_DEGREES)
+    under = np.degrees(outcomes.errors)[:, None] < CURVE_DEGREES
+    low, high = wilson_interval(share, effective_size(share, under, outcomes.instances))
+    columns = {"share": share, "low": low, "high": high}
+    return {"degrees": CURVE_DEGREES.tolist(), **{name: np.round(c, 5).tolist() for name, c in columns.items()}}
 
 
 def figures_of(outcomes: Outcomes, index: np.ndarray, thresholds: Sequence[float], seed: int = 0) -> dict[str, Any]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.baselines.record_images import select_records
-from eval.systems import SAME_TRUTH, canonical_category
+from eval.systems import require_annotation
 from llava_pose.config import require
 from llava_pose.distributed import is_first_process
 from llava_pose.errors import InputError
-from llava_pose.metrics import pose_error
-from llava_pose.records import ObjectRecord, Prediction, read_predictions, write_jsonl
+from llava_pose.records import read_predictions, write_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ def run(config: ReadyPredictionsConfig) -> Path:
             "them, or write a line without a pose for each, which counts as a failure"
         )
     for record in records:
-        _require_same_truth(by_id[record.id], record, config.file)
+        require_annotation(by_id[record.id], record, f"file {config.file}: the line of {record.id!r}")
     if config.task == "joint" and all(by_id[record.id].pred_category is None for record in records):
         raise InputError(
             f"file {config.file}: names no category ('pred_category' is null in all of its lines), and the joint task asks "
@@ -70,17 +68,3 @@ def run(config: ReadyPredictionsConfig) -> Path:
         write_jsonl(out, (replace(by_id[record.id], system=config.system).to_dict() for record in records))
         logger.info(f"{len(records)} predictions of {config.system} are in {out}")
     return out
-
-
-def _require_same_truth(prediction: Prediction, record: ObjectRecord, file: str) -> None:
-    """A line that was made on other annotations would be scored against these of its own."""
-    where = f"file {file}: the line of {record.id!r}"
-    if canonical_category(prediction.category) != canonical_category(record.category):
-        raise InputError(
-            f"{where} is of the category {prediction.category!r}, and the data's object is {record.category!r}"
-        )
-    off = float(pose_error(prediction.true.angles, record.pose.angles))
-    if off > SAME_TRUTH:
-        raise InputError(
-            f"{where} says that its true pose is {math.degrees(off):.1f} degrees from the data's; predict anew on this data"
-        )

@@ -15,7 +15,7 @@ import numpy as np
 from llava_pose import categories
 from llava_pose.errors import InputError
 from llava_pose.metrics import pose_error
-from llava_pose.records import Pose, Prediction, read_predictions
+from llava_pose.records import ObjectRecord, Pose, Prediction, read_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,23 @@ def _join(answers: Mapping[str, Prediction]) -> Sample:
         source=next((a.source for a in answers.values() if a.source), ""),
         instance=next((a.instance for a in answers.values() if a.instance), ""),
     )
+
+
+def require_annotation(prediction: Prediction, record: ObjectRecord, where: str) -> None:
+    """A line that was made on another annotation than the object's would be scored against its own.
+
+    Raises:
+        InputError: category or pose are others; the message begins with ``where``.
+    """
+    if canonical_category(prediction.category) != canonical_category(record.category):
+        raise InputError(
+            f"{where} is of the category {prediction.category!r}, and the data's object is {record.category!r}"
+        )
+    off = float(pose_error(prediction.true.angles, record.pose.angles))
+    if off > SAME_TRUTH:
+        raise InputError(
+            f"{where} says that its true pose is {math.degrees(off):.1f} degrees from the data's; predict anew on this data"
+        )
 
 
 def _require_same_truth(by_id: Mapping[str, Mapping[str, Prediction]], samples: Sequence[Sample]) -> None:

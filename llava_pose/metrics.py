@@ -301,6 +301,42 @@ def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
     return np.searchsorted(ordered, np.asarray(degrees, dtype=np.float64), side="left") / ordered.size
 
 
+def effective_size(shares: Any, hits: Any, instances: Any = None) -> np.ndarray:
+    """Of shares of hits, how many pictures of an instance each would be as sure (Kish, Survey Sampling, 1965, sec. 5.4): the
+    variance of a share of n such pictures is share (1 - share) / n, and that of ours is the ratio estimator's over instances
+    (Cochran, Sampling Techniques, 1977, sec. 2.11).
+
+    Args:
+        shares: (m,) means of ``hits``.
+        hits: (n, m) of pictures.
+        instances: as in :func:`bootstrap_interval`.
+
+    Returns:
+        (m,), from the number of instances (all there is to say where the share is 0 or 1) to that of pictures.
+    """
+    hits, shares = np.asarray(hits, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+    codes = _codes(instances, len(hits))
+    if codes is None:
+        return np.full(len(shares), float(len(hits)))
+    totals = np.zeros((int(codes.max()) + 1, hits.shape[1]))
+    np.add.at(totals, codes, hits)
+    apart = totals - np.bincount(codes)[:, None] * shares
+    count = len(totals)
+    variance = (apart**2).sum(axis=0) * count / max(1, count - 1) / len(hits) ** 2
+    within = shares * (1 - shares)
+    sizes = np.divide(within, variance, out=np.full(len(shares), float(count)), where=variance > 0)
+    return sizes.clip(count, len(hits))
+
+
+def wilson_interval(shares: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the 95% intervals of shares (m,) of so many pictures (m,) (Wilson, JASA 1927)."""
+    shares, sizes = np.asarray(shares, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    z = 1.959964
+    centre = (shares + z * z / (2 * sizes)) / (1 + z * z / sizes)
+    half = z / (1 + z * z / sizes) * np.sqrt(shares * (1 - shares) / sizes + z * z / (4 * sizes * sizes))
+    return (centre - half).clip(0, 1), (centre + half).clip(0, 1)
+
+
 @dataclass(frozen=True)
 class PairedTest:
     """Two systems on the same pictures: difference of accuracies (a - b) with interval, and a p-value."""

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from eval.systems import SAME_TRUTH, canonical_category, read_systems
+from eval.systems import canonical_category, read_systems, require_annotation
 from llava_pose.config import command, require, require_folder, require_seed, write_atomic
 from llava_pose.drawing import AXIS_COLOURS, draw_axes, load_font
 from llava_pose.errors import InputError
@@ -149,12 +149,9 @@ def load_item(prediction: Prediction, record: ObjectRecord, folder: Path) -> She
     """The sheet's item of one prediction.
 
     Raises:
-        InputError: the image is missing or cannot be read, or the prediction is scored against another annotation.
+        InputError: the image is missing or cannot be read, or the prediction is of another annotation.
     """
-    if error_of(prediction.true, record.pose) > SAME_TRUTH:
-        raise InputError(
-            f"{prediction.id}: the predictions are of another annotation than {folder} has now; predict anew on this data"
-        )
+    require_annotation(prediction, record, f"the prediction of {record.id!r}")
     return SheetItem(
         load_rgb(folder / record.file_name),
         prediction.category,

@@ -55,9 +55,8 @@ def curve_figure(scores: Scores) -> Figure:
 
 def _draw_curves(axes: Axes, scores: Scores, limit: float) -> None:
     for number, (name, system) in enumerate(scores["systems"].items()):
-        degrees, share = (np.array(system["curve"][key]) for key in ("degrees", "share"))
+        degrees, share, low, high = (np.array(system["curve"][key]) for key in ("degrees", "share", "low", "high"))
         colour, style = _look(number)
-        low, high = _pointwise_band(share, scores["n"])
         axes.fill_between(degrees, low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(degrees, share, color=colour, linestyle=style, linewidth=2, label=_label(name))
     angles = np.linspace(0, 180, 181)
@@ -84,14 +83,6 @@ def _draw_curves(axes: Axes, scores: Scores, limit: float) -> None:
     axes.set_xticks(np.arange(0, limit + 1, 5 if limit <= 60 else 30))
     _plain(axes)
     axes.grid(color="#e6e6e6", linewidth=0.7)
-
-
-def _pointwise_band(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The 95% interval of a share of n objects at each angle (Wilson, JASA 1927), close to the bootstrap's."""
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
 
 
 def categories_figure(scores: Scores) -> Figure:

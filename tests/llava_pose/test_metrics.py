@@ -17,12 +17,14 @@ from llava_pose.metrics import (
     bootstrap_interval,
     count_not_finite,
     cumulative_curve,
+    effective_size,
     mean_over_groups,
     paired_accuracy_test,
     pose_error,
     summarize_errors,
     symmetric_pose_error,
     threshold_name,
+    wilson_interval,
 )
 
 PI = math.pi
@@ -216,6 +218,37 @@ def test_mean_over_groups_counts_each_group_once():
     groups = {"a": summarize_errors([0.0] * 9), "b": summarize_errors([PI]), "empty": summarize_errors([])}
     assert mean_over_groups(groups, "acc@30") == 0.5
     assert math.isnan(mean_over_groups({}, "acc@30"))
+
+
+def test_effective_size_is_between_instances_and_pictures():
+    rng = np.random.default_rng(0)
+    instances = np.repeat(np.arange(200), 16)
+    alike = np.repeat(rng.random(200) < 0.3, 16)  # hit or missed together: an instance is worth one picture
+    alone = rng.random(3200) < 0.3  # whatever instance they show: each is worth one
+    for hits, expected in ((alike, 200), (alone, 3200)):
+        size = effective_size([hits.mean()], hits[:, None], instances)
+        assert size == pytest.approx([expected], rel=0.15)
+    assert effective_size([0.0, 1.0], np.tile([False, True], (3200, 1)), instances).tolist() == [200, 200]
+    assert effective_size([alone.mean()], alone[:, None]).tolist() == [3200]
+
+
+def test_the_band_of_shares_is_the_bootstraps():
+    """Two ways to the same interval, with as many pictures of an instance as there happen to be."""
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1, 30, 150)
+    instances = np.repeat(np.arange(150), sizes)
+    hits = rng.random(sizes.sum()) < np.repeat(rng.beta(1, 2, 150), sizes)
+    size = effective_size([hits.mean()], hits[:, None], instances)
+    low, high = wilson_interval([hits.mean()], size)
+    expected = bootstrap_interval(hits, instances=instances)
+    assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=0.012)
+    assert expected.high - expected.low > 0.05
+
+
+def test_the_interval_of_a_share_of_no_hit_has_a_width():
+    low, high = wilson_interval([0.0, 1.0], [10, 10])
+    assert low == pytest.approx([0, 0.7225], abs=1e-4)  # 1 / (1 + z² / 10)
+    assert high == pytest.approx([0.2775, 1], abs=1e-4)
 
 
 def test_cumulative_curve_agrees_with_accuracy():
