@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import shutil
 from collections.abc import Collection
@@ -16,7 +17,9 @@ from transformers import TrainingArguments
 from llava_pose.config import as_written, read_yaml, require_seed
 from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
+from llava_pose.records import METADATA_FILE
 
+TRAINED_ON = "trained_on.json"  # in output_dir: which samples a run learns from
 DONE_MARK = "training_done.json"  # in output_dir, once the run has ended
 COMPLETE_MARK = "complete.json"  # in a checkpoint, once it is whole
 # what may change between a run and its going on: where it is, how it is watched, and what does not touch the weights
@@ -52,6 +55,9 @@ class RunConfig(TrainingArguments):
 
     sampling_strategies: ClassVar[tuple[str, ...]] = ("random", "sequential")
 
+    data: str | None = field(
+        default=None, metadata={"help": "the prepared folder, which paths of pictures are relative to"}
+    )
     output_dir: str | None = field(default=None, metadata={"help": "checkpoints, the log and the result go there"})
     resume: bool = field(default=True, metadata={"help": "go on from the last whole checkpoint in output_dir"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
@@ -100,6 +106,11 @@ class RunConfig(TrainingArguments):
         super().__post_init__()  # which joins the processes of a launcher
         leave_at_exit()
 
+    @property
+    def training_file(self) -> Path:
+        """The file whose content says what there is to learn from."""
+        return Path(self.data) / "train" / METADATA_FILE
+
     def require(self, *options: str) -> None:
         """Check options that have no default; each is named in the error as it is spelt here.
 
@@ -125,8 +136,8 @@ class RunConfig(TrainingArguments):
 
 
 def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> None:
-    """Refuse to go on with a run, or to take an ended one for done, of another kind or under another recipe than it was
-    begun with.
+    """Refuse to go on with a run, or to take an ended one for done, of another kind, under another recipe or on other samples
+    than it was begun with.
 
     A folder without a whole checkpoint holds nothing to go on with: any recipe may start in it.
 
@@ -159,6 +170,21 @@ def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection
                 f"{output}: its run was begun with {name} {was!r}, not {wanted!r} ({file.name} says so); choose another "
                 "output_dir, or start it over with resume false"
             )
+    seen = output / TRAINED_ON
+    if seen.is_file() and config.training_file.is_file() and read_yaml(seen) != trained_on(config):
+        raise InputError(
+            f"{output}: its run was begun when {config.training_file} held other samples; choose another output_dir, or start "
+            "it over with resume false"
+        )
+
+
+def trained_on(config: RunConfig) -> dict[str, str]:
+    """What ``trained_on.json`` says: a digest of the samples' file."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(config.training_file, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"digest": digest.hexdigest()}
 
 
 def start_over(config: RunConfig) -> None:

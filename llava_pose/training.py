@@ -21,7 +21,7 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
-from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe, start_over
+from llava_pose.run import DONE_MARK, TRAINED_ON, RunConfig, require_same_recipe, start_over, trained_on
 from llava_pose.trainer import (
     CompleteCheckpoints,
     LossHistory,
@@ -43,7 +43,6 @@ class TrainConfig(RunConfig):
     sampling_strategies: ClassVar[tuple[str, ...]] = (*RunConfig.sampling_strategies, "group_by_length")
 
     model: str | None = field(default=None, metadata={"help": "the base: a folder of llava-pose assemble, or a hub id"})
-    data: str | None = field(default=None, metadata={"help": "the prepared folder that image paths are relative to"})
     train_json: str | None = field(default=None, metadata={"help": "the samples, made by llava-pose instruct"})
     language: str = field(default="lora", metadata={"help": "what trains of the language model: full, lora or frozen"})
     lora_r: int = field(default=128, metadata={"help": "rank of LoRA"})
@@ -144,6 +143,10 @@ class TrainConfig(RunConfig):
                 f"training on one of {self.n_gpu} GPUs; for all of them start train.py with deepspeed or torchrun"
             )
             self._n_gpu = 1  # transformers would split each batch among threads, and the poses not by their samples
+
+    @property
+    def training_file(self) -> Path:
+        return Path(self.train_json)
 
     @property
     def caches_features(self) -> bool:
@@ -310,6 +313,7 @@ def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str) -> Non
         if not config.resume:
             start_over(config)
         save_config(config.resolved(), output / recipe)
+        write_json(output / TRAINED_ON, trained_on(config))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
 

@@ -44,7 +44,6 @@ RECIPE = "classifier.yaml"
 class ClassifierConfig(RunConfig):
     """A run: transformers' TrainingArguments, with our defaults, and what a pose classifier adds."""
 
-    data: str | None = field(default=None, metadata={"help": "the prepared folder"})
     backbone: str | None = field(
         default=None,
         metadata={"help": "hub id or folder that AutoModel can load, or tiny: the random tower of --preset tiny"},

@@ -61,7 +61,6 @@ _FINER = 3  # points that refinement uses to a vertex that has been learnt
 class NeuralMeshRunConfig(RunConfig):
     """A run: transformers' TrainingArguments, with our defaults, and what a neural mesh model adds."""
 
-    data: str | None = field(default=None, metadata={"help": "the prepared folder"})
     backbone: str | None = field(
         default=None,
         metadata={"help": "hub id or folder that AutoModel can load, or tiny: the random tower of --preset tiny"},

@@ -288,6 +288,16 @@ def test_a_run_does_not_go_on_under_another_recipe(recipe):
         run(ClassifierConfig(**{**recipe, "rotation": "rot6d"}))
 
 
+def test_a_run_does_not_go_on_on_other_samples(recipe):
+    run(ClassifierConfig(**{**recipe, "save_steps": 1}))
+    (Path(recipe["output_dir"]) / "training_done.json").unlink()
+    file = Path(recipe["data"]) / "train" / "metadata.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(InputError, match=rf"was begun when {file} held other samples; choose another output_dir"):
+        run(ClassifierConfig(**recipe))
+    run(ClassifierConfig(**{**recipe, "resume": False}))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(recipe):
     """A learning rate beyond all measure: no weights that are no numbers are saved, whose bins would be poses like any."""
     values = {**recipe, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0, "max_steps": 4}

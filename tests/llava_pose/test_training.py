@@ -233,6 +233,21 @@ def test_a_run_does_not_go_on_under_another_recipe(begun, changes, sentence):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_a_run_does_not_go_on_on_other_samples(begun):
+    file = Path(begun["train_json"])
+    samples = json.loads(file.read_text())
+    samples[0]["poses"][0]["azimuth"] += 0.1
+    changed = begun | {"train_json": str(file)}
+    text = file.read_text()
+    try:
+        file.write_text(json.dumps(samples))
+        with pytest.raises(InputError, match=rf"was begun when {file} held other samples; choose another output_dir"):
+            train(TrainConfig(**changed))
+    finally:
+        file.write_text(text)
+    train(TrainConfig(**begun))
+
+
 def test_what_does_not_touch_the_weights_may_change(begun, ended, monkeypatch):
     monkeypatch.chdir(Path(begun["data"]).parent)
     changes = {"logging_steps": 2, "save_steps": 5, "save_total_limit": 7, "dataloader_num_workers": 1}
