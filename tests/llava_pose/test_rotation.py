@@ -207,3 +207,37 @@ def test_matrix_fisher_normalizer_by_monte_carlo(singular: tuple[float, float, f
 def test_matrix_fisher_normalizer_has_the_right_gradient():
     parameter = torch.randn(6, 3, 3, generator=torch.Generator().manual_seed(11), dtype=torch.float64) * 3
     assert torch.autograd.gradcheck(MatrixFisher().log_normalizer, parameter.requires_grad_())
+
+
+def bins_of(probabilities: list[list[float]], offsets: float = 0.0) -> torch.Tensor:
+    """(1, 240) what a head puts out that gives the bins of each angle these probabilities."""
+    logits = torch.tensor(probabilities).log()
+    return torch.cat([logits, torch.full_like(logits, offsets)]).flatten()[None]
+
+
+def spread(bins: dict[int, float]) -> list[float]:
+    return [bins.get(number, 1e-9) for number in range(BINS)]
+
+
+def test_residual_bins_answer_where_the_most_is_near_and_not_with_the_best_bin():
+    """Front or back: the back's bin is the best, and the front's neighbours hold twice as much together."""
+    azimuth = spread({30: 0.34, 9: 0.2, 10: 0.26, 11: 0.2})
+    upright = spread({0: 1.0})
+    raw = bins_of([azimuth, upright, upright])
+    found = angles_from_rotation(rotation_representation("bins+residual").decode(raw))[0]
+    assert found.item() == pytest.approx(10 * BIN, abs=1e-4)
+
+
+def test_residual_bins_answer_between_two_bins_that_share_an_angle():
+    azimuth = spread({10: 0.5, 11: 0.5})
+    raw = bins_of([azimuth, spread({0: 1.0}), spread({39: 0.5, 0: 0.5})])
+    azimuth, _, theta = angles_from_rotation(rotation_representation("bins+residual").decode(raw))
+    assert azimuth.item() == pytest.approx(10.5 * BIN, abs=0.05 * BIN)  # one step gets there but for that
+    assert theta.item() == pytest.approx(-0.5 * BIN, abs=0.05 * BIN)
+
+
+def test_a_sure_bin_of_residual_bins_is_taken_with_its_offset():
+    raw = bins_of([spread({7: 1.0}), spread({2: 1.0}), spread({38: 1.0})], offsets=0.3)
+    found = torch.stack(angles_from_rotation(rotation_representation("bins+residual").decode(raw)))[:, 0]
+    expected = torch.tensor([7.3, 2.3, -1.7]) * BIN
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
