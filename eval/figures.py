@@ -204,10 +204,14 @@ def _figures_of_system(
 
 
 def _curve(outcomes: Outcomes) -> dict[str, list[float]]:
-    """The share of errors under each angle, and the ends of its 95% interval, by instance as all intervals."""
+    """The share of errors under each angle, and the ends of its 95% interval: by instance as all intervals, but Wilson's, since
+    a bootstrap of every angle would take long.
+    """
     share = cumulative_curve(outcomes.errors, CURVE_DEGREES)
     under = np.degrees(outcomes.errors)[:, None] < CURVE_DEGREES
     low, high = wilson_interval(share, effective_size(share, under, outcomes.instances))
+    # they rise as the share does: where instances happen to be alike at one angle, the wider of two neighbours' holds
+    low, high = np.minimum.accumulate(low[::-1])[::-1], np.maximum.accumulate(high)
     columns = {"share": share, "low": low, "high": high}
     return {"degrees": CURVE_DEGREES.tolist(), **{name: np.round(c, 5).tolist() for name, c in columns.items()}}
 

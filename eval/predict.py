@@ -26,6 +26,7 @@ from llava_pose.conversation import object_words
 from llava_pose.distributed import agreed, is_first_process, join_processes, map_over_processes, process_count
 from llava_pose.errors import InputError
 from llava_pose.model.loading import ADAPTER_CONFIG
+from llava_pose.model.rotation import DECODING
 from llava_pose.pictures import load_rgb
 from llava_pose.predictor import PoseAnswer, PosePredictor
 from llava_pose.records import (
@@ -235,6 +236,7 @@ def run_settings(config: PredictConfig, candidates: list[str], system: str) -> d
         "flip": config.flip or None,
         "predict_categories": config.predict_categories or None,
         "system": system,
+        "decoding": DECODING,
         "weights_digest": _digest(_weights_of(checkpoint)),
         "base_digest": _base_digest(checkpoint, config.base),
         "records_digest": _digest([Path(config.data) / config.split / "metadata.jsonl"]),

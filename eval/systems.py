@@ -192,7 +192,8 @@ def require_annotation(prediction: Prediction, record: ObjectRecord, where: str)
     """
     if canonical_category(prediction.category) != canonical_category(record.category):
         raise InputError(
-            f"{where} is of the category {prediction.category!r}, and the data's object is {record.category!r}"
+            f"{where} is of the category {prediction.category!r}, and the data's object is {record.category!r}; predict anew "
+            "on this data"
         )
     off = float(pose_error(prediction.true.angles, record.pose.angles))
     if off > SAME_TRUTH:

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from llava_pose.augmentation import UNCHANGED, Augmentation
 from llava_pose.conversation import POSE_TOKEN, mirror_sides, to_messages, validate_sample
+from llava_pose.distributed import is_first_process
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache
 from llava_pose.geometry import flip_pose
@@ -87,8 +89,9 @@ class TrainingSamples(Dataset):
         self.items = [(index, False) for index in range(len(samples))]
         if flip:
             self.items += [(index, True) for index in range(len(samples)) if samples[index].get("flippable", False)]
+        self._lengths: list[int] | None = None
         if max_length is not None:
-            self.items = [item for item in self.items if self._is_short_enough(item, drop_long)]
+            self._leave_out_long(drop_long)
         if not self.items:
             raise InputError("no training sample is left; check train.json and max_length")
 
@@ -106,22 +109,34 @@ class TrainingSamples(Dataset):
                         "run llava-pose prepare again"
                     )
 
-    def _is_short_enough(self, item: tuple[int, bool], drop_long: bool) -> bool:
-        try:
-            self._encode_text(*item)
-        except ChatTooLongError as error:
-            if not drop_long:
-                raise
-            logger.warning(f"dropped: {error}")
-            return False
-        return True
+    def _leave_out_long(self, drop_long: bool) -> None:
+        items, self.items, self._lengths = self.items, [], []
+        for item in items:
+            try:
+                length = len(self._encode_text(*item).input_ids)
+            except ChatTooLongError as error:
+                if not drop_long:
+                    raise
+                logger.warning(f"dropped: {error}")
+            else:
+                self.items.append(item)
+                self._lengths.append(length)
 
     def __len__(self) -> int:
         return len(self.items) * max(1, self.augment)
 
     def lengths(self) -> list[int]:
-        """Tokens of each item."""
-        return [len(self._encode_text(*item).input_ids) for item in self.items] * max(1, self.augment)
+        """Tokens of each item; all texts are encoded for it, unless they have been for ``max_length``.
+
+        Raises:
+            InputError: a sample's text is unusable.
+        """
+        if self._lengths is None:
+            shown = tqdm(
+                self.items, desc="lengths", unit="sample", delay=2, leave=False, disable=not is_first_process()
+            )
+            self._lengths = [len(self._encode_text(*item).input_ids) for item in shown]
+        return self._lengths * max(1, self.augment)
 
     def __getitem__(self, item: int) -> EncodedSample:
         item = range(len(self))[item]  # what is past the end ends an iteration

@@ -312,7 +312,8 @@ def effective_size(shares: Any, hits: Any, instances: Any = None) -> np.ndarray:
         instances: as in :func:`bootstrap_interval`.
 
     Returns:
-        (m,), from the number of instances (all there is to say where the share is 0 or 1) to that of pictures.
+        (m,), from the number of instances to that of pictures. Where nothing is known of how instances differ, of a share of 0
+        or 1 or of a single instance, it is the number of instances.
     """
     hits, shares = np.asarray(hits, dtype=np.float64), np.asarray(shares, dtype=np.float64)
     codes = _codes(instances, len(hits))
@@ -324,8 +325,11 @@ def effective_size(shares: Any, hits: Any, instances: Any = None) -> np.ndarray:
     count = len(totals)
     variance = (apart**2).sum(axis=0) * count / max(1, count - 1) / len(hits) ** 2
     within = shares * (1 - shares)
-    sizes = np.divide(within, variance, out=np.full(len(shares), float(count)), where=variance > 0)
-    return sizes.clip(count, len(hits))
+    unknown = (within <= 0) | (count == 1)
+    sizes = within / np.maximum(
+        variance, within / len(hits) + np.finfo(float).tiny
+    )  # instances that are alike: all pictures
+    return np.where(unknown, count, sizes.clip(count, len(hits)))
 
 
 def wilson_interval(shares: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE
 
-TRAINED_ON = "trained_on.json"  # in output_dir: which samples a run learns from
+TRAINED_ON = "trained_on.json"  # in output_dir: the digest of the file of samples that a run was begun with
 DONE_MARK = "training_done.json"  # in output_dir, once the run has ended
 COMPLETE_MARK = "complete.json"  # in a checkpoint, once it is whole
 # what may change between a run and its going on: where it is, how it is watched, and what does not touch the weights
@@ -62,6 +62,10 @@ class RunConfig(TrainingArguments):
     resume: bool = field(default=True, metadata={"help": "go on from the last whole checkpoint in output_dir"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, …"})
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={"help": "the order of an epoch: random, or sequential (the order of the samples' file)"},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false"})
     use_cpu: bool = field(default=False, metadata={"help": "leave a GPU alone; without one it is always so"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
@@ -108,7 +112,7 @@ class RunConfig(TrainingArguments):
 
     @property
     def training_file(self) -> Path:
-        """The file whose content says what there is to learn from."""
+        """The file that lists what there is to learn from; pictures are others."""
         return Path(self.data) / "train" / METADATA_FILE
 
     def require(self, *options: str) -> None:
@@ -135,7 +139,7 @@ class RunConfig(TrainingArguments):
         }
 
 
-def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> None:
+def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> str | None:
     """Refuse to go on with a run, or to take an ended one for done, of another kind, under another recipe or on other samples
     than it was begun with.
 
@@ -145,13 +149,17 @@ def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection
         file: the recipe beside the run, as :meth:`RunConfig.resolved` gave it to ``save_config``.
         may_differ: fields of this kind of run that do not touch the weights.
 
+    Returns:
+        A digest of the samples' file as it is before anything reads it; None if it is not there.
+
     Raises:
         InputError: naming what differs and what to do.
     """
     output = Path(config.output_dir)
     begun = (output / DONE_MARK).is_file() or any(output.glob(f"checkpoint-*/{COMPLETE_MARK}"))
+    digest = _digest(config.training_file) if config.training_file.is_file() else None
     if not (config.resume and begun):
-        return
+        return digest
     if not file.is_file():
         raise InputError(
             f"{output}: holds a run of another kind, for {file.name} is not there, which every run of this kind begins with; "
@@ -171,20 +179,20 @@ def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection
                 "output_dir, or start it over with resume false"
             )
     seen = output / TRAINED_ON
-    if seen.is_file() and config.training_file.is_file() and read_yaml(seen) != trained_on(config):
+    if digest is not None and seen.is_file() and read_yaml(seen).get("digest") != digest:
         raise InputError(
             f"{output}: its run was begun when {config.training_file} held other samples; choose another output_dir, or start "
             "it over with resume false"
         )
+    return digest
 
 
-def trained_on(config: RunConfig) -> dict[str, str]:
-    """What ``trained_on.json`` says: a digest of the samples' file."""
+def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    with open(config.training_file, "rb") as file:
+    with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return {"digest": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def start_over(config: RunConfig) -> None:

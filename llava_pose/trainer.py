@@ -105,7 +105,9 @@ class PoseTrainer(ResumableTrainer):
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups(dataset.lengths(), self.args.train_batch_size * self.args.world_size, seed)
+        groups = LengthGroups(dataset.lengths(), self._train_batch_size * self.args.world_size, seed)
+        self.add_callback(_EpochOfGroups(groups))
+        return groups
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As Trainer's, but poses stay exact: DeepSpeed's bfloat16 would round an azimuth by up to a degree."""
@@ -159,6 +161,20 @@ class PoseTrainer(ResumableTrainer):
                 **options,
             )
         return super().create_optimizer(model)
+
+
+class _EpochOfGroups(TrainerCallback):
+    """Tells the order which epoch it is: what transformers and accelerate do for it does not come through where processes
+    share out the batches of an epoch that a run goes on in.
+    """
+
+    def __init__(self, groups: LengthGroups):
+        self._groups = groups
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._groups.set_epoch(int(state.epoch or 0))
 
 
 class CompleteCheckpoints(TrainerCallback):

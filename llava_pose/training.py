@@ -21,7 +21,7 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
-from llava_pose.run import DONE_MARK, TRAINED_ON, RunConfig, require_same_recipe, start_over, trained_on
+from llava_pose.run import DONE_MARK, TRAINED_ON, RunConfig, require_same_recipe, start_over
 from llava_pose.trainer import (
     CompleteCheckpoints,
     LossHistory,
@@ -90,6 +90,13 @@ class TrainConfig(RunConfig):
     )
     drop_long: bool = field(default=False, metadata={"help": "drop (and log) samples over max_length: else an error"})
 
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "the order of an epoch: random; sequential (the file's); group_by_length: samples of like length share a "
+            "batch, so that less of it is padding"
+        },
+    )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "samples a step and device"})
     learning_rate: float = field(default=2e-4, metadata={"help": "of the language model (LLaVA's LoRA recipe)"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "as transformers names them"})
@@ -170,7 +177,7 @@ def train(config: TrainConfig) -> Path:
         LostWeightsError: a saved adapter is not what was trained.
     """
     output = Path(config.output_dir)
-    require_same_recipe(config, output / RECIPE_FILE)
+    digest = require_same_recipe(config, output / RECIPE_FILE)
     if (output / DONE_MARK).is_file() and config.resume:
         logger.info(f"{output}: this run has ended; give --resume false or choose another output_dir to run again")
         return output
@@ -198,7 +205,7 @@ def train(config: TrainConfig) -> Path:
         learning_rates=config.learning_rates,
         callbacks=[history],
     )
-    run_to_end(trainer, config, RECIPE_FILE)
+    run_to_end(trainer, config, RECIPE_FILE, digest)
     if config.language == "lora":
         require_saved_adapter(model, output)
     if trainer.is_world_process_zero():
@@ -302,9 +309,12 @@ def _features(
     return cache
 
 
-def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str) -> None:
+def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str, digest: str | None) -> None:
     """Train, or go on from the last whole checkpoint, and save the model; the settings go to the file ``recipe`` of the
     output folder before.
+
+    Args:
+        digest: of the samples' file, from :func:`llava_pose.run.require_same_recipe`.
     """
     output = Path(config.output_dir)
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
@@ -313,7 +323,8 @@ def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str) -> Non
         if not config.resume:
             start_over(config)
         save_config(config.resolved(), output / recipe)
-        write_json(output / TRAINED_ON, trained_on(config))
+        if checkpoint is None:
+            write_json(output / TRAINED_ON, {"digest": digest})
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
 

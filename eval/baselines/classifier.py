@@ -133,14 +133,14 @@ def run(config: ClassifierConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
-    require_same_recipe(config, output / RECIPE)
+    digest = require_same_recipe(config, output / RECIPE)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
     if agreed((output / DONE_MARK).is_file()) and config.resume:
         logger.info(f"{output}: this run has ended; give --resume false to run again")
         rewrite_recipe(config, RECIPE)
     else:
-        train(config)
+        train(config, digest)
     predictions = output / "predictions.jsonl"
     predict(
         output,
@@ -155,7 +155,7 @@ def run(config: ClassifierConfig) -> Path:
     return predictions
 
 
-def train(config: ClassifierConfig) -> None:
+def train(config: ClassifierConfig, digest: str | None) -> None:
     """Train, and save model, processor and backbone to the output folder."""
     output = Path(config.output_dir)
     records = select_records(config.data, "train", config.train_categories, "--train-categories")
@@ -169,7 +169,7 @@ def train(config: ClassifierConfig) -> None:
         f"{len(dataset)} samples (mirror images and changed ones included) of {len(names)} categories, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
-    trainer, done = fit(ClassifierTrainer, model, config, dataset, image_processor, recipe=RECIPE)
+    trainer, done = fit(ClassifierTrainer, model, config, dataset, image_processor, recipe=RECIPE, digest=digest)
     if trainer.is_world_process_zero():
         model.backbone.save_pretrained(output / "backbone")
         image_processor.save_pretrained(output / "backbone")

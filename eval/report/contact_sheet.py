@@ -96,8 +96,8 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
     """Draw a sheet of predictions on prepared data and return its path.
 
     Raises:
-        InputError: data or predictions are missing or bad, the system is not in the file, or no prediction is of an
-            object of the split.
+        InputError: data or predictions are missing or bad, the system is not in the file, a prediction is of another
+            annotation than the object's, or none is of an object of the split.
     """
     require(config.data, "--data")
     require(config.predictions, "--predictions")
@@ -112,6 +112,8 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
         )
     if len(known) < len(predictions):
         logger.warning("%d predictions are of objects outside %s", len(predictions) - len(known), folder / config.split)
+    for prediction in known:
+        require_annotation(prediction, records[prediction.id], f"{config.predictions}: the line of {prediction.id!r}")
     chosen = choose(known, config.select, config.count, seed=config.seed)
     items = [
         load_item(prediction, records[prediction.id], folder / config.split)
@@ -149,9 +151,8 @@ def load_item(prediction: Prediction, record: ObjectRecord, folder: Path) -> She
     """The sheet's item of one prediction.
 
     Raises:
-        InputError: the image is missing or cannot be read, or the prediction is of another annotation.
+        InputError: the image is missing or cannot be read.
     """
-    require_annotation(prediction, record, f"the prediction of {record.id!r}")
     return SheetItem(
         load_rgb(folder / record.file_name),
         prediction.category,

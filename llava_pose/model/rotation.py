@@ -9,7 +9,7 @@ name                size  source
 ``svd9d``              9  Levinson et al., "An analysis of SVD for deep rotation estimation", NeurIPS 2020
 ``rot6d``              6  Zhou et al., "On the continuity of rotation representations in neural networks", CVPR 2019
 ``bins``             120  40 bins an angle, floor binning, decoded at the centre (ImageNet3D, Ma et al., 2024)
-``bins+residual``    240  the same half a bin shifted (0 is a centre), and an offset within the chosen bin
+``bins+residual``    240  the same half a bin shifted (0 is a centre), and an offset within each; read where most is near
 ``matrix-fisher``      9  Mohlin et al., "Probabilistic orientation estimation with matrix Fisher", NeurIPS 2020
 ==================  ====  ===========================================================================================
 """
@@ -27,6 +27,7 @@ from torch import Tensor
 from llava_pose.geometry import angles_to_bins, bins_to_angles, rotation_matrix
 
 BINS = 40
+DECODING = "smoothed bins"  # of :meth:`decode`, for files of answers: to be named anew when one changes, so that none mixes two
 _MIRRORED_SIGNS = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 1.0)  # of S R S, row by row, S = diag(-1, 1, 1)
 
 
@@ -150,12 +151,13 @@ class BinsResidual(RotationRepresentation):
 
     Of an object's front and back now this and now that bin may be the most probable by a hair. The answer is therefore not
     the best bin but the angle whose surroundings hold the most: the mode of the bins smoothed with a Gaussian, and from
-    there one step of mean shift (Comaniciu and Meer, PAMI 2002, eq. 20) to where its neighbours, with their offsets, lie.
+    there one step of mean shift (Comaniciu and Meer, PAMI 2002, eq. 20) to where its neighbours, with their offsets, lie;
+    how near they are is counted from centre to centre.
     """
 
     size = 6 * BINS
     shift = 0.5
-    width = 2.0  # of the Gaussian, bins: what is within the 30 degrees of the protocol counts
+    width = 2.0  # standard deviation, bins: 18 degrees, so that within the protocol's 30 most of a neighbour counts
 
     def mirror(self, raw: Tensor) -> Tensor:
         parts = raw.unflatten(-1, (2, 3, BINS))
@@ -170,7 +172,8 @@ class BinsResidual(RotationRepresentation):
         bins = torch.arange(BINS, device=raw.device)
         steps = (bins - bins[:, None] + BINS // 2) % BINS - BINS // 2  # from a row's bin to a column's
         near = torch.exp(-0.5 * (steps / self.width) ** 2)
-        mode = (probabilities @ near).argmax(-1)
+        with torch.autocast(raw.device.type, enabled=False):  # bfloat16 would now and then find another mode
+            mode = (probabilities @ near).argmax(-1)
         weights = near[mode] * probabilities
         step = (weights * (steps[mode] + offsets.clamp(-0.5, 0.5))).sum(-1) / weights.sum(-1)
         angles = bins_to_angles(mode, bins=BINS, shift=self.shift) + step * (2 * torch.pi / BINS)

@@ -131,6 +131,23 @@ def test_several_systems_stand_side_by_side():
 # ------------------------------------------------------------------ plots
 
 
+def test_the_band_of_a_curve_goes_by_instance_and_rises_with_it():
+    """Sixteen pictures of an instance are hit together: the band is that of the bootstrap over instances, not of pictures."""
+    rng = np.random.default_rng(0)
+    errors = np.repeat(np.degrees(np.arccos(rng.uniform(-1, 1, 60))), 16) + rng.uniform(-1, 1, 960)
+    lines = [prediction(i, e, instance=f"car {i // 16}") for i, e in enumerate(errors)]
+    system = scores_of(lines)["systems"]["mine"]
+    share, low, high = (np.array(system["curve"][name]) for name in ("share", "low", "high"))
+    assert (low <= share).all()
+    assert (share <= high).all()
+    assert (np.diff(low) >= 0).all()
+    assert (np.diff(high) >= 0).all()
+    at_90 = system["curve"]["degrees"].index(90)
+    inside = float(share[at_90])
+    alone = 2 * 1.96 * math.sqrt(inside * (1 - inside) / 960)
+    assert high[at_90] - low[at_90] > 3 * alone
+
+
 @pytest.mark.parametrize("systems", [1, 3, 9])
 def test_plots_hold_what_the_scores_say(tmp_path, systems):
     scores = scores_of(*[many(system=f"system {i}", seed=i) for i in range(systems)])
@@ -223,7 +240,13 @@ def test_predictions_of_another_annotation_are_not_drawn_over_this_one(prepared,
     value["true"] = value["true"] | {"azimuth": value["true"]["azimuth"] + 0.5}
     write_jsonl(prepared / "predictions.jsonl", [value])
     assert run(prepared) == 2
-    assert re.search(r"says that its true pose is \d+\.\d degrees from the data.s", capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert re.search(
+        r"predictions.jsonl: the line of '.*' says that its true pose is \d+\.\d degrees from the data.s", error
+    )
+    write_jsonl(prepared / "predictions.jsonl", [line[1] | {"system": "mine", "category": "cup"}])
+    assert run(prepared) == 2
+    assert "is of the category 'cup', and the data's object is 'car'; predict anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -439,7 +439,9 @@ def test_a_stage_is_what_the_task_takes_it_for(kind: str) -> None:
     assert callable(getattr(module, stage.function))
 
 
-@pytest.mark.parametrize("name", ["benchmark_open_vocabulary", "benchmark_joint", "benchmark_photos"])
+@pytest.mark.parametrize(
+    "name", ["benchmark_open_vocabulary", "benchmark_joint", "benchmark_photos", "benchmark_photos_open"]
+)
 def test_the_recipes_name_options_that_there_are(name: str, prepared: Path, tmp_path: Path) -> None:
     """Every system of them is built, with its options checked, on another data set."""
     from eval.task import Scope, build_systems

@@ -232,10 +232,11 @@ class Launcher:
         command = [sys.executable, *launcher, "--master_port", free_port(), self._script(kill_at), *options]
         return self._run(command, kill_at)
 
-    def torchrun(self, values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    def torchrun(self, values: Mapping[str, Any], *, kill_at: str | None = None) -> subprocess.CompletedProcess[str]:
         """DDP with two processes."""
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-        return self._run([sys.executable, *launcher, "train.py", "--config", str(self.recipe_file(values))])
+        options = ["--config", str(self.recipe_file(values))]
+        return self._run([sys.executable, *launcher, self._script(kill_at), *options], kill_at)
 
     def _script(self, kill_at: str | None) -> str:
         if kill_at is None:

@@ -230,6 +230,10 @@ def test_effective_size_is_between_instances_and_pictures():
         assert size == pytest.approx([expected], rel=0.15)
     assert effective_size([0.0, 1.0], np.tile([False, True], (3200, 1)), instances).tolist() == [200, 200]
     assert effective_size([alone.mean()], alone[:, None]).tolist() == [3200]
+    half = np.tile([True, False], 1600)  # the same in every instance: they tell as much as pictures can
+    assert effective_size([0.5], half[:, None], instances).tolist() == [3200]
+    for hits in (14, 15, 16):  # of one instance nothing is known
+        assert effective_size([hits / 22], (np.arange(22) < hits)[:, None], np.zeros(22)).tolist() == [1]
 
 
 def test_the_band_of_shares_is_the_bootstraps():

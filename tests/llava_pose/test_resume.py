@@ -94,7 +94,8 @@ def test_lora_run_killed_again_and_again_ends_as_an_undisturbed_one(launcher, lo
 
 
 def test_run_that_groups_by_length_goes_on_in_the_same_order(launcher, long_recipe, tmp_path: Path):
-    values = {**long_recipe, "train_sampling_strategy": "group_by_length"}
+    """In its second epoch of four steps."""
+    values = {**long_recipe, "train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 8}
     undisturbed = train(TrainConfig(**{**values, "output_dir": str(tmp_path / "undisturbed")}))
     assert launcher.train(values, kill_at=f"checkpoint-8/{COMPLETE_MARK}").returncode == KILLED
     result = launcher.train(values)
@@ -122,6 +123,20 @@ def test_full_run_killed_from_outside_ends_as_an_undisturbed_one(launcher, long_
     assert result.returncode == 0, result.stdout[-4000:]
     assert "going on from" in result.stdout
     assert_same_run(run, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_that_group_by_length_go_on_in_the_same_order(launcher, long_recipe, tmp_path: Path):
+    """In their second epoch of four steps: what sets the epoch does not reach an order that processes share by itself."""
+    values = {**long_recipe, "train_sampling_strategy": "group_by_length"}
+    undisturbed = {**values, "output_dir": str(tmp_path / "undisturbed")}
+    assert launcher.torchrun(undisturbed).returncode == 0
+    assert launcher.torchrun(values, kill_at=f"checkpoint-8/{COMPLETE_MARK}").returncode != 0
+    result = launcher.torchrun(values)
+    assert result.returncode == 0, result.stdout[-6000:]
+    assert "checkpoint-6" in result.stdout
+    assert_same_run(Path(values["output_dir"]), tmp_path / "undisturbed")
 
 
 @pytest.mark.slow

@@ -241,3 +241,13 @@ def test_a_sure_bin_of_residual_bins_is_taken_with_its_offset():
     found = torch.stack(angles_from_rotation(rotation_representation("bins+residual").decode(raw)))[:, 0]
     expected = torch.tensor([7.3, 2.3, -1.7]) * BIN
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ROTATION_NAMES)
+def test_autocast_does_not_change_what_is_decoded(name: str):
+    representation = rotation_representation(name)
+    raw = torch.randn(256, representation.size, generator=torch.Generator().manual_seed(3)) * 3
+    expected = representation.decode(raw)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = representation.decode(raw)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

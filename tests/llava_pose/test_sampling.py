@@ -38,6 +38,7 @@ def test_little_of_a_batch_is_padding_and_its_place_in_the_epoch_tells_nothing_o
     assert padding(by_lot, lengths, 32) > 0.3
     assert padding(order, lengths, 32) < 0.02
     longest = np.array([lengths[order[start : start + 32]].max() for start in range(0, 4000, 32)])
+    assert longest[0] == 150  # memory that is too small is found at once
     changes = (longest[1:] != longest[:-1]).mean()
     assert 0.3 < changes < 0.7  # in the order of their lengths it would be some 0.04
 
@@ -57,8 +58,13 @@ def test_the_order_is_that_of_seed_and_epoch():
 def test_the_lengths_of_a_dataset_are_those_of_its_items(recipe: dict[str, Any], training_data):
     samples = training_data.samples[:4]
     samples[1]["conversations"][0]["value"] += " Take your time, and look at all of the picture before you answer."
-    data = TrainingSamples(samples, training_data.prepared, load_processor(recipe["model"]), flip=True, augment=2)
-    assert data.lengths() == [len(data[i].input_ids) for i in range(len(data))]
+    processor = load_processor(recipe["model"])
+    data = TrainingSamples(samples, training_data.prepared, processor, flip=True, augment=2)
+    lengths = data.lengths()
+    assert lengths == [len(data[i].input_ids) for i in range(len(data))]
+    options = {"flip": True, "augment": 2, "max_length": max(lengths) - 1, "drop_long": True}
+    shorter = TrainingSamples(samples, training_data.prepared, processor, **options)
+    assert shorter.lengths() == [len(shorter[i].input_ids) for i in range(len(shorter))] < lengths
 
 
 def test_a_run_groups_by_length(recipe: dict[str, Any], training_data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
