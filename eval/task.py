@@ -37,9 +37,9 @@ SETTINGS_FILE, DONE_MARK = "system.yaml", "system_done.json"
 class Stage:
     """A kind of system: the module, imported when one is asked for, its config class, and its function over it.
 
-    The config has the fields data, output_dir, system, train_categories, predict_split and predict_categories; ``task``
-    ("pose" or "joint") where it matters. The function trains, or goes on, or sees that it is done, predicts, and returns
-    the path of predictions.jsonl.
+    The config has the fields data, output_dir, system, predict_split and predict_categories; ``train_categories`` if it is
+    trained, and ``task`` ("pose" or "joint") where it matters. The function trains, or goes on, or sees that it is done,
+    predicts, and returns the path of predictions.jsonl.
     """
 
     module: str
@@ -49,6 +49,7 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "classifier": Stage("eval.baselines.classifier", "ClassifierConfig"),
+    "trained-classifier": Stage("eval.baselines.trained_classifier", "TrainedClassifierConfig"),
     "neural-mesh": Stage("eval.baselines.neural_mesh", "NeuralMeshRunConfig"),
     "llava-pose": Stage("eval.llava_pose_system", "LlavaPoseSystemConfig"),
     "predictions": Stage("eval.ready_predictions", "ReadyPredictionsConfig"),

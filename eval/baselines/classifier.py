@@ -25,6 +25,7 @@ from eval.baselines.classifier_model import POOLINGS, PoseClassifier, PoseClassi
 from eval.baselines.classifier_trainer import ClassifierTrainer
 from eval.baselines.network import TINY, fit, load_backbone, load_network, rewrite_recipe, start_from, write_answers
 from eval.baselines.record_images import RecordImages, category_of, select_records
+from llava_pose import categories
 from llava_pose.config import command, require_folder, write_json
 from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
@@ -244,25 +245,37 @@ def predict(
     system: str,
     device: torch.device | str = "cpu",
     batch_size: int = 64,
+    flip: bool = False,
 ) -> None:
     """Write a prediction for each record, whole or not at all.
 
-    The category is the one that the category head prefers; angles do not depend on it.
+    The category is the one that the category head prefers; angles depend on it only with ``flip``.
 
     Args:
         folder: of the trained classifier.
         pictures: the folder that the records' files are in.
+        flip: answer with the means of what the heads put out for the picture and for its mirror image: of the rotation where
+            the plane of symmetry of the category that is found is x = 0, as LLaVA-pose's predictor has it.
     """
     model, image_processor = load_classifier(folder)
     model.to(device)
     names = model.config.categories
     dataset = RecordImages(records, pictures, image_processor, names)
+    mirrored = torch.tensor(
+        [categories.get(name, allow_custom=True).mirror_axis == "x" for name in names], device=device
+    )
 
     def answer(batch: range) -> list[dict[str, Any]]:
-        pixels = torch.stack([dataset[index]["pixel_values"] for index in batch])
-        output = model(pixels.to(device))
-        angles = torch.stack(angles_from_rotation(model.rotations(output.raw_rotation).double().cpu()), -1)
-        probabilities = output.category_logits.softmax(-1).cpu()
+        pixels = torch.stack([dataset[index]["pixel_values"] for index in batch]).to(device)
+        output = model(pixels)
+        raw, scores = output.raw_rotation, output.category_logits.log_softmax(-1)
+        if flip:
+            of_mirror = model(pixels.flip(-1))
+            scores = (scores + of_mirror.category_logits.log_softmax(-1)) / 2
+            both = (raw + model.representation.mirror(of_mirror.raw_rotation)) / 2
+            raw = torch.where(mirrored[scores.argmax(-1)][:, None], both, raw)
+        angles = torch.stack(angles_from_rotation(model.rotations(raw).double().cpu()), -1)
+        probabilities = scores.softmax(-1).cpu()
         return [
             Prediction.of(
                 records[index],

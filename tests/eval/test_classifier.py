@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import (
     AutoModel,
     BitImageProcessor,
@@ -27,6 +29,8 @@ from eval.baselines.classifier import ClassifierConfig, build_classifier, load_c
 from eval.baselines.classifier_model import PoseClassifier, PoseClassifierConfig
 from eval.baselines.classifier_trainer import ClassifierTrainer
 from eval.baselines.record_images import RecordImages
+from eval.baselines.trained_classifier import TrainedClassifierConfig
+from eval.baselines.trained_classifier import run as run_trained
 from llava_pose.config import parse_config
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation, angles_to_bins, bins_to_angles
@@ -306,6 +310,44 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe):
     folder = Path(recipe["output_dir"])
     assert not (folder / "training_done.json").exists()
     assert not (folder / "predictions.jsonl").exists()
+
+
+def test_asked_about_the_mirror_image_too_a_classifier_answers_for_both_alike(recipe, prepared, tmp_path):
+    """The answer for the mirror image is the mirror image of the answer, of cars; a guitar is asked about once."""
+    folder = Path(recipe["output_dir"])
+    once = read_predictions(run(ClassifierConfig(**{**recipe, "predict_split": "train", "max_steps": 100})))
+    pictures = prepared / "train"
+    asked = TrainedClassifierConfig(
+        checkpoint=str(folder), flip=True, data=str(prepared), output_dir=str(tmp_path / "asked"), predict_split="train"
+    )
+    lossless(pictures)
+    both = read_predictions(run_trained(asked))
+    lossless(pictures, ImageOps.mirror)
+    of_mirror = read_predictions(run_trained(replace(asked, output_dir=str(tmp_path / "mirror"))))
+    kinds = [line.pred_category for line in both]
+    assert set(kinds) == {"car", "guitar"}
+    assert kinds == [line.pred_category for line in of_mirror]
+    for single, line, other in zip(once, both, of_mirror, strict=True):
+        if line.pred_category == "car":
+            azimuth, elevation, theta = line.pose.angles
+            assert pose_error(other.pose.angles, (-azimuth, elevation, -theta)) < 1e-3
+        else:
+            assert pose_error(line.pose.angles, single.pose.angles) < 1e-3
+
+
+def lossless(folder: Path, change: Callable[[Image.Image], Image.Image] = lambda image: image) -> None:
+    for path in folder.rglob("*.JPEG"):
+        with Image.open(path) as image:
+            changed = change(image.convert("RGB"))
+        changed.save(path, format="PNG")
+
+
+def test_a_trained_classifier_needs_a_classifier(prepared, tmp_path):
+    config = {"data": str(prepared), "output_dir": str(tmp_path / "asked")}
+    with pytest.raises(InputError, match=r"checkpoint .*/nowhere: there is no such folder; train one with"):
+        run_trained(TrainedClassifierConfig(**config, checkpoint=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match="checkpoint is needed"):
+        TrainedClassifierConfig(**config)
 
 
 def test_the_backbone_is_a_tower(recipe, tmp_path):

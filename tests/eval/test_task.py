@@ -435,7 +435,7 @@ def test_a_stage_is_what_the_task_takes_it_for(kind: str) -> None:
     module = import_module(stage.module)
     names = {f.name for f in fields(getattr(module, stage.config_class))}
     expected = {"data", "output_dir", "system", "predict_split", "predict_categories"}
-    assert expected | (set() if kind == "predictions" else {"train_categories"}) <= names
+    assert expected | (set() if kind in ("predictions", "trained-classifier") else {"train_categories"}) <= names
     assert callable(getattr(module, stage.function))
 
 
