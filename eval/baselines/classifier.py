@@ -246,6 +246,7 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     flip: bool = False,
+    given: bool = False,
 ) -> None:
     """Write a prediction for each record, whole or not at all.
 
@@ -255,7 +256,8 @@ def predict(
         folder: of the trained classifier.
         pictures: the folder that the records' files are in.
         flip: answer with the means of what the heads put out for the picture and for its mirror image: of the rotation where
-            the plane of symmetry of the category that is found is x = 0, as LLaVA-pose's predictor has it.
+            the plane of symmetry of the category is x = 0, as LLaVA-pose's predictor has it.
+        given: that category is the record's, as where LLaVA-pose is told it; else the one that is found.
     """
     model, image_processor = load_classifier(folder)
     model.to(device)
@@ -273,7 +275,11 @@ def predict(
             of_mirror = model(pixels.flip(-1))
             scores = (scores + of_mirror.category_logits.log_softmax(-1)) / 2
             both = (raw + model.representation.mirror(of_mirror.raw_rotation)) / 2
-            raw = torch.where(mirrored[scores.argmax(-1)][:, None], both, raw)
+            flips = mirrored[scores.argmax(-1)]
+            if given:
+                axes = [category_of(records[index]).mirror_axis for index in batch]
+                flips = torch.tensor([axis == "x" for axis in axes], device=device)
+            raw = torch.where(flips[:, None], both, raw)
         angles = torch.stack(angles_from_rotation(model.rotations(raw).double().cpu()), -1)
         probabilities = scores.softmax(-1).cpu()
         return [

@@ -25,6 +25,9 @@ class TrainedClassifierConfig:
     data: str | None = field(default=None, metadata={"help": "the prepared folder"})
     output_dir: str | None = field(default=None, metadata={"help": "predictions.jsonl goes there"})
     system: str = field(default="pose-classifier", metadata={"help": "name in the tables"})
+    task: str = field(
+        default="pose", metadata={"help": "pose: the category is given, as far as flip goes; joint: it is found"}
+    )
     predict_split: str = field(default="val", metadata={"help": "split to predict"})
     predict_categories: list[str] | None = field(
         default=None, metadata={"help": "predict objects of these alone; default: every object of the split"}
@@ -51,6 +54,7 @@ def run(config: TrainedClassifierConfig) -> Path:
         system=config.system,
         device=PartialState().device,
         flip=config.flip,
+        given=config.task == "pose",
     )
     if is_first_process():
         logger.info(f"{len(records)} predictions of {config.system} are in {out}")

@@ -320,6 +320,7 @@ def test_asked_about_the_mirror_image_too_a_classifier_answers_for_both_alike(re
     asked = TrainedClassifierConfig(
         checkpoint=str(folder), flip=True, data=str(prepared), output_dir=str(tmp_path / "asked"), predict_split="train"
     )
+    asked = replace(asked, task="joint")
     lossless(pictures)
     both = read_predictions(run_trained(asked))
     lossless(pictures, ImageOps.mirror)
@@ -333,6 +334,23 @@ def test_asked_about_the_mirror_image_too_a_classifier_answers_for_both_alike(re
             assert pose_error(other.pose.angles, (-azimuth, elevation, -theta)) < 1e-3
         else:
             assert pose_error(line.pose.angles, single.pose.angles) < 1e-3
+
+
+def test_a_category_that_is_given_decides_about_the_mirror_image(recipe, prepared, tmp_path):
+    """In the pose task it is not the one that is found, which of a novel category is always wrong."""
+    once = run(ClassifierConfig(**{**recipe, "train_categories": ["car"], "predict_split": "train"}))
+    options = {"data": str(prepared), "predict_split": "train", "flip": True}
+    config = TrainedClassifierConfig(**options, checkpoint=recipe["output_dir"], output_dir=str(tmp_path / "asked"))
+    lines = list(zip(read_predictions(once), read_predictions(run_trained(config)), strict=True))
+    assert {line.pred_category for _, line in lines} == {"car"}
+    assert {line.category for _, line in lines} == {"car", "guitar"}
+    guitars = [(single, line) for single, line in lines if line.category == "guitar"]
+    assert all(line.pose.angles == pytest.approx(single.pose.angles, abs=1e-4) for single, line in guitars)
+    config = replace(config, task="joint", output_dir=str(tmp_path / "found"))
+    found = [line for line in read_predictions(run_trained(config)) if line.category == "guitar"]
+    assert any(
+        pose_error(line.pose.angles, other.pose.angles) > 1e-3 for (_, line), other in zip(guitars, found, strict=True)
+    )
 
 
 def lossless(folder: Path, change: Callable[[Image.Image], Image.Image] = lambda image: image) -> None:
