@@ -312,8 +312,9 @@ def effective_size(shares: Any, hits: Any, instances: Any = None) -> np.ndarray:
         instances: as in :func:`bootstrap_interval`.
 
     Returns:
-        (m,), from the number of instances to that of pictures. Where nothing is known of how instances differ, of a share of 0
-        or 1 or of a single instance, it is the number of instances.
+        (m,), to the number of pictures from that of instances, or fewer where some show in many more pictures than others:
+        n² / Σ m² of instances of m pictures. It is this least where nothing is known of how instances differ: of a share of
+        0 or 1, or of a single instance.
     """
     hits, shares = np.asarray(hits, dtype=np.float64), np.asarray(shares, dtype=np.float64)
     codes = _codes(instances, len(hits))
@@ -321,15 +322,16 @@ def effective_size(shares: Any, hits: Any, instances: Any = None) -> np.ndarray:
         return np.full(len(shares), float(len(hits)))
     totals = np.zeros((int(codes.max()) + 1, hits.shape[1]))
     np.add.at(totals, codes, hits)
-    apart = totals - np.bincount(codes)[:, None] * shares
+    pictures = np.bincount(codes)
+    apart = totals - pictures[:, None] * shares
     count = len(totals)
     variance = (apart**2).sum(axis=0) * count / max(1, count - 1) / len(hits) ** 2
     within = shares * (1 - shares)
     unknown = (within <= 0) | (count == 1)
-    sizes = within / np.maximum(
-        variance, within / len(hits) + np.finfo(float).tiny
-    )  # instances that are alike: all pictures
-    return np.where(unknown, count, sizes.clip(count, len(hits)))
+    least = len(hits) ** 2 / (pictures**2).sum()
+    # instances that are alike tell as much as pictures can
+    sizes = within / np.maximum(variance, within / len(hits) + np.finfo(float).tiny)
+    return np.where(unknown, least, sizes.clip(least, len(hits)))
 
 
 def wilson_interval(shares: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -232,6 +232,11 @@ def test_effective_size_is_between_instances_and_pictures():
     assert effective_size([alone.mean()], alone[:, None]).tolist() == [3200]
     half = np.tile([True, False], 1600)  # the same in every instance: they tell as much as pictures can
     assert effective_size([0.5], half[:, None], instances).tolist() == [3200]
+    unequal = np.repeat(np.arange(51), [500] + [1] * 50)  # all but a tenth of the pictures show one instance
+    shown = unequal == 0
+    least = 550**2 / (500**2 + 50)
+    assert least < effective_size([shown.mean()], shown[:, None], unequal)[0] < 51 / 3
+    assert effective_size([0.0], np.zeros((550, 1)), unequal) == pytest.approx([least])
     for hits in (14, 15, 16):  # of one instance nothing is known
         assert effective_size([hits / 22], (np.arange(22) < hits)[:, None], np.zeros(22)).tolist() == [1]
 
