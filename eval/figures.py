@@ -209,7 +209,7 @@ def _curve(outcomes: Outcomes) -> dict[str, list[float]]:
     """
     share = cumulative_curve(outcomes.errors, CURVE_DEGREES)
     under = np.degrees(outcomes.errors)[:, None] < CURVE_DEGREES
-    low, high = wilson_interval(share, effective_size(share, under, outcomes.instances))
+    low, high = wilson_interval(share, effective_size(under, outcomes.instances))
     # they rise as the share does: where instances happen to be alike at one angle, the wider of two neighbours' holds
     low, high = np.minimum.accumulate(low[::-1])[::-1], np.maximum.accumulate(high)
     columns = {"share": share, "low": low, "high": high}

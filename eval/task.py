@@ -23,7 +23,7 @@ from typing import Any
 
 from eval.baselines.record_images import category_of
 from llava_pose import categories, cli
-from llava_pose.config import fill_config, read_yaml, require, require_folder, save_config, write_json
+from llava_pose.config import file_digest, fill_config, read_yaml, require, require_folder, save_config, write_json
 from llava_pose.distributed import agreed, is_first_process, join_processes, several_processes
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
@@ -153,7 +153,7 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
     for kind in config.defaults or {}:
         _require_kind(kind, "defaults")
     digests = {
-        f"{split}_records_digest": _digest_of((Path(config.data) / split / METADATA_FILE).read_bytes())
+        f"{split}_records_digest": file_digest(Path(config.data) / split / METADATA_FILE)
         for split in sorted({"train", config.predict_split})
     }
     systems: list[System] = []
@@ -168,7 +168,7 @@ def build_systems(config: TaskConfig, scope_of: Callable[[bool], Scope]) -> list
         settings = {"kind": kind, "options": dict(options), **shared, **digests}
         for option in ("file", "train_json"):
             if isinstance(options.get(option), str) and Path(options[option]).is_file():
-                settings[f"{option}_digest"] = _digest_of(Path(options[option]).read_bytes())
+                settings[f"{option}_digest"] = file_digest(options[option])
         used = _resolve_names(options, systems)
         if used is not None:
             if used.oracle and not oracle:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -217,6 +218,15 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected 'field: value' lines, found a {type(values).__name__}")
     return values
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """BLAKE2b of a file's content, 128 bits in hexadecimal: whether it is what it was."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def require(value: Any, option: str) -> None:

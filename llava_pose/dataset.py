@@ -111,7 +111,7 @@ class TrainingSamples(Dataset):
 
     def _leave_out_long(self, drop_long: bool) -> None:
         items, self.items, self._lengths = self.items, [], []
-        for item in items:
+        for item in _shown(items):
             try:
                 length = len(self._encode_text(*item).input_ids)
             except ChatTooLongError as error:
@@ -132,10 +132,7 @@ class TrainingSamples(Dataset):
             InputError: a sample's text is unusable.
         """
         if self._lengths is None:
-            shown = tqdm(
-                self.items, desc="lengths", unit="sample", delay=2, leave=False, disable=not is_first_process()
-            )
-            self._lengths = [len(self._encode_text(*item).input_ids) for item in shown]
+            self._lengths = [len(self._encode_text(*item).input_ids) for item in _shown(self.items)]
         return self._lengths * max(1, self.augment)
 
     def __getitem__(self, item: int) -> EncodedSample:
@@ -192,6 +189,10 @@ class TrainingSamples(Dataset):
             size = {**size, "viewport": size["viewport"] * change.scale}
             numbers.append(pose_targets_of(pose, **size))
         return numbers
+
+
+def _shown(items: list[tuple[int, bool]]) -> tqdm:
+    return tqdm(items, desc="lengths", unit="sample", delay=2, leave=False, disable=not is_first_process())
 
 
 _NO_SIZE = {"width": 1.0, "height": 1.0, "viewport": 1.0}  # of no effect where the location is unknown

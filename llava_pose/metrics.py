@@ -301,14 +301,13 @@ def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
     return np.searchsorted(ordered, np.asarray(degrees, dtype=np.float64), side="left") / ordered.size
 
 
-def effective_size(shares: Any, hits: Any, instances: Any = None) -> np.ndarray:
+def effective_size(hits: Any, instances: Any = None) -> np.ndarray:
     """Of shares of hits, how many pictures of an instance each would be as sure (Kish, Survey Sampling, 1965, sec. 5.4): the
     variance of a share of n such pictures is share (1 - share) / n, and that of ours is the ratio estimator's over instances
     (Cochran, Sampling Techniques, 1977, sec. 2.11).
 
     Args:
-        shares: (m,) means of ``hits``.
-        hits: (n, m) of pictures.
+        hits: (n, m) of pictures, 0 or 1; the shares are their means.
         instances: as in :func:`bootstrap_interval`.
 
     Returns:
@@ -316,10 +315,11 @@ def effective_size(shares: Any, hits: Any, instances: Any = None) -> np.ndarray:
         n² / Σ m² of instances of m pictures. It is this least where nothing is known of how instances differ: of a share of
         0 or 1, or of a single instance.
     """
-    hits, shares = np.asarray(hits, dtype=np.float64), np.asarray(shares, dtype=np.float64)
+    hits = np.asarray(hits, dtype=np.float64)
     codes = _codes(instances, len(hits))
     if codes is None:
-        return np.full(len(shares), float(len(hits)))
+        return np.full(hits.shape[1], float(len(hits)))
+    shares = hits.mean(axis=0)
     totals = np.zeros((int(codes.max()) + 1, hits.shape[1]))
     np.add.at(totals, codes, hits)
     pictures = np.bincount(codes)

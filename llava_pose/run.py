@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import math
 import shutil
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from llava_pose.config import as_written, read_yaml, require_seed
+from llava_pose.config import as_written, file_digest, read_yaml, require_seed
 from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE
@@ -115,6 +115,11 @@ class RunConfig(TrainingArguments):
         """The file that lists what there is to learn from; pictures are others."""
         return Path(self.data) / "train" / METADATA_FILE
 
+    @functools.cached_property
+    def training_digest(self) -> str | None:
+        """A digest of that file as it is when first asked for, which is before anything reads it; None if it is not there."""
+        return file_digest(self.training_file) if self.training_file.is_file() else None
+
     def require(self, *options: str) -> None:
         """Check options that have no default; each is named in the error as it is spelt here.
 
@@ -139,7 +144,7 @@ class RunConfig(TrainingArguments):
         }
 
 
-def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> str | None:
+def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection[str] = ()) -> None:
     """Refuse to go on with a run, or to take an ended one for done, of another kind, under another recipe or on other samples
     than it was begun with.
 
@@ -149,17 +154,14 @@ def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection
         file: the recipe beside the run, as :meth:`RunConfig.resolved` gave it to ``save_config``.
         may_differ: fields of this kind of run that do not touch the weights.
 
-    Returns:
-        A digest of the samples' file as it is before anything reads it; None if it is not there.
-
     Raises:
         InputError: naming what differs and what to do.
     """
     output = Path(config.output_dir)
     begun = (output / DONE_MARK).is_file() or any(output.glob(f"checkpoint-*/{COMPLETE_MARK}"))
-    digest = _digest(config.training_file) if config.training_file.is_file() else None
+    digest = config.training_digest
     if not (config.resume and begun):
-        return digest
+        return
     if not file.is_file():
         raise InputError(
             f"{output}: holds a run of another kind, for {file.name} is not there, which every run of this kind begins with; "
@@ -184,15 +186,6 @@ def require_same_recipe(config: RunConfig, file: Path, *, may_differ: Collection
             f"{output}: its run was begun when {config.training_file} held other samples; choose another output_dir, or start "
             "it over with resume false"
         )
-    return digest
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def start_over(config: RunConfig) -> None:

@@ -177,7 +177,7 @@ def train(config: TrainConfig) -> Path:
         LostWeightsError: a saved adapter is not what was trained.
     """
     output = Path(config.output_dir)
-    digest = require_same_recipe(config, output / RECIPE_FILE)
+    require_same_recipe(config, output / RECIPE_FILE)
     if (output / DONE_MARK).is_file() and config.resume:
         logger.info(f"{output}: this run has ended; give --resume false or choose another output_dir to run again")
         return output
@@ -205,7 +205,7 @@ def train(config: TrainConfig) -> Path:
         learning_rates=config.learning_rates,
         callbacks=[history],
     )
-    run_to_end(trainer, config, RECIPE_FILE, digest)
+    run_to_end(trainer, config, RECIPE_FILE)
     if config.language == "lora":
         require_saved_adapter(model, output)
     if trainer.is_world_process_zero():
@@ -309,12 +309,9 @@ def _features(
     return cache
 
 
-def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str, digest: str | None) -> None:
+def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str) -> None:
     """Train, or go on from the last whole checkpoint, and save the model; the settings go to the file ``recipe`` of the
     output folder before.
-
-    Args:
-        digest: of the samples' file, from :func:`llava_pose.run.require_same_recipe`.
     """
     output = Path(config.output_dir)
     trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
@@ -324,7 +321,7 @@ def run_to_end(trainer: ResumableTrainer, config: RunConfig, recipe: str, digest
             start_over(config)
         save_config(config.resolved(), output / recipe)
         if checkpoint is None:
-            write_json(output / TRAINED_ON, {"digest": digest})
+            write_json(output / TRAINED_ON, {"digest": config.training_digest})
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(output))
 

@@ -134,14 +134,14 @@ def run(config: ClassifierConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
-    digest = require_same_recipe(config, output / RECIPE)
+    require_same_recipe(config, output / RECIPE)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
     if agreed((output / DONE_MARK).is_file()) and config.resume:
         logger.info(f"{output}: this run has ended; give --resume false to run again")
         rewrite_recipe(config, RECIPE)
     else:
-        train(config, digest)
+        train(config)
     predictions = output / "predictions.jsonl"
     predict(
         output,
@@ -156,7 +156,7 @@ def run(config: ClassifierConfig) -> Path:
     return predictions
 
 
-def train(config: ClassifierConfig, digest: str | None) -> None:
+def train(config: ClassifierConfig) -> None:
     """Train, and save model, processor and backbone to the output folder."""
     output = Path(config.output_dir)
     records = select_records(config.data, "train", config.train_categories, "--train-categories")
@@ -170,7 +170,7 @@ def train(config: ClassifierConfig, digest: str | None) -> None:
         f"{len(dataset)} samples (mirror images and changed ones included) of {len(names)} categories, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
-    trainer, done = fit(ClassifierTrainer, model, config, dataset, image_processor, recipe=RECIPE, digest=digest)
+    trainer, done = fit(ClassifierTrainer, model, config, dataset, image_processor, recipe=RECIPE)
     if trainer.is_world_process_zero():
         model.backbone.save_pretrained(output / "backbone")
         image_processor.save_pretrained(output / "backbone")
@@ -263,9 +263,6 @@ def predict(
     model.to(device)
     names = model.config.categories
     dataset = RecordImages(records, pictures, image_processor, names)
-    mirrored = torch.tensor(
-        [categories.get(name, allow_custom=True).mirror_axis == "x" for name in names], device=device
-    )
 
     def answer(batch: range) -> list[dict[str, Any]]:
         pixels = torch.stack([dataset[index]["pixel_values"] for index in batch]).to(device)
@@ -274,12 +271,12 @@ def predict(
         if flip:
             of_mirror = model(pixels.flip(-1))
             scores = (scores + of_mirror.category_logits.log_softmax(-1)) / 2
-            both = (raw + model.representation.mirror(of_mirror.raw_rotation)) / 2
-            flips = mirrored[scores.argmax(-1)]
             if given:
-                axes = [category_of(records[index]).mirror_axis for index in batch]
-                flips = torch.tensor([axis == "x" for axis in axes], device=device)
-            raw = torch.where(flips[:, None], both, raw)
+                asked = [category_of(records[index]) for index in batch]
+            else:
+                asked = [categories.get(names[best], allow_custom=True) for best in scores.argmax(-1).tolist()]
+            both = torch.tensor([category.mirror_axis == "x" for category in asked], device=device)
+            raw = model.representation.with_mirror_images(raw, of_mirror.raw_rotation, both)
         angles = torch.stack(angles_from_rotation(model.rotations(raw).double().cpu()), -1)
         probabilities = scores.softmax(-1).cpu()
         return [

@@ -74,12 +74,8 @@ def fit(
     image_processor: Any,
     *,
     recipe: str,
-    digest: str | None,
 ) -> tuple[ResumableTrainer, dict[str, Any]]:
     """Train or go on, and save model and image processor; the settings go to ``recipe`` in the output folder before.
-
-    Args:
-        digest: of the samples' file, from :func:`llava_pose.run.require_same_recipe`.
 
     Returns:
         The trainer, and what the mark of a run that is done begins with.
@@ -87,7 +83,7 @@ def fit(
     output = Path(config.output_dir)
     history = LossHistory(output / "log.jsonl")
     trainer = trainer_class(model=model, args=config, train_dataset=dataset, callbacks=[history])
-    run_to_end(trainer, config, recipe, digest)
+    run_to_end(trainer, config, recipe)
     if trainer.is_world_process_zero():
         image_processor.save_pretrained(output)
     return trainer, {"steps": trainer.state.global_step, "loss": history.last_loss()}

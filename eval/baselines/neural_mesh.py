@@ -154,14 +154,14 @@ def run(config: NeuralMeshRunConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
-    digest = require_same_recipe(config, output / RECIPE, may_differ=_OF_PREDICTION)
+    require_same_recipe(config, output / RECIPE, may_differ=_OF_PREDICTION)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = square_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
     if agreed((output / DONE_MARK).is_file()) and config.resume:
         logger.info(f"{output}: this run has ended; give --resume false to run again")
         rewrite_recipe(config, RECIPE)
     else:
-        train(config, digest)
+        train(config)
     predictions = output / "predictions.jsonl"
     predict(
         output,
@@ -180,7 +180,7 @@ def run(config: NeuralMeshRunConfig) -> Path:
     return predictions
 
 
-def train(config: NeuralMeshRunConfig, digest: str | None) -> None:
+def train(config: NeuralMeshRunConfig) -> None:
     """Train, and save model and processor to the output folder."""
     output = Path(config.output_dir)
     where = f"{config.data}/train"
@@ -199,7 +199,7 @@ def train(config: NeuralMeshRunConfig, digest: str | None) -> None:
         f"{len(dataset)} samples (mirror images included), {model.config.classes} meshes of {config.vertices} vertices, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
-    trainer, done = fit(ResumableTrainer, model, config, dataset, image_processor, recipe=RECIPE, digest=digest)
+    trainer, done = fit(ResumableTrainer, model, config, dataset, image_processor, recipe=RECIPE)
     if trainer.is_world_process_zero():
         seen = model.bank.seen.float().mean().item()
         write_json(output / DONE_MARK, {**done, "vertices_seen": seen})

@@ -25,7 +25,7 @@ from eval.baselines.vlm_prompt import VlmAnswer, candidate_words, first_messages
 from eval.predict import claim_output
 from llava_pose import categories
 from llava_pose.categories import Category
-from llava_pose.config import command, only_writer, require, require_folder, write_json
+from llava_pose.config import command, file_digest, only_writer, require, require_folder, write_json
 from llava_pose.errors import InputError
 from llava_pose.records import (
     METADATA_FILE,
@@ -191,7 +191,7 @@ def _settings(
         "categories": sorted(words.values()) if words else [],
         "predict_categories": sorted({_category(name).name for name in config.predict_categories or []}),
         "system": system,
-        "records_digest": hashlib.blake2b(metadata.read_bytes(), digest_size=16).hexdigest(),
+        "records_digest": file_digest(metadata),
         "prompt": hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest(),
     }
 

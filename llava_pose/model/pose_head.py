@@ -212,9 +212,8 @@ class PoseHead(nn.Module):
         Args:
             both: (n,) booleans: where not, the picture's own answer stands.
         """
+        rotation = self.representation.with_mirror_images(output.raw_rotation, of_mirror.raw_rotation, both)
         both = both[:, None]
-        mirrored = self.representation.mirror(of_mirror.raw_rotation)
-        rotation = torch.where(both, (output.raw_rotation + mirrored) / 2, output.raw_rotation)
         across = output.location.new_tensor([1.0, -1.0, 1.0])
         location = torch.where(both, (output.location + across * of_mirror.location) / 2, output.location)
         logit = (output.confidence_logit + of_mirror.confidence_logit) / 2

@@ -50,6 +50,12 @@ class RotationRepresentation(ABC):
         which is S R S of a rotation R, with S = diag(-1, 1, 1).
         """
 
+    def with_mirror_images(self, raw: Tensor, of_mirror: Tensor, both: Tensor) -> Tensor:
+        """(n, size) raw outputs for pictures and for their mirror images as one: the means of both where ``both`` (n,) says
+        so, elsewhere the picture's own.
+        """
+        return torch.where(both[:, None], (raw + self.mirror(of_mirror)) / 2, raw)
+
 
 class _SpecialOrthogonal(torch.autograd.Function):
     """Nearest rotation in Frobenius norm, with a gradient that is finite wherever the projection is smooth.

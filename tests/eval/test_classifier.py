@@ -317,10 +317,8 @@ def test_asked_about_the_mirror_image_too_a_classifier_answers_for_both_alike(re
     folder = Path(recipe["output_dir"])
     once = read_predictions(run(ClassifierConfig(**{**recipe, "predict_split": "train", "max_steps": 100})))
     pictures = prepared / "train"
-    asked = TrainedClassifierConfig(
-        checkpoint=str(folder), flip=True, data=str(prepared), output_dir=str(tmp_path / "asked"), predict_split="train"
-    )
-    asked = replace(asked, task="joint")
+    options = {"data": str(prepared), "predict_split": "train", "flip": True, "task": "joint"}
+    asked = TrainedClassifierConfig(**options, checkpoint=str(folder), output_dir=str(tmp_path / "asked"))
     lossless(pictures)
     both = read_predictions(run_trained(asked))
     lossless(pictures, ImageOps.mirror)

@@ -226,19 +226,19 @@ def test_effective_size_is_between_instances_and_pictures():
     alike = np.repeat(rng.random(200) < 0.3, 16)  # hit or missed together: an instance is worth one picture
     alone = rng.random(3200) < 0.3  # whatever instance they show: each is worth one
     for hits, expected in ((alike, 200), (alone, 3200)):
-        size = effective_size([hits.mean()], hits[:, None], instances)
+        size = effective_size(hits[:, None], instances)
         assert size == pytest.approx([expected], rel=0.15)
-    assert effective_size([0.0, 1.0], np.tile([False, True], (3200, 1)), instances).tolist() == [200, 200]
-    assert effective_size([alone.mean()], alone[:, None]).tolist() == [3200]
+    assert effective_size(np.tile([False, True], (3200, 1)), instances).tolist() == [200, 200]
+    assert effective_size(alone[:, None]).tolist() == [3200]
     half = np.tile([True, False], 1600)  # the same in every instance: they tell as much as pictures can
-    assert effective_size([0.5], half[:, None], instances).tolist() == [3200]
+    assert effective_size(half[:, None], instances).tolist() == [3200]
     unequal = np.repeat(np.arange(51), [500] + [1] * 50)  # all but a tenth of the pictures show one instance
     shown = unequal == 0
     least = 550**2 / (500**2 + 50)
-    assert least < effective_size([shown.mean()], shown[:, None], unequal)[0] < 51 / 3
-    assert effective_size([0.0], np.zeros((550, 1)), unequal) == pytest.approx([least])
+    assert least < effective_size(shown[:, None], unequal)[0] < 51 / 3
+    assert effective_size(np.zeros((550, 1)), unequal) == pytest.approx([least])
     for hits in (14, 15, 16):  # of one instance nothing is known
-        assert effective_size([hits / 22], (np.arange(22) < hits)[:, None], np.zeros(22)).tolist() == [1]
+        assert effective_size((np.arange(22) < hits)[:, None], np.zeros(22)).tolist() == [1]
 
 
 def test_the_band_of_shares_is_the_bootstraps():
@@ -247,7 +247,7 @@ def test_the_band_of_shares_is_the_bootstraps():
     sizes = rng.integers(1, 30, 150)
     instances = np.repeat(np.arange(150), sizes)
     hits = rng.random(sizes.sum()) < np.repeat(rng.beta(1, 2, 150), sizes)
-    size = effective_size([hits.mean()], hits[:, None], instances)
+    size = effective_size(hits[:, None], instances)
     low, high = wilson_interval([hits.mean()], size)
     expected = bootstrap_interval(hits, instances=instances)
     assert (low[0], high[0]) == pytest.approx((expected.low, expected.high), abs=0.012)
