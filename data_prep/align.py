@@ -26,9 +26,10 @@ from tqdm import tqdm
 from data_prep.alignment import AlignmentTable, builtin_table, read_table, turned_angles
 from data_prep.imagenet3d import AnnotationError, parse_object, plain, read_annotation, write_annotation
 from data_prep.pool import map_processes
-from llava_pose.config import command, read_yaml, require_folder, save_config, write_atomic, write_json
+from llava_pose.config import command, read_yaml, require_folder, save_config
 from llava_pose.errors import InputError
 from llava_pose.off import turned_off
+from llava_pose.utils.files import write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 

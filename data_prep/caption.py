@@ -23,10 +23,12 @@ from data_prep.caption_grammar import check_caption, scene_caption
 from data_prep.caption_lines import GRAMMAR, OK, CaptionLine, read_captions
 from data_prep.caption_prompt import first_messages
 from data_prep.scenes import Scene, make_scenes
-from llava_pose.config import command, only_writer, read_yaml, require, require_folder, save_config, write_json
+from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, append_jsonl, drop_torn_line, read_records, write_jsonl
 from llava_pose.served_model import Endpoint, map_threads, require_client, token_account
+from llava_pose.utils.files import write_json
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 _LINES_AT_ONCE = 256  # of the grammar's, which need no saving one by one
@@ -105,7 +107,7 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
     out = Path(config.out)
     if out.is_dir():
         raise InputError(f"--out {out}: this is a folder; name a file, such as {out / 'captions.jsonl'}")
-    with only_writer(out, "--out", "caption"):
+    with own_file(out, "--out", "caption"):
         known = _earlier_lines(out, config)
         save_config(_settings(config), _settings_file(out))
         wanted = [image for image in scenes if image not in known]

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from data_prep.imagenet3d import is_plain_name, write_list
 from data_prep.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes
-from llava_pose.config import command, read_yaml, require_folder, save_config, write_atomic
+from llava_pose.config import command, read_yaml, require_folder, save_config
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
+from llava_pose.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE = "export.yaml"

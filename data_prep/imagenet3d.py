@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.safe_npz import read_npz, shown
-from llava_pose.config import write_atomic
 from llava_pose.errors import InputError
+from llava_pose.utils.files import write_atomic
 
 ANNOTATIONS_KEY = "annotations"
 IMAGE_SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".JPG", ".png", ".PNG", ".webp", ".tif", ".tiff")

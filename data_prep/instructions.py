@@ -30,10 +30,11 @@ from data_prep.questions.kinds import KIND_NAMES, make_kinds
 from data_prep.rederive import rederive
 from data_prep.scenes import Scene, category_of, make_scenes
 from llava_pose import categories
-from llava_pose.config import atomic_file, command, require, require_folder, write_json
+from llava_pose.config import command, require, require_folder
 from llava_pose.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
+from llava_pose.utils.files import atomic_file, write_json
 
 logger = logging.getLogger(__name__)
 

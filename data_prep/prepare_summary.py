@@ -17,7 +17,7 @@ from typing import IO, Any
 from data_prep.imagenet3d import RawLayout, read_list
 from data_prep.journal import OutputFolder
 from data_prep.prepare_image import ImageJob, ImageResult
-from llava_pose.config import atomic_file, write_json
+from llava_pose.utils.files import atomic_file, write_json
 
 logger = logging.getLogger(__name__)
 _EXAMPLES = 20

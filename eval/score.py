@@ -18,8 +18,9 @@ from eval.figures import score_comparison
 from eval.report.plots import categories_figure, curve_figure, save_figure
 from eval.report.table import score_text
 from eval.systems import align, read_systems
-from llava_pose.config import command, write_json
+from llava_pose.config import command
 from llava_pose.errors import InputError
+from llava_pose.utils.files import write_json
 
 
 @dataclass

@@ -22,10 +22,11 @@ from eval.report.report_table import KINDS, make_table, notes_of, sections_of, t
 from eval.report.sections import as_markdown, as_text
 from eval.systems import align, canonical_category, read_systems
 from llava_pose import categories
-from llava_pose.config import command, write_atomic, write_json
+from llava_pose.config import command
 from llava_pose.errors import InputError
 from llava_pose.metrics import threshold_name
 from llava_pose.records import Prediction, read_predictions
+from llava_pose.utils.files import write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions

@@ -23,11 +23,12 @@ from typing import Any
 
 from eval.baselines.record_images import category_of
 from llava_pose import categories, cli
-from llava_pose.config import file_digest, fill_config, read_yaml, require, require_folder, save_config, write_json
+from llava_pose.config import fill_config, read_yaml, require, require_folder, save_config
 from llava_pose.distributed import agreed, is_first_process, join_processes, several_processes
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.trainer import NonFiniteLossError
+from llava_pose.utils.files import file_digest, write_json
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE, DONE_MARK = "system.yaml", "system_done.json"

@@ -9,22 +9,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import fcntl
-import hashlib
 import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from llava_pose.errors import InputError
 from llava_pose.noise import quiet_others
+from llava_pose.utils.files import is_disk_full, printable, read_text, write_atomic
 
 ConfigT = TypeVar("ConfigT")
 logger = logging.getLogger(__name__)
@@ -203,16 +201,15 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A YAML file that holds one mapping.
 
     Raises:
-        InputError: it cannot be read, is not YAML, or is not a mapping.
+        InputError: it cannot be read, is not UTF-8, is not YAML, is not a mapping, or has a field twice.
     """
+    text = read_text(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the config file ({error.strerror}); check the path") from error
-    try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML: it is nested too deeply") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -220,13 +217,20 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """BLAKE2b of a file's content, 128 bits in hexadecimal: whether it is what it was."""
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, but a field that stands there twice is an error: of two values the last would hold unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                line = key.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the field '{key.value}' stands there twice, the second time on line {line}; take one out"
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def require(value: Any, option: str) -> None:
@@ -280,91 +284,11 @@ def as_written(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-@contextmanager
-def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write whole or not at all: a reader, or a run after a crash, never sees a half-written one.
+class _PrintableFormatter(logging.Formatter):
+    """Log lines without the control characters that a data set may hold."""
 
-    Args:
-        mode: "w" for text (UTF-8) or "wb".
-
-    Raises:
-        InputError: the file cannot be written; the message names it.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, mode, encoding=None if "b" in mode else "utf-8")  # noqa: SIM115, closed below
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.replace(temporary, path)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot write the file ({error.strerror}); choose another path")
-
-
-@contextmanager
-def only_writer(out: Path, option: str, what: str) -> Iterator[None]:
-    """A file that is appended to is written by one process at a time; the lock goes with the process, however it ends.
-
-    Args:
-        option: by which the file was named, for messages.
-        what: the command, for messages.
-
-    Raises:
-        InputError: the folder cannot be written, or another process holds the file.
-    """
-    lock = out.with_name(f".{out.name}.lock")
-    while True:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            file = open(lock, "w")  # noqa: SIM115 (held until the end)
-        except OSError as error:
-            raise InputError(f"{option} {out}: cannot write there ({error.strerror}); choose another path") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"{option} {out}: another {what} is writing it; wait for it to end") from error
-            if not _is_file_at(lock, file):
-                continue  # its last holder took it away after it was opened here: whoever comes next makes another
-            yield
-            lock.unlink(missing_ok=True)
-            return
-
-
-def _is_file_at(path: Path, file: IO[Any]) -> bool:
-    """Whether an open file is the one that stands at the path now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a whole file or nothing.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    with atomic_file(path, "wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write JSON atomically, readable by a person. NaN is refused: it is no JSON."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def run_main(run: Callable[[], Any]) -> int:
@@ -374,17 +298,32 @@ def run_main(run: Callable[[], Any]) -> int:
     """
     quiet_others()
     if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_PrintableFormatter("%(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
         logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         run()
+        sys.stdout.flush()  # what a closed pipe does not take must not be met at the interpreter's end
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _fail(f"{error}", 2)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; run the same command again to go on\n")
+        return _fail("stopped; run the same command again to go on", 1, prefix="")
+    except BrokenPipeError:
+        # whoever read the output, such as head, has enough; the interpreter would complain as it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return _fail(f"{where}the disk is full; make room and run the same command again, which goes on from here", 1)
     return 0
+
+
+def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
+    sys.stderr.write(f"{prefix}{printable(message)}\n")
+    return code
 
 
 def command(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
+
+from llava_pose.errors import InputError
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -101,6 +103,26 @@ def join_deepspeed() -> None:
 def agreed(value: T) -> T:
     """Process 0's value, on every process. Waits for all."""
     return broadcast_object_list([value])[0] if several_processes() else value
+
+
+@contextmanager
+def first_process_holds(held: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context, such as the ownership of a folder, on process 0 alone.
+
+    Raises:
+        InputError: entering it raised one; it is raised on every process, so that none waits for another.
+    """
+    with ExitStack() as stack:
+        refusal: InputError | None = None
+        if is_first_process():
+            try:
+                stack.enter_context(held)
+            except InputError as error:
+                refusal = error
+        refusal = agreed(refusal)
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 def this_place() -> Place:

@@ -18,9 +18,9 @@ from PIL import Image, ImageOps
 from torch import nn
 from tqdm import tqdm
 
-from llava_pose.config import write_json
 from llava_pose.errors import InputError
 from llava_pose.pictures import load_rgb
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 _BLOCK = 16

@@ -30,3 +30,5 @@ def quiet_others() -> None:
     for name, part in _LOGGED.items():
         logging.getLogger(name).addFilter(_Without(part))
     warnings.filterwarnings("ignore", message=_WARNED, category=FutureWarning)
+    # of Pillow, at half of its own limit: pictures have ours (llava_pose.pictures.MAX_PIXELS)
+    warnings.filterwarnings("ignore", message=r"Image size .* exceeds limit")

@@ -1,22 +1,64 @@
-"""Pictures as everything here takes them: 8-bit RGB whatever the file holds, and square where a model sees them."""
+"""Pictures as everything here takes them: 8-bit RGB whatever the file holds, and square where a model sees them.
+
+Pillow knows some seventy formats, and hands a few of them (EPS, for one) to other programs. Only those of :data:`FORMATS`
+are decoded here, whatever a file is called, and none with more than :data:`MAX_PIXELS`.
+"""
 
 from __future__ import annotations
 
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from llava_pose.errors import InputError
+from llava_pose.utils.files import open_regular
 
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
+MAX_PIXELS = 1 << 26  # 67 million, 200 MB once decoded; a JPEG may have more where it can be decoded smaller
+MAX_SQUARE = 2048  # pixels a side of what a model is shown: towers see less, and a thin panorama's square would be vast
 PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean: outside of a picture, and behind transparent pixels
 DECODING_ERRORS = (  # what Pillow raises for files that are damaged or no pictures
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
+
+
+@contextmanager
+def open_image(
+    source: str | os.PathLike[str] | IO[bytes], *, max_side: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """Open a picture without decoding it: a regular file, of one of :data:`FORMATS`, and not too large.
+
+    Args:
+        source: a path, or a binary file that is open.
+        max_side: what a longer side may be reduced to while a JPEG is decoded, pixels: to no less than this.
+        max_pixels: that may be decoded.
+
+    Raises:
+        InputError: it has more pixels.
+        OSError, UnidentifiedImageError, …: one of :data:`DECODING_ERRORS`.
+    """
+    if not hasattr(source, "read"):
+        with open_regular(source) as file, open_image(file, max_side=max_side, max_pixels=max_pixels) as image:
+            yield image
+        return
+    with Image.open(source, formats=FORMATS) as image:
+        size = image.size
+        if max_side is not None and max(size) > 2 * max_side:
+            image.draft(None, _fitted(size, max_side))  # a JPEG by a power of two, anything else not at all
+        if image.width * image.height > max_pixels:
+            raise InputError(
+                f"it has {size[0]}×{size[1]} pixels, more than the {max_pixels / 1e6:.0f} million that are decoded here; "
+                "make it smaller"
+            )
+        yield image
 
 
 def load_rgb(
@@ -25,20 +67,26 @@ def load_rgb(
     upright: bool = False,
     name: str | None = None,
     remedy: str = "run llava-pose prepare again",
+    max_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """A picture file, decoded whole, as 8-bit RGB.
+    """Return a picture file, decoded whole, as 8-bit RGB.
 
     Args:
         upright: turn it as its EXIF orientation says. Prepared pictures are annotated as they are stored.
         name: what a person calls the file, for messages; by default the path.
         remedy: for messages.
+        max_side: shrink a picture whose longer side has more pixels than this.
+        max_pixels: refuse a picture with more.
 
     Raises:
-        InputError: it is missing, damaged, no picture, or of a pixel format that has no agreed range.
+        InputError: it is missing, no regular file, damaged, too large, no picture of a known format, or of a pixel format
+            that has no agreed range.
     """
     try:
-        with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+        with open_image(path, max_side=max_side, max_pixels=max_pixels) as image:
+            loaded = to_rgb(ImageOps.exif_transpose(image) if upright else image)
+            return loaded if max_side is None else shrink(loaded, max_side)
     except InputError as error:
         raise InputError(f"{name or path}: {error}") from error
     except DECODING_ERRORS as error:
@@ -73,17 +121,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def square_picture(image: Image.Image) -> tuple[Image.Image, int, int]:
-    """The picture as RGB, padded to a square, and how far it moved right and down, pixels.
+def shrink(image: Image.Image, max_side: int) -> Image.Image:
+    """Return the picture with its longer side at most ``max_side`` pixels; one that fits comes back itself."""
+    if max(image.size) <= max_side:
+        return image
+    return image.resize(_fitted(image.size, max_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _fitted(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    scale = max_side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def square_picture(image: Image.Image) -> tuple[Image.Image, float, int, int]:
+    """Return the picture as RGB, shrunk to :data:`MAX_SQUARE` if it is larger, and padded to a square.
+
+    Returns:
+        The square; how much smaller it was made, as square pixels per pixel; and how far it moved right and down, in
+        pixels of the square.
 
     Raises:
         InputError: as :func:`to_rgb`.
     """
-    image = to_rgb(image)
+    longest = max(image.size)
+    image = shrink(to_rgb(image), MAX_SQUARE)
     side = max(image.size)
+    scale = side / longest
     if image.size == (side, side):
-        return image, 0, 0
+        return image, scale, 0, 0
     left, top = (side - image.width) // 2, (side - image.height) // 2
     square = Image.new("RGB", (side, side), PADDING_COLOUR)
     square.paste(image, (left, top))
-    return square, left, top
+    return square, scale, left, top

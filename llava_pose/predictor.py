@@ -77,20 +77,29 @@ class ChatAnswer:
 
 @dataclass(frozen=True)
 class _Frame:
-    """How a picture became the square that the model sees: square = (picture + (left, top))."""
+    """How a picture became the square that the model sees: square = picture * scale + (left, top).
 
+    Attributes:
+        side: of the square, pixels.
+        viewport: square pixels per unit focal length.
+    """
+
+    scale: float
     left: int
     top: int
     side: int
     viewport: float
 
     def to_picture(self, pose: Pose) -> Pose:
-        return replace(pose, px=pose.px - self.left, py=pose.py - self.top)
+        return replace(pose, px=(pose.px - self.left) / self.scale, py=(pose.py - self.top) / self.scale)
 
     def to_square(self, pose: Pose) -> Pose:
         if pose.px is None or pose.py is None:
             return pose
-        return replace(pose, px=pose.px + self.left, py=pose.py + self.top)
+        return replace(pose, px=pose.px * self.scale + self.left, py=pose.py * self.scale + self.top)
+
+
+_NO_PICTURE = _Frame(scale=1.0, left=0, top=0, side=1, viewport=1.0)
 
 
 def assumed_viewport(image: Image.Image) -> float:
@@ -334,7 +343,7 @@ class PosePredictor:
         text = space_poses(self._processor.tokenizer.decode([token for token in tokens if token not in hidden])).strip()
         if not states:
             return ChatAnswer(text, complete=complete)
-        frame = frames[0] if frames else _Frame(0, 0, 1, 1.0)
+        frame = frames[0] if frames else _NO_PICTURE
         rows = torch.zeros(len(states), dtype=torch.long, device=self._device)
         seen = self._model.image_tokens(embeddings, ids, patches)
         output = self._model.read_poses(torch.stack(states), seen, rows)
@@ -381,7 +390,7 @@ class PosePredictor:
         )
 
     def _input_poses(self, messages: Sequence[Mapping[str, Any]], frame: _Frame | None) -> Tensor:
-        frame = frame or _Frame(0, 0, 1, 1.0)
+        frame = frame or _NO_PICTURE
         rows = [
             pose_targets_of(frame.to_square(pose), width=frame.side, height=frame.side, viewport=frame.viewport)
             for message in messages
@@ -394,9 +403,9 @@ class PosePredictor:
         """How each picture became a square, and the squares as the tower takes them."""
         frames, squares = [], []
         for index, image in enumerate(images):
-            square, left, top = square_picture(image)
+            square, scale, left, top = square_picture(image)
             viewport = assumed_viewport(image) if viewports is None else float(viewports[index])
-            frames.append(_Frame(left, top, square.width, viewport))
+            frames.append(_Frame(scale, left, top, square.width, viewport * scale))
             squares.append(square)
         pixels = self._processor.image_processor(squares, return_tensors="pt")["pixel_values"]
         dtype = next(self._model.model.vision_tower.parameters()).dtype

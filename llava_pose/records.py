@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llava_pose.config import write_atomic
 from llava_pose.errors import InputError
+from llava_pose.utils.files import append_whole, open_regular, write_atomic
 
 METADATA_FILE = "metadata.jsonl"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -278,7 +278,7 @@ def read_jsonl(
         InputError: the file cannot be read or a line is not a JSON object; the message names file and line.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             for number, line in enumerate(file, start=1):
                 # bytes: a writer may have been killed in the middle of a letter
                 if not line.strip() or (whole_lines_only and not line.endswith(b"\n")):
@@ -317,12 +317,15 @@ def write_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]
 
 
 def append_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]]) -> None:
-    """Append lines and flush them to disk; :func:`drop_torn_line` mends what a crash leaves behind."""
+    """Append lines and force them to disk, all or none of them.
+
+    A process that is killed meanwhile may leave a torn line, which :func:`drop_torn_line` takes away.
+
+    Raises:
+        InputError: the file cannot be written, or its disk is full.
+    """
     text = "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    append_whole(path, text.encode("utf-8"))
 
 
 def drop_torn_line(path: str | os.PathLike[str]) -> None:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from llava_pose.config import as_written, file_digest, read_yaml, require_seed
+from llava_pose.config import as_written, read_yaml, require_seed
 from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE
+from llava_pose.utils.files import file_digest
 
 TRAINED_ON = "trained_on.json"  # in output_dir: the digest of the file of samples that a run was begun with
 DONE_MARK = "training_done.json"  # in output_dir, once the run has ended

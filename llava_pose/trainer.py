@@ -18,13 +18,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.collator import SAMPLE_NAMES
-from llava_pose.config import write_json
 from llava_pose.distributed import agreed, is_first_process, sum_over_processes, whole_weights
 from llava_pose.model.loading import ADAPTER_WEIGHTS, first_sentence
 from llava_pose.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.run import COMPLETE_MARK
 from llava_pose.sampling import LengthGroups
 from llava_pose.tuning import part_of
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 _EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
 from llava_pose.collator import PoseCollator
-from llava_pose.config import command, make_folder, require_folder, save_config, write_json
+from llava_pose.config import command, make_folder, require_folder, save_config
 from llava_pose.dataset import TrainingSamples, read_samples
 from llava_pose.distributed import agreed, join_deepspeed, this_place, whole_weights
 from llava_pose.errors import InputError
@@ -31,6 +31,7 @@ from llava_pose.trainer import (
     require_saved_adapter,
 )
 from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for, train_in_float32
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 RECIPE_FILE = "train.yaml"  # beside the checkpoint: what the run was

@@ -21,10 +21,11 @@ from data_prep.inspect.subcommand import Subcommand
 from data_prep.render.raycast import require_embree
 from llava_pose import categories
 from llava_pose.categories import Category
-from llava_pose.config import require_folder, write_atomic
+from llava_pose.config import require_folder
 from llava_pose.drawing import load_font
 from llava_pose.errors import InputError
 from llava_pose.off import OffMesh, read_off
+from llava_pose.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

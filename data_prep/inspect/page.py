@@ -23,12 +23,12 @@ from data_prep.inspect.statistics import statistics
 from data_prep.inspect.stats_report import report_text
 from data_prep.inspect.subcommand import Subcommand
 from data_prep.inspect.wireframes import Wireframes
-from llava_pose.config import write_atomic
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize
 from llava_pose.metrics import pose_error
 from llava_pose.pictures import load_rgb
 from llava_pose.records import Pose
+from llava_pose.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 JPEG_QUALITY = 82

@@ -10,7 +10,7 @@ from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.statistics import statistics
 from data_prep.inspect.stats_report import report_plots, report_text
 from data_prep.inspect.subcommand import Subcommand
-from llava_pose.config import write_atomic, write_json
+from llava_pose.utils.files import write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from data_prep.imagenet3d import RawLayout, write_annotation, write_list
 from data_prep.pool import map_processes
 from llava_pose import categories
-from llava_pose.config import command, read_yaml, save_config, write_atomic
+from llava_pose.config import command, read_yaml, save_config
 from llava_pose.errors import InputError
+from llava_pose.utils.files import write_atomic
 
 from . import sampling
 from .backgrounds import list_photos

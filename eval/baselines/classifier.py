@@ -26,7 +26,7 @@ from eval.baselines.classifier_trainer import ClassifierTrainer
 from eval.baselines.network import TINY, fit, load_backbone, load_network, rewrite_recipe, start_from, write_answers
 from eval.baselines.record_images import RecordImages, category_of, select_records
 from llava_pose import categories
-from llava_pose.config import command, require_folder, write_json
+from llava_pose.config import command, require_folder
 from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
@@ -36,6 +36,7 @@ from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction
 from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 RECIPE = "classifier.yaml"

@@ -27,13 +27,14 @@ from eval.baselines.probe_backbone import ProbeBackbone, load_probe_backbone
 from eval.baselines.probe_features import ProbeFeatures, build_features
 from eval.baselines.probe_training import ProbeTrainer, ProbeWeights, batch_order
 from eval.baselines.record_images import category_of, select_records
-from llava_pose.config import require, require_folder, save_config, write_json
+from llava_pose.config import require, require_folder, save_config
 from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_to_bins, bins_to_angles
 from llava_pose.metrics import pose_error
 from llava_pose.model.rotation import BINS
 from llava_pose.records import ObjectRecord, Pose, Prediction, write_jsonl
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)

@@ -37,7 +37,7 @@ from eval.baselines.neural_mesh_grid import (
 from eval.baselines.neural_mesh_model import KINDS, NeuralMesh, NeuralMeshConfig
 from eval.baselines.neural_mesh_search import SCORES, Meshes, PoseSearch, Starts, classify_and_search, interpolated
 from eval.baselines.record_images import category_of
-from llava_pose.config import command, require_folder, write_json
+from llava_pose.config import command, require_folder
 from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
@@ -47,6 +47,7 @@ from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction
 from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
 from llava_pose.trainer import ResumableTrainer
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 RECIPE = "neural_mesh.yaml"

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from eval.baselines.probe_backbone import ProbeBackbone
-from llava_pose.config import write_json
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, fingerprint
 from llava_pose.pictures import load_rgb
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from eval.baselines.vlm_prompt import VlmAnswer, candidate_words, first_messages
 from eval.predict import claim_output
 from llava_pose import categories
 from llava_pose.categories import Category
-from llava_pose.config import command, file_digest, only_writer, require, require_folder, write_json
+from llava_pose.config import command, require, require_folder
 from llava_pose.errors import InputError
 from llava_pose.records import (
     METADATA_FILE,
@@ -38,6 +38,8 @@ from llava_pose.records import (
     write_jsonl,
 )
 from llava_pose.served_model import Endpoint, Reply, ServedModel, TokenLimit, map_threads, require_client, token_account
+from llava_pose.utils.files import file_digest, write_json
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +122,7 @@ def run(config: VlmApiConfig) -> Path | None:
         require(getattr(config, option), f"--{option.replace('_', '-')}")
     system = config.system or config.model
     out = Path(config.output_dir) / "predictions.jsonl"
-    with only_writer(out, "--output-dir", "vlm-api"):
+    with own_file(out, "--output-dir", "vlm-api"):
         claim_output(out, _settings(config, records, words, prepared, system))
         known = _earlier_lines(out, records, system)
         done = {id_ for id_, line in known.items() if line.get("pose") is not None or not config.retry_failed}

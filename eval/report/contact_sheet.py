@@ -19,12 +19,13 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from eval.systems import canonical_category, read_systems, require_annotation
-from llava_pose.config import command, require, require_folder, require_seed, write_atomic
+from llava_pose.config import command, require, require_folder, require_seed
 from llava_pose.drawing import AXIS_COLOURS, draw_axes, load_font
 from llava_pose.errors import InputError
 from llava_pose.metrics import pose_error
 from llava_pose.pictures import load_rgb, to_rgb
 from llava_pose.records import ObjectRecord, Pose, Prediction, read_records
+from llava_pose.utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from llava_pose.config import write_atomic
+from llava_pose.utils.files import write_atomic
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; more systems go on with other line styles
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

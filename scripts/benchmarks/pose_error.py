@@ -16,10 +16,11 @@ import numpy as np
 from scipy.linalg import logm
 from scipy.spatial.transform import Rotation
 
-from llava_pose.config import command, write_json
+from llava_pose.config import command
 from llava_pose.errors import InputError
 from llava_pose.geometry import rotation_matrix
 from llava_pose.metrics import pose_error
+from llava_pose.utils.files import write_json
 
 HALF_TURNS = 200
 

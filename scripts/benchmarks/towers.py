@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
 from llava_pose import categories
-from llava_pose.config import command, require_folder, write_json
+from llava_pose.config import command, require_folder
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
 from llava_pose.metrics import pose_error, summarize_errors
@@ -42,6 +42,7 @@ from llava_pose.model.modeling import space_to_depth
 from llava_pose.model.rotation import ROTATION_NAMES, RotationRepresentation, rotation_representation
 from llava_pose.pictures import load_rgb
 from llava_pose.records import ObjectRecord, read_records
+from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 

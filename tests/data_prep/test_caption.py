@@ -308,7 +308,7 @@ def test_a_second_writer_is_refused(prepared, tmp_path):
     seen = []
 
     def good(body: dict) -> str:
-        with pytest.raises(InputError, match="another caption is writing it"):
+        with pytest.raises(InputError, match="another caption is writing there"):
             caption(CaptionConfig(data=str(prepared), out=str(out)))
         seen.append(1)
         return good_answer(body)

@@ -15,20 +15,18 @@ import pytest
 import yaml
 
 from llava_pose.config import (
-    atomic_file,
     command,
     fill_config,
-    only_writer,
     parse_config,
     read_yaml,
     require,
     require_folder,
     run_main,
     save_config,
-    write_atomic,
-    write_json,
 )
 from llava_pose.errors import InputError
+from llava_pose.utils.files import atomic_file, write_atomic, write_json
+from llava_pose.utils.output_folder import own_file
 
 
 @dataclass
@@ -196,7 +194,7 @@ def test_bad_yaml_names_file_and_field(tmp_path, text, match):
 
 
 def test_a_missing_yaml_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.yaml: cannot read the config file \(No such file"):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read \(No such file"):
         read_yaml(tmp_path / "none.yaml")
 
 
@@ -358,20 +356,33 @@ def test_write_json_refuses_nan(tmp_path):
 # One writer at a time
 
 
+_TRIES = """
+import sys
+from pathlib import Path
+from llava_pose.utils.output_folder import own_file
+with own_file(Path(sys.argv[1]), "--out", "caption"):
+    pass
+"""
+
+
 def test_the_lock_goes_with_its_holder_and_keeps_others_out(tmp_path):
     out = tmp_path / "made" / "lines.jsonl"
-    refused = pytest.raises(InputError, match=r"--out .*lines\.jsonl: another caption is writing it; wait")
-    with only_writer(out, "--out", "caption"), refused, only_writer(out, "--out", "caption"):
-        pass
-    with only_writer(out, "--out", "caption"):
-        pass
+
+    def another_tries():
+        return subprocess.run([sys.executable, "-c", _TRIES, out], capture_output=True, text=True)
+
+    with own_file(out, "--out", "caption"):
+        refused = another_tries()
+    assert refused.returncode != 0
+    assert f"--out {out}: another caption is writing there; wait" in refused.stderr
+    assert another_tries().returncode == 0
     assert list(out.parent.iterdir()) == []
 
 
 _TAKES_TURNS = """
 import os, sys, time
 from pathlib import Path
-from llava_pose.config import only_writer
+from llava_pose.utils.output_folder import own_file
 from llava_pose.errors import InputError
 folder, turns = Path(sys.argv[1]), int(sys.argv[2])
 (folder / f"ready-{os.getpid()}").touch()
@@ -380,7 +391,7 @@ while len(list(folder.glob("ready-*"))) < 2:
 held = 0
 while held < turns and not (folder / "other-is-done").exists():
     try:
-        with only_writer(folder / "lines.jsonl", "--out", "test"):
+        with own_file(folder / "lines.jsonl", "--out", "test"):
             os.close(os.open(folder / "held", os.O_CREAT | os.O_EXCL))  # fails where the other holds the lock as well
             os.unlink(folder / "held")
             held += 1

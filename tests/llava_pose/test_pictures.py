@@ -158,7 +158,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, kind: str, reason: 
 @pytest.mark.parametrize(("size", "moved"), [((40, 30), (0, 5)), ((30, 41), (5, 0)), ((33, 33), (0, 0))])
 def test_square_pictures_are_padded_around_the_middle(size: tuple[int, int], moved: tuple[int, int]) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    square, left, top = square_picture(image)
+    square, _, left, top = square_picture(image)
     assert (left, top) == moved
     assert square.size == (max(size), max(size))
     pixels = np.asarray(square)
@@ -169,5 +169,5 @@ def test_square_pictures_are_padded_around_the_middle(size: tuple[int, int], mov
 
 
 def test_square_pictures_are_rgb() -> None:
-    square, _, _ = square_picture(Image.new("RGBA", (8, 4), (0, 0, 0, 0)))
+    square, _, _, _ = square_picture(Image.new("RGBA", (8, 4), (0, 0, 0, 0)))
     assert_colour(square, (4, 2), PADDING_COLOUR)

@@ -146,7 +146,7 @@ def test_with_the_mirror_image_the_answer_turns_as_the_picture_does(predictor_of
 def score_alone(folder: Path, image: Image.Image, names: Sequence[str]) -> tuple[torch.Tensor, list]:
     """Log probability of each whole answer up to `<pose6D>`, and what the head reads there, by one plain forward each."""
     model, processor = load_full(folder, dtype=torch.float32).eval(), load_processor(folder)
-    square, _, _ = square_picture(image)
+    square, _, _, _ = square_picture(image)
     pixels = processor.image_processor([square], return_tensors="pt")["pixel_values"]
     scores, outputs = [], []
     for name in names:
@@ -355,7 +355,7 @@ def test_poses_of_earlier_questions_stay_with_them(knowing, taught, taught_pictu
 def test_input_poses_are_in_pixels_of_the_picture_too(predictor_of):
     """The same picture padded to a square by hand, its input pose moved along, is the same chat."""
     predictor, image = predictor_of("other_base"), picture(96, 64, seed=8)
-    square, left, top = square_picture(image)
+    square, _, left, top = square_picture(image)
     assert (left, top) == (0, 16)
     pose = Pose(0.3, 0.1, 0.0, 4.0, 40.0, 20.0)
     moved = dataclasses.replace(pose, py=pose.py + top)
