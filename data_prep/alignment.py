@@ -17,7 +17,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,8 @@ from llava_pose import categories
 from llava_pose.categories import Category
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation, rotation_matrix
+from llava_pose.records import parse_json
+from llava_pose.utils.files import read_text
 
 RULES = ("semantic parts", "similar shapes", "common knowledge")
 _FIELDS = ("turns", "rule", "reason", "front", "up", "cads")
@@ -132,10 +133,9 @@ def read_table(path: str | os.PathLike[str]) -> AlignmentTable:
     Raises:
         InputError: it cannot be read, is not JSON, or an entry is wrong; the message names the field.
     """
+    text = read_text(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the alignment table ({error.strerror}); check the path") from error
+        value = parse_json(text)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); mend the alignment table") from error
     return parse_table(value, where=str(path))

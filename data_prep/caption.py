@@ -24,10 +24,11 @@ from data_prep.caption_lines import GRAMMAR, OK, CaptionLine, read_captions
 from data_prep.caption_prompt import first_messages
 from data_prep.scenes import Scene, make_scenes
 from llava_pose.config import command, read_yaml, require, require_folder, save_config
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, left_out
+from llava_pose.pictures import check_picture
 from llava_pose.records import METADATA_FILE, append_jsonl, drop_torn_line, read_records, write_jsonl
 from llava_pose.served_model import Endpoint, map_threads, require_client, token_account
-from llava_pose.utils.files import write_json
+from llava_pose.utils.files import printable, write_json
 from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
@@ -93,13 +94,15 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
     """Write a line for each picture of a split; nothing and None for a dry run.
 
     Raises:
-        InputError: the prepared folder or an earlier file is unusable, the server refuses or does not answer.
+        InputError: the prepared folder or an earlier file is unusable, the server refuses or does not answer, or records or
+            pictures cannot be used: all others have their line.
     """
     require(config.data, "--data")
     if config.api_base is not None and not config.dry_run:
         require_client()
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
-    scenes = _pictures(prepared, config.split)
+    faults: list[InputError] = []
+    scenes = _pictures(prepared, config.split, faults)
     if config.dry_run:
         _print_prompts(scenes, config)
         return None
@@ -115,19 +118,25 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
             wanted = wanted[: config.most]
         _write_lines(out, wanted, scenes, prepared, config, known)
         _put_in_order(out, known)
-    return _report(out, known, config)
+    result = _report(out, known, config)
+    if faults:
+        raise left_out(faults, f"{out}: all pictures but these have a line")
+    return result
 
 
-def _pictures(prepared: Path, split: str) -> dict[str, Scene]:
-    """Picture, relative to the prepared folder -> scene, in the order of the records."""
-    records = read_records(prepared, split)
-    if not records:
+def _pictures(prepared: Path, split: str, faults: list[InputError]) -> dict[str, Scene]:
+    """Picture, relative to the prepared folder -> scene, in the order of the records; what cannot be used is in ``faults``."""
+    records = read_records(prepared, split, faults=faults)
+    if not records and not faults:
         raise InputError(f"{prepared / split / METADATA_FILE}: there is no record in it; run llava-pose prepare")
     scenes = make_scenes(records)
-    pictures = {f"{split}/{record.file_name}": scenes[record.id] for record in records}
-    for image in pictures:
-        if not (prepared / image).is_file():
-            raise InputError(f"{prepared / image}: the picture is missing; run llava-pose prepare again")
+    pictures = {}
+    for file_name, scene in {record.file_name: scenes[record.id] for record in records}.items():
+        try:
+            check_picture(prepared / split, file_name)
+            pictures[f"{split}/{file_name}"] = scene
+        except InputError as error:
+            faults.append(error)
     return pictures
 
 
@@ -224,7 +233,8 @@ def _put_in_order(out: Path, known: dict[str, CaptionLine]) -> None:
 def _print_prompts(scenes: dict[str, Scene], config: CaptionConfig) -> None:
     for image in list(scenes)[: config.most or None]:
         messages = first_messages(scenes[image], None)
-        sys.stdout.write(f"{json.dumps({'image': image, 'messages': messages}, ensure_ascii=False)}\n")
+        line = json.dumps({"image": image, "messages": messages}, ensure_ascii=False)
+        sys.stdout.write(f"{printable(line)}\n")
 
 
 def _report(out: Path, known: dict[str, CaptionLine], config: CaptionConfig) -> CaptionResult:

@@ -64,10 +64,10 @@ def first_messages(scene: Scene, picture: Path | None) -> list[dict[str, Any]]:
     """The messages of the first try, as the chat completions API takes them.
 
     Args:
-        picture: the JPEG or PNG file to send; None to ask by the text alone.
+        picture: the file to send; None to ask by the text alone.
 
     Raises:
-        OSError: the picture cannot be read.
+        InputError: the picture cannot be read.
     """
     text: list[dict[str, Any]] = [{"type": "text", "text": prompt_text(scene.objects)}]
     if picture is not None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.imagenet3d import AnnotationError
 from llava_pose.errors import InputError
-from llava_pose.pictures import DECODING_ERRORS, PADDING_COLOUR, to_rgb
+from llava_pose.pictures import DECODING_ERRORS, MAX_PIXELS, PADDING_COLOUR, open_image, to_rgb
 
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}  # 4:4:4: the crops are small, and their colour edges count
 
@@ -94,19 +93,17 @@ class RawImage:
     """
 
     def __init__(self, content: bytes, annotated_size: tuple[int, int]) -> None:
+        self._content = content
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                self._image = Image.open(io.BytesIO(content))
-            orientation = self._image.getexif().get(_EXIF_ORIENTATION, 1)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            limit = Image.MAX_IMAGE_PIXELS
+            with open_image(io.BytesIO(content)) as image:
+                stored, orientation = image.size, image.getexif().get(_EXIF_ORIENTATION, 1)
+        except InputError as error:
+            limit = f"{MAX_PIXELS / 1e6:.0f} million"
             raise AnnotationError("image too large", f"has more than {limit} pixels; make it smaller") from error
         except UnidentifiedImageError as error:
             raise AnnotationError("image unreadable", "is not an image that can be read; replace it") from error
         except DECODING_ERRORS as error:
             raise _unreadable(error) from error
-        stored = self._image.size
         turned = stored[::-1] if orientation in (5, 6, 7, 8) else stored
         self.exif_transposed = False
         if annotated_size == (0, 0):
@@ -131,29 +128,28 @@ class RawImage:
         Raises:
             AnnotationError: the pixels cannot be decoded.
         """
-        reduction = self._reduction(max((crop.scale for crop in crops), default=1.0))
         try:
-            self._image.load()
-            image = ImageOps.exif_transpose(self._image) if self.exif_transposed else self._image
-            image = to_rgb(image)
+            with open_image(io.BytesIO(self._content)) as opened:
+                reduction = self._reduction(opened, max((crop.scale for crop in crops), default=1.0))
+                image = to_rgb(ImageOps.exif_transpose(opened) if self.exif_transposed else opened)
         except InputError as error:
             raise AnnotationError("image unreadable", f"cannot be used: {error}") from error
         except DECODING_ERRORS as error:
             raise _unreadable(error) from error
         return [self._cut(image, crop, reduction) for crop in crops]
 
-    def _reduction(self, scale: float) -> int:
+    def _reduction(self, image: Image.Image, scale: float) -> int:
         """Ask the JPEG decoder for 1/2, 1/4 or 1/8 of the size where every crop is at least that much smaller.
 
         The decoder rounds the reduced size up: its pixel i still covers raw pixels [i r, (i + 1) r) from the left edge.
         From the right edge it does not, so an image that has to be turned is decoded whole.
         """
         wanted = next((r for r in (8, 4, 2) if r * scale <= 1), 1)
-        if wanted == 1 or self.exif_transposed or self._image.format != "JPEG":
+        if wanted == 1 or self.exif_transposed or image.format != "JPEG":
             return 1
         if min(self.width, self.height) < wanted:
             return 1
-        drafted = self._image.draft(None, (self.width // wanted, self.height // wanted))
+        drafted = image.draft(None, (self.width // wanted, self.height // wanted))
         return 1 if drafted is None else round(self.width / drafted[1][2])
 
     def _cut(self, image: Image.Image, crop: Crop, reduction: int) -> Image.Image:

@@ -12,12 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import is_plain_name, write_list
+from data_prep.imagenet3d import write_list
 from data_prep.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes
 from llava_pose.config import command, read_yaml, require_folder, save_config
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, joined, left_out
+from llava_pose.pictures import check_picture
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
-from llava_pose.utils.files import write_atomic
+from llava_pose.utils.files import is_plain_name, write_atomic
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE = "export.yaml"
@@ -41,7 +42,8 @@ def export(config: ExportConfig) -> Path:
     """Write the splits and return the output folder.
 
     Raises:
-        InputError: there is nothing to export, a picture is missing, or the folder holds something else.
+        InputError: there is nothing to export, or the folder holds something else. Also where records or pictures cannot be
+            used: the others have been exported then.
     """
     data = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     splits = [name.strip() for name in config.splits.split(",") if name.strip()]
@@ -49,22 +51,28 @@ def export(config: ExportConfig) -> Path:
     if not splits:
         raise InputError(f"--data {data}: there is no <split>/{METADATA_FILE} in it; run llava-pose prepare")
     out = Path(config.out)
-    records = {split: read_records(data, split) for split in splits}
+    faults: list[InputError] = []
+    records = {split: read_records(data, split, faults=faults) for split in splits}
     empty = [split for split, of_split in records.items() if not of_split]
-    if empty and (config.splits or len(empty) == len(records)):
+    if empty and not faults and (config.splits or len(empty) == len(records)):
         raise InputError(
             f"{data / empty[0] / METADATA_FILE}: there is no object in it; choose other --splits, or prepare it again"
         )
+    if len(empty) == len(records):
+        raise joined(faults, f"{data}: none of its objects can be used")
     for split in empty:
         logger.info("%s: there is no object in it; nothing is exported of it", data / split)
         del records[split]
     _claim(out, {"data": str(data.resolve()), "published_distance": config.published_distance})
+    exported = 0
     for split, of_split in records.items():
-        _export_split(of_split, data / split, ProcessedLayout(out, split), config)
+        exported += _export_split(of_split, data / split, ProcessedLayout(out, split), config, faults)
     logger.info(
         "%d objects of %s are in %s, in the processed layout of ImageNet3D; its loaders take this folder as root_path",
-        *(sum(map(len, records.values())), ", ".join(records), out),
+        *(exported, ", ".join(records), out),
     )
+    if faults:
+        raise left_out(faults, f"{out}: all objects but these are in it")
     return out
 
 
@@ -85,13 +93,27 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     save_config(settings, path)
 
 
-def _export_split(records: list[ObjectRecord], pictures: Path, layout: ProcessedLayout, config: ExportConfig) -> None:
+def _export_split(
+    records: list[ObjectRecord],
+    pictures: Path,
+    layout: ProcessedLayout,
+    config: ExportConfig,
+    faults: list[InputError],
+) -> int:
+    """Write one split and return how many objects it holds; what is wrong with the others goes to ``faults``."""
     names = object_names(records)
     listed: dict[str, list[str]] = {}
     progress = tqdm(records, desc=f"export {layout.split}", unit="object", disable=None)
     for record, (category, name) in zip(progress, names, strict=True):
-        _copy_if_other(pictures / record.file_name, layout.image(category, name), record.id)
-        content = npz_bytes(flat_annotation(record, name, published_distance=config.published_distance))
+        try:
+            if not is_plain_name(name):
+                raise InputError(f"record {record.id!r}: its name is too long for a file's; rename its picture")
+            content = npz_bytes(flat_annotation(record, name, published_distance=config.published_distance))
+            picture, _ = check_picture(pictures, record.file_name)
+        except InputError as error:
+            faults.append(error)
+            continue
+        _copy_if_other(picture, layout.image(category, name))
         annotation = layout.annotation(category, name)
         if not annotation.is_file() or annotation.read_bytes() != content:
             write_atomic(annotation, content)
@@ -99,24 +121,18 @@ def _export_split(records: list[ObjectRecord], pictures: Path, layout: Processed
     for category, names_of in listed.items():
         write_list(layout.list_file(category), names_of)
     _remove_strays(layout, listed)
+    return sum(map(len, listed.values()))
 
 
 def object_names(records: list[ObjectRecord]) -> list[tuple[str, str]]:
     """Category folder and file name of each record: ``<name>_<index>`` as published, and where objects of other folders
     would have the name of another, with their own folder's name in front.
-
-    Raises:
-        InputError: a record's category or id would lead out of its folder.
     """
     taken: set[tuple[str, str]] = set()
     names = []
     for record in sorted(records, key=lambda record: record.id.split("/")[0] != filed_under(record)):
         folder, name, index = record.id.split("/")
         place = filed_under(record), f"{name}_{int(index):02d}"
-        if not all(map(is_plain_name, place)):
-            raise InputError(
-                f"record {record.id!r}: its category {record.category!r} or its id cannot name files; mend metadata.jsonl"
-            )
         if place in taken:
             place = place[0], f"{folder}_{place[1]}"
         taken.add(place)
@@ -125,14 +141,9 @@ def object_names(records: list[ObjectRecord]) -> list[tuple[str, str]]:
     return [places[record.id] for record in records]
 
 
-def _copy_if_other(source: Path, target: Path, record: str) -> None:
+def _copy_if_other(source: Path, target: Path) -> None:
     """Whole or not at all. What has size and date of the source is it: the date is copied with it."""
-    try:
-        status = source.stat()
-    except OSError as error:
-        raise InputError(
-            f"{source}: the image of record {record!r} is missing; run llava-pose prepare again"
-        ) from error
+    status = source.stat()
     if target.is_file():
         there = target.stat()
         if (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns):

@@ -26,7 +26,8 @@ import numpy as np
 
 from data_prep.safe_npz import read_npz, shown
 from llava_pose.errors import InputError
-from llava_pose.utils.files import write_atomic
+from llava_pose.records import MAX_ANGLE
+from llava_pose.utils.files import is_plain_name, is_regular, read_text, write_atomic
 
 ANNOTATIONS_KEY = "annotations"
 IMAGE_SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".JPG", ".png", ".PNG", ".webp", ".tif", ".tiff")
@@ -34,7 +35,6 @@ DEFAULT_VIEWPORT = 2000.0  # what ImageNet3D was annotated with
 DEFAULT_FOCAL = 1.0
 GOOD_STATUSES = ("status_good", "status_partially", "status_barely")
 BAD_STATUS = "status_bad"
-MAX_ANGLE = 4 * math.pi  # radians are written in [0, 2 pi) or (-pi, pi]; what is far outside is in degrees
 MAX_NUMBER = 1e9  # of pixels and of lengths: beyond it, and beyond its inverse, arithmetic loses its meaning
 MAX_COUNT = 2**53
 
@@ -101,7 +101,7 @@ class RawLayout:
         """The image; its suffix is .JPEG in ImageNet3D, and may be another in people's own data."""
         folder = self.root / "images" / category
         candidates = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
-        return next((path for path in candidates if path.is_file()), folder / f"{name}{IMAGE_SUFFIXES[0]}")
+        return next((path for path in candidates if is_regular(path)), folder / f"{name}{IMAGE_SUFFIXES[0]}")
 
     def annotation(self, category: str, name: str) -> Path:
         return self.root / "annotations" / category / f"{name}.npz"
@@ -128,19 +128,8 @@ def read_list(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         InputError: it cannot be read as text.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{path}: cannot read the list ({reason}); it must be names, one a line") from error
+    text = read_text(path, remedy="it must be names, one a line")
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a name stays inside its folder and is text: a list from a stranger must not reach other files, and a file
-    name that is not UTF-8 cannot stand in a record."""
-    is_text = name == plain(name)
-    return is_text and name not in ("", ".", "..") and not any(sign in name for sign in ("/", "\\", "\0"))
 
 
 def read_annotation(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.inspect.subcommand import Subcommand
 from llava_pose.config import command
+from llava_pose.utils.files import printable
 
 ROOMS = {  # first word -> module, imported only when it is asked for
     "stats": "data_prep.inspect.stats",
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked: Subcommand = import_module(ROOMS[room]).SUBCOMMAND
 
     def run(config: Any) -> None:
-        sys.stdout.write(asked.run(config) or "")
+        sys.stdout.write(printable(asked.run(config) or ""))
 
     return command(
         asked.config_class,

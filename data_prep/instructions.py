@@ -32,7 +32,8 @@ from data_prep.scenes import Scene, category_of, make_scenes
 from llava_pose import categories
 from llava_pose.config import command, require, require_folder
 from llava_pose.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, joined, left_out
+from llava_pose.pictures import check_picture
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.utils.files import atomic_file, write_json
 
@@ -115,8 +116,9 @@ def instruct(config: InstructConfig) -> InstructResult:
     Every conversation is held against the records again (``data_prep.rederive``) before it is written.
 
     Raises:
-        InputError: the prepared folder, a record or its image is missing or unusable, ``out`` cannot be written, or an
-            answer that was made disagrees with the records: a caption of ``captions``, or a fault of this program.
+        InputError: the prepared folder is missing or unusable, ``out`` cannot be written, or an answer that was made disagrees
+            with the records: a caption of ``captions``, or a fault of this program. Also where records or their images
+            cannot be used: the others have been written then.
     """
     require(config.data, "--data")
     require(config.out, "--out")
@@ -124,7 +126,14 @@ def instruct(config: InstructConfig) -> InstructResult:
     out = Path(config.out)
     if out.is_dir():
         raise InputError(f"--out {out}: this is a folder; name a file, such as {out / 'train.json'}")
-    records = read_records(prepared, config.split)
+    faults: list[InputError] = []
+    records = [
+        record
+        for record in read_records(prepared, config.split, faults=faults)
+        if _is_usable(record, prepared / config.split, faults)
+    ]
+    if not records and faults:
+        raise joined(faults, f"{prepared / config.split}: none of its objects can be used")
     if not records:
         raise InputError(f"{prepared / config.split / METADATA_FILE}: there is no record in it; run llava-pose prepare")
     if config.categories:
@@ -138,7 +147,6 @@ def instruct(config: InstructConfig) -> InstructResult:
 
     def counted() -> Iterator[dict[str, Any]]:
         for record in tqdm(writer.order, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
-            _require_usable(record, prepared / config.split)
             hands, samples = _true_samples(writer, record)
             report.add_object(record, writer.drawn, hands)
             for sample in samples:
@@ -159,6 +167,8 @@ def instruct(config: InstructConfig) -> InstructResult:
         prepared,
         out,
     )
+    if faults:
+        raise left_out(faults, f"{out}: all objects but these have their conversations")
     return result
 
 
@@ -177,14 +187,19 @@ def captions_of_split(path: str, split: str) -> dict[str, CaptionLine]:
     return lines
 
 
-def _require_usable(record: ObjectRecord, folder: Path) -> None:
-    remedy = "run llava-pose prepare again"
+def _is_usable(record: ObjectRecord, folder: Path, faults: list[InputError]) -> bool:
     pose = record.pose
-    for name, value in (("distance", pose.distance), ("px", pose.px), ("py", pose.py), ("viewport", record.viewport)):
-        if value is None or not math.isfinite(value):
-            raise InputError(f"{folder / METADATA_FILE}: record {record.id!r} has no finite {name}; {remedy}")
-    if not (folder / record.file_name).is_file():
-        raise InputError(f"{folder / record.file_name}: the image of record {record.id!r} is missing; {remedy}")
+    missing = [name for name in ("distance", "px", "py") if getattr(pose, name) is None]
+    try:
+        if missing:
+            raise InputError(
+                f"{folder / METADATA_FILE}: record {record.id!r} has no finite {missing[0]}; run llava-pose prepare again"
+            )
+        check_picture(folder, record.file_name)
+    except InputError as error:
+        faults.append(error)
+        return False
+    return True
 
 
 def _true_samples(writer: SampleWriter, record: ObjectRecord) -> tuple[list[list[Turn]], list[dict[str, Any]]]:

@@ -25,7 +25,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import RawLayout, is_plain_name, read_list
+from data_prep.imagenet3d import RawLayout, read_list
 from data_prep.journal import OutputFolder
 from data_prep.pool import map_processes
 from data_prep.prepare_image import ImageJob, ImageOptions, ImageResult, prepare_image, stamp
@@ -34,6 +34,7 @@ from data_prep.ray_engine import prepare_on_ray, require_ray
 from data_prep.shards import Shard
 from llava_pose.config import command, require_folder
 from llava_pose.errors import InputError
+from llava_pose.utils.files import is_plain_name, shortened
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of records and journals: raised where files of an earlier version must not be gone on with
@@ -159,7 +160,9 @@ def list_jobs(layout: RawLayout, split: str) -> list[ImageJob]:
         raise InputError(f"{example.parent}: no list of the split {split!r} ({found}); name it like {example.name}")
     for path in lists[split].values():
         if not is_plain_name(path.name):
-            raise InputError(f"{path.parent}: the file name {path.name!r} is not UTF-8; rename it and its folders")
+            raise InputError(
+                f"{path.parent}: the file name {shortened(path.name)} cannot stand in a data set; rename it and its folders"
+            )
     jobs = [ImageJob(split, category, name) for category, path in lists[split].items() for name in read_list(path)]
     unique = list(dict.fromkeys(jobs))
     if len(unique) < len(jobs):

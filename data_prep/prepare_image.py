@@ -17,7 +17,6 @@ from data_prep.imagenet3d import (
     AnnotationError,
     RawLayout,
     filter_reason,
-    is_plain_name,
     parse_object,
     read_annotation,
 )
@@ -26,9 +25,11 @@ from llava_pose import categories
 from llava_pose.errors import InputError
 from llava_pose.geometry import crop_principal
 from llava_pose.records import ObjectRecord, Pose
+from llava_pose.utils.files import is_plain_name, read_bytes, shortened
 
 _CATEGORY = re.compile(r"\w[\w .'()&+-]*")  # no marks such as <image>, no lists, no paths
 _MOST_LETTERS = 60
+_MOST_IMAGE_BYTES = 1 << 29  # of an image file: more than the pixels that are decoded at most can have
 _MOST_TIMES_LARGER = (
     20  # than its crop: beyond, distances are no multiples of the object's size, and the crop one colour
 )
@@ -102,7 +103,7 @@ def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
     result = ImageResult(job.key, stamp(job, layout))
     if not is_plain_name(job.name):
         file = _relative(layout.list_file(job.category, job.split), layout)
-        sentence = f"{file} lists {job.name!r}, which is no plain file name; mend the list"
+        sentence = f"{file} lists {shortened(job.name)}, which is no plain file name; mend the list"
         result.reject(file, None, "bad name", sentence)
         return result
     candidates = _read_candidates(job, layout, options, result)
@@ -159,7 +160,7 @@ def _read_candidates(
 ) -> Sequence[_Candidate]:
     path = layout.annotation(job.category, job.name)
     file = _relative(path, layout)
-    if not path.is_file():
+    if not os.path.exists(path):
         result.reject(file, None, "annotation missing", f"{file} is not there; add it or take the name off the list")
         return []
     try:
@@ -206,7 +207,7 @@ def _require_usable(category: str, options: ImageOptions) -> None:
 
 def _open_image(path: Path, candidates: Sequence[_Candidate]) -> tuple[RawImage, str]:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, most=_MOST_IMAGE_BYTES)
     except FileNotFoundError as error:
         raise AnnotationError("image missing", "is not there; add it or take the name off the list") from error
     except OSError as error:

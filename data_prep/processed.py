@@ -14,22 +14,21 @@ Files that the published code wrote are read as well.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from data_prep.imagenet3d import is_plain_name, read_list
-from data_prep.safe_npz import read_npz
+from data_prep.imagenet3d import MAX_COUNT, read_list
+from data_prep.safe_npz import read_npz, shown
 from llava_pose import categories
 from llava_pose.errors import InputError
 from llava_pose.geometry import crop_principal
-from llava_pose.pictures import DECODING_ERRORS
-from llava_pose.records import ObjectRecord, Pose
+from llava_pose.pictures import DECODING_ERRORS, open_image
+from llava_pose.records import ObjectRecord, Pose, parse_json
+from llava_pose.utils.files import is_plain_name
 
 LIST_NAME = "mesh01.txt"  # the published layout has one list for each mesh of a category, and one mesh
 _TEXT_FIELDS = ("object_status", "dense", "source", "instance", "extra", "absent")
@@ -79,9 +78,9 @@ def flat_annotation(record: ObjectRecord, name: str, *, published_distance: bool
             ``viewport`` as it was before; the projection is then off by up to 32 pixels for near objects
             (docs/POSE.md). Otherwise the distance is the object's and the viewport that of the picture.
     """
-    pose, source, crop = record.pose, record.source, record.crop
-    left, top, scale = crop["left"], crop["top"], crop["scale"]
     raw = raw_annotation(record, absent_too=True)
+    pose, source, crop = record.pose, {**_SOURCE_DEFAULTS, **record.source}, record.crop
+    left, top, scale = crop["left"], crop["top"], crop["scale"]
     width, height = source["width"] * scale, source["height"] * scale
     shift_x, shift_y = left * scale, top * scale
     # (top, bottom, left, right, 0, 0); whole pixels in the published code, which rounds its crops
@@ -142,8 +141,8 @@ def raw_annotation(record: ObjectRecord, *, absent_too: bool = False) -> dict[st
         left, top, scale = (float(record.crop[name]) for name in ("left", "top", "scale"))
     except KeyError as error:
         raise InputError(f"record {record.id!r}: 'crop' has no {error}; run llava-pose prepare again") from error
+    extra = _checked_extra(record, source)
     px, py = pose.px / scale + left, pose.py / scale + top
-    extra = json.loads(source["extra"])
     x1, y1, x2, y2 = record.bbox
     values: dict[str, Any] = {
         "azimuth": pose.azimuth,
@@ -170,6 +169,25 @@ def raw_annotation(record: ObjectRecord, *, absent_too: bool = False) -> dict[st
             values[name] = np.asarray(values[name], dtype=float)
     absent = () if absent_too else source["absent"].split()
     return {**{name: value for name, value in values.items() if name not in absent}, **extra}
+
+
+def _checked_extra(record: ObjectRecord, source: Mapping[str, Any]) -> dict[str, Any]:
+    """The raw fields that have no place of their own, of a record that has all that an annotation needs."""
+    remedy = "run llava-pose prepare again"
+    for name in ("distance", "px", "py"):
+        if getattr(record.pose, name) is None:
+            raise InputError(f"record {record.id!r}: its pose has no '{name}'; {remedy}")
+    for name, default in _SOURCE_DEFAULTS.items():
+        value = source[name]
+        if not isinstance(value, type(default)) or (isinstance(value, int) and not 0 <= value <= MAX_COUNT):
+            raise InputError(f"record {record.id!r}: '{name}' of its source is {shown(value)!r}; {remedy}")
+    try:
+        extra = parse_json(source["extra"])
+    except ValueError as error:
+        raise InputError(f"record {record.id!r}: 'extra' of its source is no JSON ({error}); {remedy}") from error
+    if not isinstance(extra, dict):
+        raise InputError(f"record {record.id!r}: 'extra' of its source is no JSON object; {remedy}")
+    return extra
 
 
 def _size(pixels: int) -> int | np.uint16:
@@ -208,7 +226,7 @@ def read_object(layout: ProcessedLayout, category: str, name: str) -> ObjectReco
     fields = _Fields(path, read_npz(path))
     image = layout.image(category, name)
     try:
-        with Image.open(image) as picture:
+        with open_image(image) as picture:
             width, height = picture.size
     except DECODING_ERRORS as error:
         raise InputError(f"{image}: cannot read the picture; export it again") from error

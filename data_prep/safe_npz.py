@@ -17,11 +17,14 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from llava_pose.errors import InputError
+from llava_pose.utils.files import open_regular
 
 MAX_BYTES = 64 * 2**20  # an annotation file is a few KB; a compressed member may not grow past this
 _MAX_DEPTH = 32
@@ -68,10 +71,12 @@ def read_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dic
     arrays: dict[str, np.ndarray] = {}
     left = max_bytes
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path, max_bytes) as archive:
             for member in archive.infolist():
                 if not member.filename.endswith(".npy"):
                     continue
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError("it is compressed as numpy does not")  # others ask for memory before they read
                 with archive.open(member) as stream:
                     # the size that the directory declares may be a lie: count what really comes out
                     content = stream.read(left + 1)
@@ -91,6 +96,15 @@ def read_npz(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dic
         reason = shown(error) or type(error).__name__
         raise InputError(f"{path}: not a readable npz file ({reason}); {_REMEDY}") from error
     return arrays
+
+
+@contextmanager
+def _archive(path: str | os.PathLike[str], max_bytes: int) -> Iterator[zipfile.ZipFile]:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:  # before its directory is read
+            raise InputError(f"{path}: has more than {max_bytes >> 20} MiB; {_REMEDY}")
+        with zipfile.ZipFile(file) as archive:
+            yield archive
 
 
 def shown(value: object, most: int = 120) -> str:

@@ -27,6 +27,7 @@ from eval.baselines.linear_probe import (
 from eval.baselines.probe_backbone import read_backbone_config
 from llava_pose.config import command, require_folder
 from llava_pose.errors import InputError
+from llava_pose.utils.files import printable
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def linear_probing(config: LinearProbingConfig) -> list[Path]:
         read_backbone_config(probe.backbone)
     files = [run(probe) for probe in probes]
     if PartialState().is_main_process:
-        sys.stdout.write(_summary(probes, config.predict_split))
+        sys.stdout.write(printable(_summary(probes, config.predict_split)))
         words = " ".join(f"'{file}'" if " " in str(file) else str(file) for file in files)
         logger.info(f"next: llava-pose tables --table 1 {words}")
     return files

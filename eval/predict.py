@@ -24,7 +24,7 @@ from llava_pose import categories
 from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import object_words
 from llava_pose.distributed import agreed, is_first_process, join_processes, map_over_processes, process_count
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, joined, listed
 from llava_pose.model.loading import ADAPTER_CONFIG
 from llava_pose.model.rotation import DECODING
 from llava_pose.pictures import load_rgb
@@ -37,6 +37,7 @@ from llava_pose.records import (
     read_predictions,
     read_records,
 )
+from llava_pose.utils.files import inside
 
 logger = logging.getLogger(__name__)
 TASKS = ("pose", "joint")
@@ -85,8 +86,9 @@ def predict(config: PredictConfig) -> Path:
     """Write one prediction for each object; objects that the file answers already are left as they are.
 
     Raises:
-        InputError: a path, split, task or category is wrong, the file holds predictions of other settings, or pictures
-            cannot be read: then all others have been predicted, and the same command goes on once they are mended.
+        InputError: a path, split, task or category is wrong, the file holds predictions of other settings, or lines or
+            pictures cannot be used: then all others have been predicted, and the same command goes on once pictures are
+            mended.
     """
     for option in ("checkpoint", "data", "out"):
         require(getattr(config, option), f"--{option}")
@@ -101,7 +103,10 @@ def predict(config: PredictConfig) -> Path:
     if config.describe and config.task != "pose":
         raise InputError("--describe: a description tells the category; give it with --task pose alone")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
-    records = read_records(config.data, config.split)
+    faults: list[InputError] = []
+    records = read_records(config.data, config.split, faults=faults)
+    if not records and faults:
+        raise joined(faults, f"--data {config.data} --split {config.split}: none of its lines can be used")
     if not records:
         raise InputError(
             f"--data {config.data} --split {config.split}: there is no object in it; choose another --split"
@@ -139,12 +144,11 @@ def predict(config: PredictConfig) -> Path:
                 if is_first_process() and predictions:
                     append_jsonl(out, (prediction.to_dict() for prediction in predictions))
     count = len(records[: config.limit])  # the file may answer more, from a run without the limit
+    unreadable = [*faults, *unreadable]
     if unreadable:
-        for error in unreadable:
-            logger.warning(f"{error}")
         raise InputError(
-            f"{out}: {len(unreadable)} of {count} objects have no prediction, for their pictures cannot be read; "
-            f"the first: {unreadable[0]}"
+            f"{out}: {len(unreadable)} of {count + len(faults)} objects have no prediction, for their lines or pictures "
+            f"cannot be used:{listed(unreadable)}"
         )
     logger.info(f"{count} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
     return out
@@ -157,7 +161,7 @@ def _load_pictures(
     readable, images, unreadable = [], [], []
     for record in records:
         try:
-            images.append(load_rgb(Path(config.data) / config.split / record.file_name))
+            images.append(load_rgb(inside(Path(config.data) / config.split, record.file_name)))
             readable.append(record)
         except InputError as error:
             unreadable.append(error)
@@ -196,7 +200,7 @@ def candidate_names(config: PredictConfig) -> dict[str, str]:
     names = dict.fromkeys(config.categories or (), "--categories")  # name -> where it stands
     if not names:
         for path in sorted(Path(config.data).glob("*/metadata.jsonl")):
-            for record in read_records(config.data, path.parent.name):
+            for record in read_records(config.data, path.parent.name, faults=[]):
                 names.setdefault(record.category, str(path))
     chosen = [_category(name, config, source) for name, source in names.items()]
     candidates = {category.name: category.indefinite for category in chosen}

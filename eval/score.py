@@ -20,7 +20,7 @@ from eval.report.table import score_text
 from eval.systems import align, read_systems
 from llava_pose.config import command
 from llava_pose.errors import InputError
-from llava_pose.utils.files import write_json
+from llava_pose.utils.files import printable, write_json
 
 
 @dataclass
@@ -62,7 +62,7 @@ def plot_paths(out: str | Path) -> tuple[Path, Path]:
 def _score_and_show(config: ScoreConfig) -> None:
     scores = score(config)
     curve, categories = plot_paths(config.out)
-    sys.stdout.write(score_text(scores))
+    sys.stdout.write(printable(score_text(scores)))
     sys.stdout.write(f"\nscores: {config.out}   plots: {curve} {categories}\n")
 
 

@@ -26,7 +26,7 @@ from llava_pose.config import command
 from llava_pose.errors import InputError
 from llava_pose.metrics import threshold_name
 from llava_pose.records import Prediction, read_predictions
-from llava_pose.utils.files import write_atomic, write_json
+from llava_pose.utils.files import printable, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
@@ -196,7 +196,7 @@ def _test_selected(config: TablesConfig, accuracies: Sequence[str]) -> dict[str,
 def _make_and_show(config: TablesConfig) -> None:
     table = tables(config)
     markdown, figures, plot = output_paths(config.out)
-    sys.stdout.write(as_text(sections_of(table), notes_of(table)))
+    sys.stdout.write(printable(as_text(sections_of(table), notes_of(table))))
     sys.stdout.write(f"\ntable: {markdown}   figures: {figures}   plot: {plot}\n")
 
 

@@ -384,11 +384,8 @@ def check_known(names: Sequence[str] | None, file: str | None) -> set[str] | Non
     if names and file:
         raise InputError("--known and --known-file: give one of them")
     if file:
-        try:
-            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--known-file {file}: cannot be read ({error}); give a text file") from error
-        names = [line.strip() for line in lines if line.strip()]
+        text = read_text(file, name=f"--known-file {file}", remedy="give a text file")
+        names = [line.strip() for line in text.splitlines() if line.strip()]
         if not names:
             raise InputError(f"--known-file {file}: there is no category in it; write one a line")
     return {categories.get(name, allow_custom=True).name for name in names} if names else None

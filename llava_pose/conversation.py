@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from llava_pose.categories import Category
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize
-from llava_pose.records import Pose
+from llava_pose.records import Pose, is_size
+from llava_pose.utils.files import shortened, unsafe_name
 
 IMAGE_TOKEN = "<image>"
 POSE_TOKEN = "<pose6D>"
@@ -85,12 +86,15 @@ def to_messages(conversation: Sequence[Mapping[str, str]], *, where: str = "conv
         InputError: it is no list, or a turn has another speaker or no text; ``where`` names the sample.
     """
     if not isinstance(conversation, list | tuple):
-        raise InputError(f"{where}: 'conversations' must be a list of turns, not {conversation!r}")
+        raise InputError(f"{where}: 'conversations' must be a list of turns, not {reprlib.repr(conversation)}")
     messages = []
     for turn in conversation:
-        role = _ROLES.get(turn.get("from", "")) if isinstance(turn, Mapping) else None
+        speaker = turn.get("from") if isinstance(turn, Mapping) else None
+        role = _ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None or not isinstance(turn.get("value"), str):
-            raise InputError(f"{where}: a turn needs 'from' (one of {', '.join(_ROLES)}) and 'value' (text): {turn!r}")
+            raise InputError(
+                f"{where}: a turn needs 'from' (one of {', '.join(_ROLES)}) and 'value' (text): {reprlib.repr(turn)}"
+            )
         messages.append({"role": role, "content": turn["value"]})
     return messages
 
@@ -143,26 +147,35 @@ def interleave_poses(text: str, poses: Sequence[Pose]) -> str:
     return "".join(part + pose for part, pose in zip(parts, shown, strict=True))
 
 
-def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
-    """Check one training sample.
+def validate_sample(sample: Mapping[str, Any], *, where: str) -> list[Pose]:
+    """Check all that one training sample says, and return its poses.
 
     Raises:
-        InputError: a field is missing, the image is no path below the prepared folder, "flippable" is no bool, `<image>`
-            does not stand exactly once, in a question, where there is an image, or the poses are not as many as the tokens.
+        InputError: a field is missing or malformed, the image is no path below the prepared folder, questions and answers do
+            not take turns, `<image>` does not stand exactly once, in a question, where there is an image, the poses are
+            not as many as the tokens, or nothing can be learned from one of them or the size it is measured by.
     """
     for name in ("id", "conversations", "poses"):
         if not isinstance(sample, Mapping) or name not in sample:
             raise InputError(f"{where}: the sample has no '{name}'; make it with llava-pose instruct")
     if not isinstance(sample["poses"], list):
-        raise InputError(f"{where}: 'poses' must be a list of poses, not {sample['poses']!r}")
-    if not isinstance(sample.get("image"), str | None):
-        raise InputError(f"{where}: 'image' must be the path of a picture, not {sample['image']!r}")
-    path = PurePosixPath((sample.get("image") or "").replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{where}: 'image' must be a path below the prepared folder, not {sample['image']!r}")
+        raise InputError(f"{where}: 'poses' must be a list of poses, not {reprlib.repr(sample['poses'])}")
+    image = sample.get("image")
+    if not isinstance(image, str | None):
+        raise InputError(f"{where}: 'image' must be the path of a picture, not {reprlib.repr(image)}")
+    reason = unsafe_name(image) if image else None
+    if reason is not None:
+        raise InputError(f"{where}: 'image' must be a path below the prepared folder, {shortened(image)} {reason}")
     if not isinstance(sample.get("flippable", False), bool):
-        raise InputError(f"{where}: 'flippable' must be true or false, not {sample['flippable']!r}")
-    messages = to_messages(sample["conversations"], where=where)
+        raise InputError(f"{where}: 'flippable' must be true or false, not {reprlib.repr(sample['flippable'])}")
+    kinds = sample.get("kinds") or []
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise InputError(f"{where}: 'kinds' must be a list of names, not {reprlib.repr(kinds)}")
+    _check_turns(sample, to_messages(sample["conversations"], where=where), where)
+    return _poses(sample, where)
+
+
+def _check_turns(sample: Mapping[str, Any], messages: Sequence[Mapping[str, str]], where: str) -> None:
     images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if images != (1 if sample.get("image") else 0):
         raise InputError(
@@ -170,9 +183,35 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> None:
         )
     if any(IMAGE_TOKEN in message["content"] for message in messages if message["role"] == "assistant"):
         raise InputError(f"{where}: {IMAGE_TOKEN} in an answer of sample {sample['id']!r}; it belongs in a question")
+    turns = messages[messages[0]["role"] == "system" :] if messages else []
+    if not turns:
+        raise InputError(f"{where}: the chat has no turn; a sample needs a question and an answer")
+    if turns[0]["role"] == "assistant":
+        raise InputError(f"{where}: the chat begins with an answer; give the question that it answers")
+    if turns[-1]["role"] != "assistant":
+        raise InputError(f"{where}: no token is supervised; a sample needs an answer (a turn from 'gpt') at its end")
+    if any(turn["role"] != ("user", "assistant")[number % 2] for number, turn in enumerate(turns)):
+        raise InputError(f"{where}: questions and answers must take turns; join those that follow each other")
+
+
+def _poses(sample: Mapping[str, Any], where: str) -> list[Pose]:
     tokens = count_pose_tokens(sample["conversations"])
     if tokens != len(sample["poses"]):
         raise InputError(
             f"{where}: sample {sample['id']!r} has {tokens} {POSE_TOKEN} but {len(sample['poses'])} poses; "
             "they must agree, in the order of the tokens"
         )
+    poses = [Pose.from_dict(value, where=where) for value in sample["poses"]]
+    for pose in poses:
+        fault = pose.fault()
+        if fault is not None:
+            raise InputError(f"{where}: {fault}; mend it or run llava-pose instruct again")
+        if None in (pose.distance, pose.px, pose.py):
+            continue
+        for name in ("width", "height", "viewport"):  # without it the location would be wrong and nobody would know
+            if not is_size(sample.get(name)):
+                raise InputError(
+                    f"{where}: '{name}' must be a number of pixels, not {reprlib.repr(sample.get(name))}, for a pose with "
+                    "distance, px and py; run llava-pose instruct again"
+                )
+    return poses

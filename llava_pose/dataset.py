@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from tqdm import tqdm
 from llava_pose.augmentation import UNCHANGED, Augmentation
 from llava_pose.conversation import POSE_TOKEN, mirror_sides, to_messages, validate_sample
 from llava_pose.distributed import is_first_process
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, joined
 from llava_pose.feature_cache import FeatureCache
 from llava_pose.geometry import flip_pose
 from llava_pose.model.pose_head import pose_targets_of
 from llava_pose.model.processing import IGNORE_INDEX, ChatTooLongError, LlavaPoseProcessor
-from llava_pose.pictures import load_rgb
+from llava_pose.pictures import check_picture, load_rgb
 from llava_pose.records import Pose, parse_json
+from llava_pose.utils.files import inside, of_split, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -73,19 +74,25 @@ class TrainingSamples(Dataset):
         cache: FeatureCache | None = None,
         max_length: int | None = None,
         drop_long: bool = False,
+        positions: int | None = None,
     ):
         """
+        Args:
+            positions: that the language model has, if it has so many and no more.
+
         Raises:
-            InputError: a picture is not there, a pose or the size it is measured by is unusable, a sample is longer than
-                max_length and ``drop_long`` is not set, or none is left.
+            InputError: samples or their pictures are unusable, are longer than max_length and ``drop_long`` is not set, or
+                than the positions, or none is left. The message names the first ten.
         """
         self.samples = samples
         self.data = Path(data)
         self.processor = processor
         self.cache = cache
+        if drop_long:
+            max_length = min((limit for limit in (max_length, positions) if limit is not None), default=None)
         self.max_length = max_length
         self.augment = augment
-        self._check_samples()
+        self._check_samples(None if drop_long else positions)
         self.items = [(index, False) for index in range(len(samples))]
         if flip:
             self.items += [(index, True) for index in range(len(samples)) if samples[index].get("flippable", False)]
@@ -95,32 +102,61 @@ class TrainingSamples(Dataset):
         if not self.items:
             raise InputError("no training sample is left; check train.json and max_length")
 
-    def _check_samples(self) -> None:
+    def _check_samples(self, positions: int | None) -> None:
         """Found out before training starts, not hours into it."""
+        faults: list[InputError] = []
         seen: set[str] = set()
         for sample in self.samples:
-            self._pose_numbers(sample, mirrored=False, change=UNCHANGED)
-            image = sample.get("image")
-            if image and image not in seen:
-                seen.add(image)
-                if not (self.data / image).is_file():
-                    raise InputError(
-                        f"{self.data / image}: the picture of sample {sample['id']!r} is not there; "
-                        "run llava-pose prepare again"
-                    )
+            where = f"sample {sample.get('id')!r}"
+            try:
+                validate_sample(sample, where=where)
+                image = sample.get("image")
+                if image and image not in seen:
+                    seen.add(image)
+                    check_picture(*of_split(self.data, image))
+                if positions is not None:
+                    self._check_length(sample, positions, where)
+            except InputError as error:
+                # a picture's message names its file, not the sample
+                faults.append(error if str(error).startswith(where) else InputError(f"{where}: {error}"))
+        if faults:
+            raise joined(faults, f"{len(faults)} of {len(self.samples)} samples cannot be learned from")
+
+    def _check_length(self, sample: dict[str, Any], positions: int, where: str) -> None:
+        messages = to_messages(sample["conversations"], where=where)
+        # a text has no more tokens than bytes: few samples are so long that they have to be encoded
+        most = sum(len(message["content"].encode()) + self._bytes_a_turn for message in messages)
+        if most + self.processor.count_image_tokens(*self.processor.image_size) <= positions:
+            return
+        length = len(self.processor.encode_chat(messages, where=where).input_ids)
+        if length > positions:
+            raise ChatTooLongError(
+                f"{where}: {length} tokens are more than the {positions} positions of the language model; shorten the text, "
+                "or leave such samples out with drop_long"
+            )
+
+    @cached_property
+    def _bytes_a_turn(self) -> int:
+        """Of what the chat template adds to a turn, at most."""
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+        return len(self.processor.render(chat).encode())
 
     def _leave_out_long(self, drop_long: bool) -> None:
         items, self.items, self._lengths = self.items, [], []
+        faults: list[InputError] = []
         for item in _shown(items):
             try:
                 length = len(self._encode_text(*item).input_ids)
-            except ChatTooLongError as error:
-                if not drop_long:
-                    raise
-                logger.warning(f"dropped: {error}")
+            except InputError as error:
+                if drop_long and isinstance(error, ChatTooLongError):
+                    logger.warning(f"dropped: {error}")
+                else:
+                    faults.append(error)
             else:
                 self.items.append(item)
                 self._lengths.append(length)
+        if faults:
+            raise joined(faults, f"{len(faults)} of {len(items)} samples (mirror images included) cannot be encoded")
 
     def __len__(self) -> int:
         return len(self.items) * max(1, self.augment)
@@ -139,7 +175,7 @@ class TrainingSamples(Dataset):
         item = range(len(self))[item]  # what is past the end ends an iteration
         index, mirrored = self.items[item % len(self.items)]
         kinds = self.samples[index].get("kinds")
-        geometric = isinstance(kinds, list) and bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
+        geometric = bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
         change = Augmentation.of_item(item, self.augment, geometric=geometric)
         image = self._load_image(self.samples[index].get("image"), mirrored, change)
         return self._encode_text(index, mirrored, image, change)
@@ -149,7 +185,7 @@ class TrainingSamples(Dataset):
             return None
         if self.cache is not None:
             return self.cache[image, mirrored]
-        picture = load_rgb(self.data / image)
+        picture = load_rgb(inside(*of_split(self.data, image)))
         return change.picture(ImageOps.mirror(picture) if mirrored else picture)
 
     def _encode_text(
@@ -173,14 +209,11 @@ class TrainingSamples(Dataset):
     def _pose_numbers(self, sample: dict[str, Any], mirrored: bool, change: Augmentation) -> list[list[float]]:
         numbers = []
         for value in sample["poses"]:
-            where = f"sample {sample['id']!r}"
-            pose = Pose.from_dict(value, where=where)
-            if not np.isfinite(pose.angles).all():
-                raise InputError(f"{where}: an angle of its pose is not finite; run llava-pose instruct again")
+            pose = Pose.from_dict(value, where=f"sample {sample['id']!r}")
             if None in (pose.distance, pose.px, pose.py):
                 pose, size = replace(pose, distance=None), _NO_SIZE
             else:
-                size = {name: _size(sample, name, where) for name in _NO_SIZE}
+                size = {name: float(sample[name]) for name in _NO_SIZE}
             if mirrored:
                 px = np.nan if pose.px is None else pose.px
                 a, e, t, px = flip_pose(*pose.angles, px, size["width"])
@@ -195,19 +228,8 @@ def _shown(items: list[tuple[int, bool]]) -> tqdm:
     return tqdm(items, desc="lengths", unit="sample", delay=2, leave=False, disable=not is_first_process())
 
 
+_MOST_BYTES = 1 << 36  # of a train.json: 69 thousand million
 _NO_SIZE = {"width": 1.0, "height": 1.0, "viewport": 1.0}  # of no effect where the location is unknown
-
-
-def _size(sample: dict[str, Any], name: str, where: str) -> float:
-    """What a location is measured by, pixels: without it the numbers would be wrong and nobody would know."""
-    value = sample.get(name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise InputError(
-            f"{where}: '{name}' must be a number of pixels, not {value!r}, for a pose with distance, px and py; "
-            "run llava-pose instruct again"
-        )
-    return float(value)
 
 
 def _rows(numbers: list[list[float]]) -> np.ndarray:
@@ -220,10 +242,7 @@ def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, is no JSON array, is empty, or a sample is malformed.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); make it with llava-pose instruct") from error
+    text = read_text(path, remedy="make it with llava-pose instruct", most=_MOST_BYTES)
     try:
         samples = parse_json(text)
     except json.JSONDecodeError as error:
@@ -236,8 +255,15 @@ def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise InputError(
             f"{path}: expected a JSON array of samples that is not empty; make it with llava-pose instruct"
         )
+    faults: list[InputError] = []
     for index, sample in enumerate(samples):
-        if not isinstance(sample, dict):
-            raise InputError(f"{path}: sample {index} is no JSON object")
-        validate_sample(sample, where=f"{path}, sample {index}")
+        where = f"{path}, sample {index}"
+        try:
+            if not isinstance(sample, dict):
+                raise InputError(f"{where} is no JSON object")
+            validate_sample(sample, where=where)
+        except InputError as error:
+            faults.append(error)
+    if faults:
+        raise joined(faults, f"{path}: {len(faults)} of {len(samples)} samples cannot be learned from")
     return samples

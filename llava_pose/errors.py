@@ -1,8 +1,39 @@
 """The one exception of the project that a user can mend."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_NAMED = 10  # faults that one message names; the others are counted
+
 
 class InputError(ValueError):
     """Bad input or usage. The message is one sentence that names the file, the field and the remedy.
 
     Command lines end with exit code 2 on it, without a traceback.
     """
+
+
+def listed(faults: Sequence[object], most: int = _NAMED) -> str:
+    """Return faults as the lines of a message that go below its sentence: the first of them, and the count of the rest."""
+    lines = [f"\n  {fault}" for fault in faults[:most]]
+    if len(faults) > most:
+        lines.append(f"\n  and {len(faults) - most} more")
+    return "".join(lines)
+
+
+def joined(faults: Sequence[InputError], what: str) -> InputError:
+    """Return one error of several: ``what`` they are, and the list of them. A single one comes back as it is, and
+    several are of the kind of the first."""
+    return faults[0] if len(faults) == 1 else type(faults[0])(f"{what}:{listed(faults)}")
+
+
+def left_out(faults: Sequence[InputError], what: str) -> InputError:
+    """Return the error of a command that has done all but a few items, for it to raise at its end.
+
+    Args:
+        what: was done, with the name of the file that holds it.
+    """
+    return InputError(
+        f"{what}; {len(faults)} could not be used, mend the data set and run the command again:{listed(faults)}"
+    )

@@ -19,8 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from llava_pose.errors import InputError
-from llava_pose.pictures import load_rgb
-from llava_pose.utils.files import write_json
+from llava_pose.pictures import check_picture, load_rgb
+from llava_pose.utils.files import inside, of_split, write_json
 
 logger = logging.getLogger(__name__)
 _BLOCK = 16
@@ -181,8 +181,7 @@ def build_feature_cache(
     """
     data = Path(data)
     for name in images:
-        if not (data / name).is_file():
-            raise InputError(f"{data / name}: the picture is not there; run llava-pose prepare again")
+        check_picture(*of_split(data, name))
     tower = model.config.vision_config.to_dict()
     settings = {
         # weights do not say everything: CLIPs of the same shapes differ in their activation
@@ -194,7 +193,7 @@ def build_feature_cache(
     }
     name = fingerprint(model.model.vision_tower, settings, data, images)
     extract = patch_extractor(model, image_processor, device)
-    shape = extract([load_rgb(data / images[0])]).shape[1:]
+    shape = extract([load_rgb(inside(*of_split(data, images[0])))]).shape[1:]
     cache = FeatureCache(Path(cache_dir) / name, images, shape, flips=flips)
     if share[0] == 0:
         write_json(cache.folder / "about.json", {"images": len(images), "shape": list(shape), "flips": flips})
@@ -202,7 +201,7 @@ def build_feature_cache(
             f"tower features: {len(images)} pictures, {len(cache.missing())} to compute, "
             f"{cache.nbytes / 2**30:.1f} GiB in {cache.folder}"
         )
-    cache.fill(lambda row: load_rgb(data / images[row]), extract, share=share)
+    cache.fill(lambda row: load_rgb(inside(*of_split(data, images[row]))), extract, share=share)
     return cache
 
 

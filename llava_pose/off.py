@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from llava_pose.errors import InputError
+from llava_pose.utils.files import read_text
 
 _REMEDY = "save the model as an ASCII OFF file"
 _WITH_NORMALS = "N"
@@ -40,10 +40,10 @@ def read_off(path: str | os.PathLike[str]) -> OffMesh:
     triangles = [triangle for number in text.faces for triangle in _fan(text.lines[number], number, path)]
     if not triangles:
         raise InputError(f"{path}: there is no face in it; {_REMEDY}")
-    faces = np.array(triangles, dtype=np.int64)
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise InputError(f"{path}: a face names vertex {faces.max()}, there are {len(vertices)}; {_REMEDY}")
-    return OffMesh(vertices, faces.astype(np.int32))
+    strays = [corner for triangle in triangles for corner in triangle if not 0 <= corner < len(vertices)]
+    if strays:
+        raise InputError(f"{path}: a face names vertex {max(strays)}, there are {len(vertices)}; {_REMEDY}")
+    return OffMesh(vertices, np.array(triangles, dtype=np.int32))
 
 
 def off_vertices(path: str | os.PathLike[str]) -> np.ndarray:
@@ -80,12 +80,7 @@ def turned_off(path: str | os.PathLike[str], rotation: np.ndarray) -> str:
 
 
 def _read(path: str | os.PathLike[str]) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the CAD model ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot read the CAD model (not a text file); {_REMEDY}") from error
+    return read_text(path, remedy=_REMEDY).splitlines()
 
 
 def _first_word(lines: list[str]) -> int:

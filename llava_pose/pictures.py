@@ -6,8 +6,10 @@ are decoded here, whatever a file is called, and none with more than :data:`MAX_
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +20,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from llava_pose.errors import InputError
-from llava_pose.utils.files import open_regular
+from llava_pose.utils.files import inside, open_regular, read_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 MAX_PIXELS = 1 << 26  # 67 million, 200 MB once decoded; a JPEG may have more where it can be decoded smaller
+_SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP")  # what every server reads
 MAX_SQUARE = 2048  # pixels a side of what a model is shown: towers see less, and a thin panorama's square would be vast
 PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean: outside of a picture, and behind transparent pixels
 DECODING_ERRORS = (  # what Pillow raises for files that are damaged or no pictures
@@ -49,7 +52,15 @@ def open_image(
         with open_regular(source) as file, open_image(file, max_side=max_side, max_pixels=max_pixels) as image:
             yield image
         return
-    with Image.open(source, formats=FORMATS) as image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
+            opened = Image.open(source, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"it has far more pixels than the {max_pixels / 1e6:.0f} million that are decoded here"
+        ) from error
+    with opened as image:
         size = image.size
         if max_side is not None and max(size) > 2 * max_side:
             image.draft(None, _fitted(size, max_side))  # a JPEG by a power of two, anything else not at all
@@ -83,10 +94,50 @@ def load_rgb(
         InputError: it is missing, no regular file, damaged, too large, no picture of a known format, or of a pixel format
             that has no agreed range.
     """
+    with (
+        _saying(path, name, remedy),
+        open_image(path, max_side=max_side, max_pixels=max_pixels) as image,
+    ):
+        loaded = to_rgb(ImageOps.exif_transpose(image) if upright else image)
+        return loaded if max_side is None else shrink(loaded, max_side)
+
+
+def check_picture(
+    folder: str | os.PathLike[str], name: str, *, remedy: str = "run llava-pose prepare again"
+) -> tuple[Path, str]:
+    """Return path and format of a picture that a data set names: there, in its folder, and no larger than what is decoded.
+
+    Nothing but its header is read: that it is whole is found where it is decoded.
+
+    Raises:
+        InputError: it is not.
+    """
+    path = inside(folder, name)
+    with _saying(path, None, remedy), open_image(path) as image:
+        return path, str(image.format)
+
+
+def sent_picture(path: str | os.PathLike[str]) -> tuple[bytes, str]:
+    """Return a picture as servers take it, and its media type: the file as it is, or a JPEG of a format that few know.
+
+    Raises:
+        InputError: as :func:`load_rgb`, but that the file is not decoded where it is sent as it is.
+    """
+    with _saying(path, None, "run llava-pose prepare again"):
+        content = read_bytes(path)
+        with open_image(io.BytesIO(content)) as image:
+            if image.format in _SENT_AS_THEY_ARE:
+                return content, f"image/{image.format.lower()}"
+            stream = io.BytesIO()
+            to_rgb(image).save(stream, "JPEG", quality=95)
+            return stream.getvalue(), "image/jpeg"
+
+
+@contextmanager
+def _saying(path: str | os.PathLike[str], name: str | None, remedy: str) -> Iterator[None]:
+    """Turn what goes wrong with a picture into an error that names it."""
     try:
-        with open_image(path, max_side=max_side, max_pixels=max_pixels) as image:
-            loaded = to_rgb(ImageOps.exif_transpose(image) if upright else image)
-            return loaded if max_side is None else shrink(loaded, max_side)
+        yield
     except InputError as error:
         raise InputError(f"{name or path}: {error}") from error
     except DECODING_ERRORS as error:

@@ -17,10 +17,22 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llava_pose.errors import InputError
-from llava_pose.utils.files import append_whole, open_regular, write_atomic
+from llava_pose.errors import InputError, joined
+from llava_pose.utils.files import (
+    append_whole,
+    is_plain_name,
+    is_regular,
+    open_regular,
+    shortened,
+    unsafe_name,
+    write_atomic,
+)
 
 METADATA_FILE = "metadata.jsonl"
+MAX_ANGLE = 4 * math.pi  # radians are written in [0, 2 pi) or (-pi, pi]; what is far outside is in degrees
+MAX_NUMBER = 1e30  # of pixels and lengths in prepared data: beyond it, and beyond its inverse, float32 loses them
+_LONGEST_LINE = 1 << 26  # bytes of a JSON line: 67 million
+_INDEX = re.compile(r"[0-9]{1,9}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -57,8 +69,8 @@ class Pose:
             if required and name not in value:
                 raise InputError(f"{where}: the pose has no '{name}'; give azimuth, elevation and theta in radians")
             number = value.get(name)
-            if isinstance(number, bool):  # which Python takes for 0 and 1
-                raise InputError(f"{where}: '{name}' must be a number, not {number}")
+            if isinstance(number, bool | str):  # which Python makes numbers of
+                raise InputError(f"{where}: '{name}' must be a number, not {_shorten(number)}")
             try:
                 values[name] = (math.nan if required else None) if number is None else float(number)
             except (TypeError, ValueError, OverflowError) as error:
@@ -68,6 +80,22 @@ class Pose:
     def to_dict(self) -> dict[str, float | None]:
         """JSON-ready: what is not finite becomes null."""
         return {name: float(value) if _is_number(value) else None for name, value in vars(self).items()}
+
+    def fault(self) -> str | None:
+        """Return why nothing can be learned from an annotated pose, in words, or None if it can. What is unknown may be."""
+        for name in ("azimuth", "elevation", "theta"):
+            angle = getattr(self, name)
+            if not math.isfinite(angle):
+                return "an angle of its pose is not finite"
+            if abs(angle) > MAX_ANGLE:
+                return f"'{name}' is {angle:g}, which cannot be radians"
+        if self.distance is not None and not is_size(self.distance):
+            return f"'distance' is {self.distance:g} and must be positive, and in units of the object's size"
+        for name in ("px", "py"):
+            pixels = getattr(self, name)
+            if pixels is not None and not abs(pixels) <= MAX_NUMBER:
+                return f"'{name}' is {pixels:g}, a place in no picture"
+        return None
 
 
 @dataclass(frozen=True)
@@ -86,6 +114,9 @@ class ObjectRecord:
         object_status: ``status_good``, ``status_partially``, ``status_barely`` or ``status_bad``.
         crop: how the raw image became the prepared one: prepared = (raw - (left, top)) * scale.
         source: where it came from, with every raw field that has no place above, so that nothing is lost.
+
+    Raises:
+        InputError: file_name leads out of its folder, or id or category cannot name files: other commands make paths of them.
     """
 
     file_name: str
@@ -100,6 +131,18 @@ class ObjectRecord:
     object_status: str = "status_good"
     crop: dict[str, float] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reason = unsafe_name(self.file_name)
+        if reason is not None:
+            raise InputError(f"'file_name' {shortened(self.file_name)} {reason}; mend the data set")
+        *names, index = self.id.split("/")
+        if len(names) != 2 or not all(map(is_plain_name, names)) or not _INDEX.fullmatch(index):
+            raise InputError(
+                f"'id' must be <category>/<name>/<number of the object>, not {shortened(self.id)}; mend it"
+            )
+        if not is_plain_name(self.category):
+            raise InputError(f"'category' {shortened(self.category)} cannot name a category; mend it")
 
     @property
     def occluded(self) -> bool:
@@ -124,21 +167,39 @@ class ObjectRecord:
         if unknown:
             raise InputError(f"{where}: unknown field '{sorted(unknown)[0]}'; run llava-pose prepare again")
         pose = Pose.from_dict(value["pose"], where=where)
-        if not all(math.isfinite(angle) for angle in pose.angles):
-            raise InputError(f"{where}: an angle of the annotated pose is not finite; drop the record")
+        fault = pose.fault()
+        if fault is not None:
+            raise InputError(f"{where}: {fault}; mend or drop the record")
         for name in ("file_name", "id", "category", "object_status"):
             if name in value and not isinstance(value[name], str):
                 raise InputError(f"{where}: '{name}' must be text, not {_shorten(value[name])}")
         for name in ("width", "height", "viewport", "focal"):
-            if name in value and not (_is_number(value[name]) and value[name] > 0):
+            if name in value and not is_size(value[name]):
                 raise InputError(f"{where}: '{name}' must be a positive number, not {_shorten(value[name])}")
         for name in ("crop", "source"):
             if name in value and not isinstance(value[name], dict):
                 raise InputError(f"{where}: '{name}' must be a JSON object, not {_shorten(value[name])}")
+        crop = value.get("crop", {})
+        if not all(map(_is_place, crop.values())) or not is_size(crop.get("scale", 1)):
+            raise InputError(f"{where}: 'crop' must hold numbers, 'scale' a positive one, not {_shorten(crop)}")
+        if not isinstance(value.get("source", {}).get("image", ""), str):
+            raise InputError(f"{where}: 'image' of 'source' must be text, not {_shorten(value['source']['image'])}")
         bbox = value["bbox"]
-        if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+        if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_place, bbox)):
             raise InputError(f"{where}: 'bbox' must be four numbers x1, y1, x2, y2, not {_shorten(bbox)}")
-        return cls(**{**value, "pose": pose, "bbox": tuple(bbox)})
+        try:
+            return cls(**{**value, "pose": pose, "bbox": tuple(bbox)})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+
+def is_size(value: Any) -> bool:
+    """Return whether it is a positive number that pixels and lengths can have."""
+    return _is_number(value) and 1 / MAX_NUMBER <= value <= MAX_NUMBER
+
+
+def _is_place(value: Any) -> bool:
+    return _is_number(value) and abs(value) <= MAX_NUMBER
 
 
 def _is_number(value: Any) -> bool:
@@ -279,8 +340,12 @@ def read_jsonl(
     """
     try:
         with open_regular(path) as file:
-            for number, line in enumerate(file, start=1):
-                # bytes: a writer may have been killed in the middle of a letter
+            # bytes: a writer may have been killed in the middle of a letter
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
+                if len(line) > _LONGEST_LINE:
+                    raise InputError(
+                        f"{path}:{number}: the line has more than {_LONGEST_LINE >> 20} MiB; check the path"
+                    )
                 if not line.strip() or (whole_lines_only and not line.endswith(b"\n")):
                     continue
                 where = f"{path}:{number}"
@@ -338,20 +403,39 @@ def drop_torn_line(path: str | os.PathLike[str]) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def read_records(prepared: str | os.PathLike[str], split: str) -> list[ObjectRecord]:
+def read_records(
+    prepared: str | os.PathLike[str], split: str, *, faults: list[InputError] | None = None
+) -> list[ObjectRecord]:
     """The records of one split of a prepared folder.
 
+    Args:
+        faults: gets what is wrong with lines that cannot be used, for callers that go on with the others; by default they
+            are raised together.
+
     Raises:
-        InputError: there is no such split, a line is malformed, or two lines have the same id.
+        InputError: there is no such split, or a line is malformed or has the id of another.
     """
     path = Path(prepared) / split / METADATA_FILE
-    if not path.is_file():
+    if not is_regular(path):
         raise InputError(
             f"{path}: there is no such file; make it with: llava-pose prepare --data-root … --out {prepared}"
         )
-    records = [ObjectRecord.from_dict(value, where=where) for where, value in read_jsonl(path)]
-    _require_unique((record.id for record in records), path)
-    return records
+    found: list[InputError] = []
+    records: dict[str, ObjectRecord] = {}
+    for where, value in read_jsonl(path, on_bad_line=found.append):
+        try:
+            record = ObjectRecord.from_dict(value, where=where)
+        except InputError as error:
+            found.append(error)
+            continue
+        if record.id in records:
+            found.append(InputError(f"{where}: the id {record.id!r} stands on two lines; ids must be unique"))
+        records.setdefault(record.id, record)
+    if faults is not None:
+        faults += found
+    elif found:
+        raise joined(found, f"{path}: {len(found)} lines cannot be used; mend or drop them")
+    return list(records.values())
 
 
 def write_records(prepared: str | os.PathLike[str], split: str, records: Iterable[ObjectRecord]) -> Path:

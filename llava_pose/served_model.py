@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar
 
 from llava_pose.errors import InputError
+from llava_pose.pictures import sent_picture
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -215,14 +216,14 @@ class ServedModel:
 
 
 def picture_part(picture: Path) -> Message:
-    """The part of a message that holds a JPEG or PNG file, as a data URL.
+    """The part of a message that holds a picture, as a data URL.
 
     Raises:
-        OSError: the picture cannot be read.
+        InputError: as :func:`llava_pose.pictures.sent_picture`.
     """
-    kind = "png" if picture.suffix.lower() == ".png" else "jpeg"
-    data = base64.b64encode(picture.read_bytes()).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+    content, kind = sent_picture(picture)
+    data = base64.b64encode(content).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 
 
 def next_messages(first: Sequence[Message], answer: str, reason: str) -> list[Message]:

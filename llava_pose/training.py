@@ -270,17 +270,19 @@ def build_dataset(
     config: TrainConfig, samples: list[dict[str, Any]], processor: LlavaPoseProcessor, model: nn.Module
 ) -> TrainingSamples:
     """The samples, with the frozen tower's features beside them where the recipe allows it."""
-    cache = _features(config, samples, processor, model) if config.caches_features else None
-    return TrainingSamples(
+    dataset = TrainingSamples(
         samples,
         config.data,
         processor,
         flip=config.flip,
         augment=config.augment,
-        cache=cache,
         max_length=config.max_length,
         drop_long=config.drop_long,
+        positions=getattr(underlying_model(model).config.text_config, "max_position_embeddings", None),
     )
+    if config.caches_features:  # after the samples are known to be good: it takes long
+        dataset.cache = _features(config, samples, processor, model)
+    return dataset
 
 
 def _features(

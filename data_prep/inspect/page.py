@@ -28,7 +28,7 @@ from llava_pose.geometry import canonicalize
 from llava_pose.metrics import pose_error
 from llava_pose.pictures import load_rgb
 from llava_pose.records import Pose
-from llava_pose.utils.files import write_atomic
+from llava_pose.utils.files import is_regular, write_atomic
 
 logger = logging.getLogger(__name__)
 JPEG_QUALITY = 82
@@ -117,7 +117,7 @@ def _with_records(dataset: Dataset, prepared: str) -> Dataset:
                 viewport=entry.viewport or record.viewport,
                 size=entry.size or record.size,
                 bbox=entry.bbox or record.bbox,
-                picture=entry.picture if entry.picture is not None and entry.picture.is_file() else record.picture,
+                picture=entry.picture if entry.picture is not None and is_regular(entry.picture) else record.picture,
                 cad_index=entry.cad_index or record.cad_index,
             )
         joined.append(entry)

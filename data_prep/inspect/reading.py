@@ -6,7 +6,7 @@ error.
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from data_prep.imagenet3d import (
     AnnotationError,
     RawLayout,
     filter_reason,
-    is_plain_name,
     object_status,
     parse_object,
     plain,
@@ -25,11 +24,13 @@ from data_prep.imagenet3d import (
     read_list,
 )
 from data_prep.inspect.entries import Dataset, Entry, Kind, Problem
-from data_prep.inspect.texts import caption_entry, instruction_entry
+from data_prep.inspect.texts import caption_entry, instruction_entry, picture_of
 from llava_pose.config import read_yaml
 from llava_pose.errors import InputError
-from llava_pose.records import METADATA_FILE, ObjectRecord, Pose, Prediction, read_jsonl
+from llava_pose.records import METADATA_FILE, ObjectRecord, Pose, Prediction, parse_json, read_jsonl
+from llava_pose.utils.files import is_plain_name, is_regular, open_regular, read_text
 
+_MOST_BYTES = 1 << 36  # of a train.json, as training reads it
 PREPARE_SETTINGS = "prepare.yaml"
 _ACCEPTED = (
     "give a raw dataset (a folder with annotations/), a prepared folder, metadata.jsonl, captions.jsonl, train.json or "
@@ -108,12 +109,12 @@ def _raw_entries(layout: RawLayout, split: str, category: str, name: str, proble
     try:
         objects = read_annotation(file)
     except InputError as error:
-        problems.append(Problem("annotation unreadable" if file.exists() else "annotation missing", str(error)))
+        problems.append(Problem("annotation unreadable" if os.path.exists(file) else "annotation missing", str(error)))
         return
     if not objects:
         problems.append(Problem("annotation empty", f"{file}: there is no object in it"))
     picture = layout.image(category, name)
-    if not picture.is_file():
+    if not is_regular(picture):
         problems.append(Problem("image missing", f"{picture}: the image is not there"))
     for index, raw in enumerate(objects):
         id = f"{category}/{name}/{index}"
@@ -167,7 +168,7 @@ def _cad_of_prepared(root: Path) -> Path | None:
     if not settings.is_file():
         return None
     cad = Path(str(read_yaml(settings).get("data_root", ""))) / "CAD"
-    return cad if cad.is_dir() else None
+    return cad if os.path.isdir(cad) else None
 
 
 def _records(file: Path, folder: Path, split: str, problems: list[Problem]) -> Iterator[Entry]:
@@ -177,9 +178,7 @@ def _records(file: Path, folder: Path, split: str, problems: list[Problem]) -> I
         except InputError as error:
             problems.append(Problem("record malformed", str(error)))
             continue
-        picture = folder / record.file_name
-        if not picture.is_file():
-            problems.append(Problem("image missing", f"{where}: the image {picture} is not there"))
+        picture = picture_of(folder, record.file_name, where, problems)
         index = record.source.get("cad_index")
         yield Entry(
             record.id,
@@ -232,7 +231,7 @@ def _turns(path: Path, folder: Path, problems: list[Problem]) -> Iterator[Entry]
 
 def _first_sign(path: Path) -> str:
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
+        with open_regular(path, "r", encoding="utf-8-sig", errors="replace") as file:
             while sign := file.read(1):
                 if not sign.isspace():
                     return sign
@@ -270,8 +269,9 @@ def _lines(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict[str,
 
 
 def _read_instructions(path: Path, folder: Path, problems: list[Problem]) -> Dataset:
+    text = read_text(path, remedy="write the file again", most=_MOST_BYTES)
     try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
+        items = parse_json(text)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); write the file again") from error
     entries = []
@@ -290,6 +290,8 @@ def _predictions(path: Path, problems: list[Problem]) -> Iterator[Entry]:
     for where, value in _lines(path, problems):
         try:
             prediction = Prediction.from_dict(value, where=where)
+            if fault := prediction.true.fault():
+                raise InputError(f"{where}: {fault}; mend or drop the line")
         except InputError as error:
             problems.append(Problem("prediction malformed", str(error)))
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -17,12 +16,12 @@ from llava_pose import categories
 from llava_pose.conversation import POSE_TOKEN
 from llava_pose.geometry import canonicalize
 from llava_pose.metrics import pose_error
+from llava_pose.utils.files import file_digest, is_regular
 
 BIN_DEGREES = 10
 RANGES = {"azimuth": (0, 360), "elevation": (-90, 90), "theta": (-180, 180)}  # degrees, canonical
 EXAMPLES = 5
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
-_CHUNK = 1 << 20
 
 
 def statistics(dataset: Dataset, *, compare_pictures: bool = True) -> dict[str, Any]:
@@ -202,7 +201,7 @@ def _same_pictures(entries: Iterable[Entry]) -> dict[str, list[list[str]]]:
     """Files of the same bytes under several names, those of different splits apart from the others."""
     splits: dict[Path, set[str]] = defaultdict(set)
     for entry in entries:
-        if entry.picture is not None and entry.picture.is_file():
+        if entry.picture is not None and is_regular(entry.picture):
             splits[entry.picture].add(entry.split)
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in splits:
@@ -210,7 +209,7 @@ def _same_pictures(entries: Iterable[Entry]) -> dict[str, list[list[str]]]:
     candidates = [path for paths in by_size.values() if len(paths) > 1 for path in paths]
     by_digest: dict[str, list[Path]] = defaultdict(list)
     for path in tqdm(candidates, desc="comparing pictures", unit="file", delay=2, leave=False, mininterval=0.5):
-        by_digest[_digest(path)].append(path)
+        by_digest[file_digest(path)].append(path)
     within, across = [], []
     for paths in by_digest.values():
         if len(paths) > 1:
@@ -220,14 +219,6 @@ def _same_pictures(entries: Iterable[Entry]) -> dict[str, list[list[str]]]:
         "same picture in several splits, by its bytes": across,
         "same picture twice in a split, by its bytes": within,
     }
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 # Texts and predictions

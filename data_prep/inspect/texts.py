@@ -10,7 +10,20 @@ from data_prep.caption_lines import OK, CaptionLine
 from data_prep.inspect.entries import Entry, Problem
 from llava_pose.conversation import POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.records import Pose
+from llava_pose.records import Pose, is_size
+from llava_pose.utils.files import inside, is_regular, of_split
+
+
+def picture_of(folder: Path, name: str, where: str, problems: list[Problem]) -> Path | None:
+    """The picture that a line names; what is wrong with it goes to ``problems``, and one outside of its folder is none."""
+    try:
+        picture = inside(folder, name)
+    except InputError as error:
+        problems.append(Problem("image outside", f"{where}: {error}"))
+        return None
+    if not is_regular(picture):
+        problems.append(Problem("image missing", f"{where}: the image {picture} is not there"))
+    return picture
 
 
 def instruction_entry(value: Mapping[str, Any], where: str, folder: Path, problems: list[Problem]) -> Entry:
@@ -21,6 +34,7 @@ def instruction_entry(value: Mapping[str, Any], where: str, folder: Path, proble
         turns = []
     texts = tuple(str(turn.get("value", "")) for turn in turns)
     kinds = value.get("kinds") or ([value["kind"]] if value.get("kind") else [])
+    kinds = kinds if isinstance(kinds, list) else [kinds]
     return _entry(value, where, folder, problems, texts, tuple(map(str, kinds)))
 
 
@@ -38,9 +52,7 @@ def caption_entry(
     except InputError as error:
         problems.append(Problem("caption malformed", str(error)))
         return Entry(str(value.get("image") or where), fields=value)
-    picture = folder / line.image
-    if not picture.is_file():
-        problems.append(Problem("image missing", f"{where}: the image {picture} is not there"))
+    picture = picture_of(*of_split(folder, line.image), where, problems)
     if line.status != OK:
         problems.append(Problem("caption failed", f"{where}: {line.reason or 'no reason is given'}"))
     tokens = line.caption.count(POSE_TOKEN)
@@ -80,14 +92,13 @@ def _entry(
 ) -> Entry:
     poses = _poses(value.get("poses"), where, problems)
     tokens = sum(text.count(POSE_TOKEN) for text in texts)
-    if texts and tokens != len(poses):
+    count = len(value["poses"]) if isinstance(value.get("poses"), list) else 0
+    if texts and tokens != count:
         problems.append(
-            Problem("tokens and poses differ", f"{where}: {tokens} {POSE_TOKEN} in the text, {len(poses)} poses")
+            Problem("tokens and poses differ", f"{where}: {tokens} {POSE_TOKEN} in the text, {count} poses")
         )
     image = value.get("image") or value.get("file_name")
-    picture = folder / image if isinstance(image, str) and image else None
-    if picture is not None and not picture.is_file():
-        problems.append(Problem("image missing", f"{where}: the image {picture} is not there"))
+    picture = picture_of(*of_split(folder, image), where, problems) if isinstance(image, str) and image else None
     size = value.get("width"), value.get("height")
     viewport = value.get("viewport")
     missing = [name for name in ("id", "image", "category") if not value.get(name)]
@@ -100,8 +111,8 @@ def _entry(
         image.split("/")[0] if isinstance(image, str) and image.count("/") > 1 else "",
         str(value.get("object_status") or ""),
         poses=poses,
-        viewport=float(viewport) if _is_positive(viewport) else None,
-        size=(int(size[0]), int(size[1])) if all(map(_is_positive, size)) else None,
+        viewport=float(viewport) if is_size(viewport) else None,
+        size=(int(size[0]), int(size[1])) if all(map(is_size, size)) else None,
         picture=picture,
         texts=texts,
         kinds=kinds,
@@ -119,11 +130,10 @@ def _poses(value: Any, where: str, problems: list[Problem]) -> tuple[Pose, ...]:
     poses = []
     for item in value:
         try:
-            poses.append(Pose.from_dict(item, where=where))
+            pose = Pose.from_dict(item, where=where)
+            if fault := pose.fault():
+                raise InputError(f"{where}: {fault}")
+            poses.append(pose)
         except InputError as error:
             problems.append(Problem("poses malformed", str(error)))
     return tuple(poses)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

@@ -13,6 +13,7 @@ from data_prep.render.raycast import require_embree
 from llava_pose import categories
 from llava_pose.errors import InputError
 from llava_pose.off import read_off
+from llava_pose.utils.files import is_plain_name, is_regular
 
 logger = logging.getLogger(__name__)
 
@@ -58,5 +59,5 @@ class Wireframes:
         """The file of the object's CAD model; the first of its category where the annotation names none."""
         category = categories.find(entry.category)
         names = [entry.category] if category is None else [entry.category, category.name, *category.aliases]
-        paths = (self._cad / name / f"{entry.cad_index or 1:02d}.off" for name in names if name)
-        return next((path for path in paths if path.is_file()), None)
+        paths = (self._cad / name / f"{entry.cad_index or 1:02d}.off" for name in names if is_plain_name(name))
+        return next((path for path in paths if is_regular(path)), None)

@@ -6,6 +6,7 @@ be drawn comes through; what cannot is a :class:`MeshError` that names the file,
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -17,7 +18,8 @@ from typing import IO, Any
 import numpy as np
 
 from llava_pose.errors import InputError
-from llava_pose.pictures import DECODING_ERRORS, to_rgb
+from llava_pose.pictures import DECODING_ERRORS, FORMATS, MAX_PIXELS, to_rgb
+from llava_pose.utils.files import inside, is_regular, read_bytes, unsafe_name
 
 from .mesh import Mesh
 from .skins import LARGEST_TEXTURE, PictureSkin
@@ -26,6 +28,7 @@ MESH_SUFFIXES = (".glb", ".obj", ".off", ".ply")
 AXES = ("x", "y", "z", "minus-x", "minus-y", "minus-z")
 UNPAINTED = (0.6, 0.6, 0.6)  # sRGB of faces whose file says nothing
 MATT = 0.1  # gloss where the file says nothing
+_MOST_BYTES = 1 << 30  # of a mesh file
 _INVISIBLE = 0.05  # opacity below which a face is left out; glass is drawn opaque
 _SAME_PLACE = 2.0**-20  # of the longest side of the bounding box: vertices nearer than this are one
 _READING_ERRORS = (  # what trimesh raises for files that are damaged or no meshes
@@ -90,9 +93,10 @@ def read_mesh(file: str | Path | IO[bytes], *, name: str, file_type: str, resolv
     try:
         with warnings.catch_warnings():  # of numpy, about vertices that we check ourselves
             warnings.simplefilter("ignore")
-            scene = trimesh.load_scene(
-                str(file) if isinstance(file, Path) else file, file_type=file_type, resolver=resolver, process=False
-            )
+            if isinstance(file, Path):
+                resolver = _folder_resolver(trimesh, file.parent)
+                file = io.BytesIO(read_bytes(file, most=_MOST_BYTES))
+            scene = trimesh.load_scene(file, file_type=file_type, resolver=resolver, process=False)
             parts = [_part(trimesh, scene, node, name) for node in scene.graph.nodes_geometry]
     except MeshError:
         raise
@@ -100,6 +104,19 @@ def read_mesh(file: str | Path | IO[bytes], *, name: str, file_type: str, resolv
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise MeshError(f"{name}: cannot read the mesh ({reason}); export it again or remove it") from error
     return clean(_join([part for part in parts if part is not None], name), name)
+
+
+def _folder_resolver(trimesh: ModuleType, folder: Path) -> Any:
+    """Materials and textures that a mesh file names, out of its folder alone."""
+
+    class FolderResolver(trimesh.resolvers.FilePathResolver):
+        def get(self, name: str) -> bytes:
+            for candidate in (name.strip(), name.replace("\\", "/").rpartition("/")[2].strip()):
+                if unsafe_name(candidate) is None and is_regular(inside(folder, candidate)):
+                    return read_bytes(folder / candidate)
+            raise FileNotFoundError(name)
+
+    return FolderResolver(str(folder))
 
 
 def clean(mesh: Mesh, name: str) -> Mesh:
@@ -215,6 +232,9 @@ def _phong_gloss(words: dict[str, Any]) -> float:
 
 
 def _pixels(picture: Any, name: str) -> np.ndarray:
+    # of a picture that trimesh has opened nothing is decoded yet: what Pillow hands to other programs stays closed
+    if picture.format not in (None, "MPO", *FORMATS) or picture.width * picture.height > MAX_PIXELS:
+        raise MeshError(f"{name}: a texture is of no known format, or too large; replace it or remove the mesh")
     try:
         image = to_rgb(picture)
     except DECODING_ERRORS as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import zlib
@@ -11,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.imagenet3d import is_plain_name
 from llava_pose import categories
 from llava_pose.errors import InputError
+from llava_pose.utils.files import file_digest, is_plain_name, is_regular, shortened
 
 from .mesh import Mesh
 from .mesh_files import MESH_SUFFIXES, axes_to_canonical, read_mesh
@@ -107,21 +106,21 @@ def _category_folders(folder: Path) -> list[Path]:
 def _mesh_files(folder: Path) -> list[Path]:
     # hidden: what macOS puts beside every file on other people's disks is called ._01.off
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    found = [path for path in visible if path.suffix.lower() in MESH_SUFFIXES and path.is_file()]
+    found = [path for path in visible if path.suffix.lower() in MESH_SUFFIXES and is_regular(path)]
     for path in found:
         if not is_plain_name(path.name):
-            raise InputError(f"{folder}: the file name {path.name!r} is not UTF-8; rename it.")
+            raise InputError(f"{folder}: the file name {shortened(path.name)} cannot stand in a data set; rename it.")
     return found
 
 
 def _without_copies(files: list[Path]) -> list[Path]:
     """The files, each content once; only files of one size are compared."""
     sizes = Counter(file.stat().st_size for file in files)
-    seen: dict[bytes, Path] = {}
+    seen: dict[str, Path] = {}
     kept = []
     for file in files:
         if sizes[file.stat().st_size] > 1:
-            digest = hashlib.sha256(file.read_bytes()).digest()
+            digest = file_digest(file)
             if digest in seen:
                 logger.info("%s is left out: it is the same file as %s", file, seen[digest])
                 continue

@@ -33,6 +33,7 @@ from llava_pose.config import command, require, require_folder
 from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize
 from llava_pose.records import Pose, Prediction, read_jsonl, read_records, write_jsonl
+from llava_pose.utils.files import open_regular
 
 logger = logging.getLogger(__name__)
 SYSTEM = "Orient-Anything"
@@ -114,7 +115,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from read_jsonl(path)
         return
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open_regular(path, "r", newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             for value in reader:
                 yield f"{path}:{reader.line_num}", value

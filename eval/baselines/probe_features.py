@@ -14,10 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from eval.baselines.probe_backbone import ProbeBackbone
-from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, fingerprint
-from llava_pose.pictures import load_rgb
-from llava_pose.utils.files import write_json
+from llava_pose.pictures import check_picture, load_rgb
+from llava_pose.utils.files import inside, of_split, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +57,7 @@ def build_features(
     """
     data = Path(data)
     for name in images:
-        if not (data / name).is_file():
-            raise InputError(f"{data / name}: the picture is not there; run llava-pose prepare again")
+        check_picture(*of_split(data, name))
     name = fingerprint(backbone.model, backbone.settings(), data, images)
     width = sum(backbone.widths.values())
     cache = FeatureCache(Path(cache_dir) / name, images, (1, 1, width), flips=False, dtype=np.float32)
@@ -70,5 +68,5 @@ def build_features(
     def extract(pictures: list[Image.Image]) -> np.ndarray:
         return backbone.features(pictures)[:, None, None, :]
 
-    cache.fill(lambda row: load_rgb(data / images[row]), extract, share=share)
+    cache.fill(lambda row: load_rgb(inside(*of_split(data, images[row]))), extract, share=share)
     return ProbeFeatures(name, cache)

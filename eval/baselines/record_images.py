@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from llava_pose import categories
 from llava_pose.augmentation import UNCHANGED, Augmentation
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, joined
 from llava_pose.geometry import flip_pose
-from llava_pose.pictures import load_rgb
+from llava_pose.pictures import check_picture, load_rgb
 from llava_pose.records import ObjectRecord, Pose, read_records
+from llava_pose.utils.files import inside
 
 
 def category_of(record: ObjectRecord) -> categories.Category:
@@ -24,21 +25,45 @@ def category_of(record: ObjectRecord) -> categories.Category:
     return categories.get(record.category, allow_custom=True, source=record.id)
 
 
-def select_records(data: str | Path, split: str, names: Sequence[str] | None, option: str) -> list[ObjectRecord]:
+def select_records(
+    data: str | Path,
+    split: str,
+    names: Sequence[str] | None,
+    option: str,
+    *,
+    faults: list[InputError] | None = None,
+) -> list[ObjectRecord]:
     """The records of a split; with ``names``, of these categories alone.
 
     Args:
         option: that gave the names, for messages.
+        faults: as :func:`llava_pose.records.read_records`.
 
     Raises:
         InputError: there is no such split, no object in it, or none of one of the names.
     """
-    records = read_records(data, split)
+    records = read_records(data, split, faults=faults)
     if not records:
         raise InputError(f"{data}/{split}: there is no object in it; run llava-pose prepare, or choose another split")
     if names:
         records = categories.only_of(names, records, option=option, place=f"{data}/{split}")
     return records
+
+
+def require_pictures(records: Sequence[ObjectRecord], folder: Path) -> None:
+    """Look at each picture's header, so that a missing one is found before the first step and not hours into a training.
+
+    Raises:
+        InputError: pictures are not there, or are none; the message names the first ten.
+    """
+    faults: list[InputError] = []
+    for name in dict.fromkeys(record.file_name for record in records):
+        try:
+            check_picture(folder, name)
+        except InputError as error:
+            faults.append(error)
+    if faults:
+        raise joined(faults, f"{folder}: {len(faults)} pictures cannot be used")
 
 
 class MirroredRecords(Dataset):
@@ -61,7 +86,11 @@ class MirroredRecords(Dataset):
         Args:
             folder: of the split; file names are relative to it.
             names: of the categories, in the order of the outputs; none: all are one.
+
+        Raises:
+            InputError: pictures are not there, or are none; the message names the first ten.
         """
+        require_pictures(records, folder)
         self.records = records
         self.folder = folder
         self.image_processor = image_processor
@@ -78,7 +107,7 @@ class MirroredRecords(Dataset):
     def pixels(self, item: int, change: Augmentation = UNCHANGED) -> torch.Tensor:
         """(3, height, width) of one item, as the network takes it, after a change of the picture."""
         index, mirrored = self.items[item]
-        picture = load_rgb(self.folder / self.records[index].file_name)
+        picture = load_rgb(inside(self.folder, self.records[index].file_name))
         if mirrored:
             picture = ImageOps.mirror(picture)
         pixels = self.image_processor(change.picture(picture), return_tensors="np")["pixel_values"][0]

@@ -26,7 +26,8 @@ from eval.predict import claim_output
 from llava_pose import categories
 from llava_pose.categories import Category
 from llava_pose.config import command, require, require_folder
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, joined, left_out
+from llava_pose.pictures import check_picture
 from llava_pose.records import (
     METADATA_FILE,
     ObjectRecord,
@@ -38,7 +39,7 @@ from llava_pose.records import (
     write_jsonl,
 )
 from llava_pose.served_model import Endpoint, Reply, ServedModel, TokenLimit, map_threads, require_client, token_account
-from llava_pose.utils.files import file_digest, write_json
+from llava_pose.utils.files import file_digest, printable, write_json
 from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
@@ -110,13 +111,15 @@ def run(config: VlmApiConfig) -> Path | None:
     """
     require(config.data, "--data")
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
-    records = _records(prepared, config)
+    faults: list[InputError] = []
+    records = _records(prepared, config, faults)
     words = candidate_words(_candidates(prepared, config)) if config.task == "joint" else None
     wanted = _drawn(records, config)
     if config.dry_run:
         for record in wanted:
             messages = first_messages(record, _category(record.category), words, None)
-            sys.stdout.write(f"{json.dumps({'id': record.id, 'messages': messages}, ensure_ascii=False)}\n")
+            line = json.dumps({"id": record.id, "messages": messages}, ensure_ascii=False)
+            sys.stdout.write(f"{printable(line)}\n")
         return None
     for option in ("output_dir", "api_base", "model"):
         require(getattr(config, option), f"--{option.replace('_', '-')}")
@@ -136,18 +139,24 @@ def run(config: VlmApiConfig) -> Path | None:
             if known:
                 write_jsonl(out, (known[record.id] for record in records if record.id in known))
     _report(out, list(known.values()), system, config)
+    if faults:
+        raise left_out(faults, f"{out}: all objects but these have been asked for")
     return out
 
 
-def _records(prepared: Path, config: VlmApiConfig) -> list[ObjectRecord]:
+def _records(prepared: Path, config: VlmApiConfig, faults: list[InputError]) -> list[ObjectRecord]:
+    """Those whose pictures can be sent; what is wrong with the others goes to ``faults``."""
     split = config.predict_split
-    records = select_records(prepared, split, config.predict_categories, "--predict-categories")
-    for record in records:
-        if not (prepared / split / record.file_name).is_file():
-            raise InputError(
-                f"{prepared / split / record.file_name}: the picture is missing; run llava-pose prepare again"
-            )
-    return records
+    usable = []
+    for record in select_records(prepared, split, config.predict_categories, "--predict-categories", faults=faults):
+        try:
+            check_picture(prepared / split, record.file_name)
+            usable.append(record)
+        except InputError as error:
+            faults.append(error)
+    if not usable:
+        raise joined(faults, f"{prepared / split}: none of its objects can be used")
+    return usable
 
 
 def _category(name: str) -> Category:
@@ -159,7 +168,7 @@ def _candidates(prepared: Path, config: VlmApiConfig) -> list[Category]:
     names: Iterable[str] | None = config.categories
     if not names:
         splits = [path.parent.name for path in prepared.glob(f"*/{METADATA_FILE}")]
-        names = {record.category for split in splits for record in read_records(prepared, split)}
+        names = {record.category for split in splits for record in read_records(prepared, split, faults=[])}
     found = {category.name: category for category in map(_category, names)}
     return [found[name] for name in sorted(found)]
 

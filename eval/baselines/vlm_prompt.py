@@ -104,10 +104,10 @@ def first_messages(
     Args:
         category: of the record; the model is told it unless there are ``words``.
         words: of :func:`candidate_words`, for the joint task; None where the category is given.
-        picture: the JPEG or PNG file to send; None leaves it out (to show the prompt).
+        picture: the file to send; None leaves it out (to show the prompt).
 
     Raises:
-        OSError: the picture cannot be read.
+        InputError: the picture cannot be read.
     """
     text = [f"The picture shows {'an object' if words else category.indefinite} in the box {box_words(record)}."]
     if words:

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from eval.systems import canonical_category, read_systems, require_annotation
 from llava_pose.config import command, require, require_folder, require_seed
 from llava_pose.drawing import AXIS_COLOURS, draw_axes, load_font
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, joined, left_out
 from llava_pose.metrics import pose_error
 from llava_pose.pictures import load_rgb, to_rgb
 from llava_pose.records import ObjectRecord, Pose, Prediction, read_records
-from llava_pose.utils.files import write_atomic
+from llava_pose.utils.files import inside, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +98,14 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
 
     Raises:
         InputError: data or predictions are missing or bad, the system is not in the file, a prediction is of another
-            annotation than the object's, or none is of an object of the split.
+            annotation than the object's, or none is of an object of the split. Also where lines or pictures cannot be
+            used: the sheet of the others has been drawn then.
     """
     require(config.data, "--data")
     require(config.predictions, "--predictions")
     folder = require_folder(config.data, "--data", "make it with llava-pose prepare")
-    records = {record.id: record for record in read_records(folder, config.split)}
+    faults: list[InputError] = []
+    records = {record.id: record for record in read_records(folder, config.split, faults=faults)}
     predictions = _of_one_system(config)
     known = [prediction for prediction in predictions if prediction.id in records]
     if not known:
@@ -116,13 +118,19 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
     for prediction in known:
         require_annotation(prediction, records[prediction.id], f"{config.predictions}: the line of {prediction.id!r}")
     chosen = choose(known, config.select, config.count, seed=config.seed)
-    items = [
-        load_item(prediction, records[prediction.id], folder / config.split)
-        for prediction in tqdm(chosen, desc="drawing", unit="picture", delay=2, leave=False)
-    ]
+    items = []
+    for prediction in tqdm(chosen, desc="drawing", unit="picture", delay=2, leave=False):
+        try:
+            items.append(load_item(prediction, records[prediction.id], folder / config.split))
+        except InputError as error:
+            faults.append(error)
+    if not items:
+        raise joined(faults, f"{folder / config.split}: none of the pictures can be drawn")
     title = f"{chosen[0].system}: {config.select} {len(items)} of {len(known):,} predictions on {config.split}"
     save_sheet(render_sheet(items, title=title, columns=config.columns, tile=config.tile), config.out)
     logger.info("contact sheet: %s   the scores behind it: llava-pose score %s", config.out, config.predictions)
+    if faults:
+        raise left_out(faults, f"{config.out}: is drawn without some objects")
     return Path(config.out)
 
 
@@ -155,7 +163,7 @@ def load_item(prediction: Prediction, record: ObjectRecord, folder: Path) -> She
         InputError: the image is missing or cannot be read.
     """
     return SheetItem(
-        load_rgb(folder / record.file_name),
+        load_rgb(inside(folder, record.file_name)),
         prediction.category,
         prediction.pose,
         record.pose,

@@ -21,6 +21,10 @@ from typing import IO, Any
 from llava_pose.errors import InputError
 
 LONGEST_NAME = 255  # bytes of one part of a path, on every file system in use
+LONGEST_PLAIN_NAME = 200  # bytes of a name that suffixes, numbers and the marks of temporary files are added to
+MOST_BYTES = (
+    1 << 28
+)  # of a file that is read whole: 268 million; lists, settings, meshes and annotations are far smaller
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # how safetensors and torch.save say that a disk is full: they have no errno
 _NO_ROOM_WORDS = (
@@ -70,19 +74,34 @@ def _open_if_regular(path: str, flags: int) -> int:
     raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
-def read_text(path: str | os.PathLike[str], *, name: str | None = None, remedy: str = "check the path") -> str:
+def read_bytes(path: str | os.PathLike[str], *, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of at most so many bytes; a sparse file of any size is made in no time.
+
+    Raises:
+        OSError: as :func:`open_regular`, or the file is larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {_size(most)}", str(path))
+    return content
+
+
+def read_text(
+    path: str | os.PathLike[str], *, name: str | None = None, remedy: str = "check the path", most: int = MOST_BYTES
+) -> str:
     """Return the text of a UTF-8 file; the mark that Windows puts in front of it is no text.
 
     Args:
         name: what messages call the file; by default its path.
         remedy: what the person can do, for messages.
+        most: bytes that it may have.
 
     Raises:
-        InputError: the file cannot be read or is not UTF-8.
+        InputError: the file cannot be read, is too large or is not UTF-8.
     """
     try:
-        with open_regular(path, "rb") as file:
-            return file.read().decode("utf-8-sig")
+        return read_bytes(path, most=most).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{name or path}: cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
@@ -100,8 +119,8 @@ def unsafe_name(name: str) -> str | None:
     """
     if not name.strip():
         return "is empty"
-    if not name.isprintable():
-        return "holds characters that cannot be printed"
+    if any(map(_is_control, name)):
+        return "holds control characters"
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.anchor or ".." in posix.parts or ".." in windows.parts:
         return "leads out of its folder"
@@ -112,6 +131,13 @@ def unsafe_name(name: str) -> str | None:
     except UnicodeEncodeError:
         return "is not UTF-8 text"
     return f"is longer than {LONGEST_NAME} bytes" if longest > LONGEST_NAME else None
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a name can be that of one file or folder of a data set, also with a suffix or a number behind it."""
+    if unsafe_name(name) is not None or any(sign in name for sign in "/\\"):
+        return False
+    return len(name.encode("utf-8")) <= LONGEST_PLAIN_NAME
 
 
 def inside(folder: str | os.PathLike[str], name: str) -> Path:
@@ -125,11 +151,24 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     """
     reason = unsafe_name(name)
     path = Path(folder) / name
-    if reason is None and not path.resolve().is_relative_to(Path(folder).resolve()):
+    # not Path.resolve, which raises RuntimeError where links lead to each other
+    if reason is None and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         reason = "leads out of its folder by a symbolic link"
     if reason is not None:
         raise InputError(f"{os.fspath(folder)}: the file name {shortened(name)} {reason}; mend the data set")
     return path
+
+
+def of_split(prepared: str | os.PathLike[str], name: str) -> tuple[Path, str]:
+    """Return the folder that holds a file of prepared data and its name there, as :func:`inside` takes them.
+
+    The folder of a split may be a symbolic link to another disk: a file of it has to lie in it, not in the prepared folder.
+
+    Args:
+        name: of the file from the prepared folder on, such as train/car/n1_00.JPEG.
+    """
+    split, _, rest = name.partition("/")
+    return (Path(prepared) / split, rest) if rest and unsafe_name(name) is None else (Path(prepared), name)
 
 
 def shortened(text: str, length: int = 80) -> str:
@@ -140,17 +179,17 @@ def shortened(text: str, length: int = 80) -> str:
 def printable(text: str) -> str:
     """Return the text with control characters, but for line ends and tabs, written as escapes.
 
-    What a data set or a model says must not move a terminal's cursor, hide lines or set its title.
+    What a data set or a model says must not move a terminal's cursor, hide lines or set its title. JSON stays JSON.
     """
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or not _is_control(c) else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c in "\n\t" or not _is_control(c) else f"\\u{ord(c):04x}" for c in text)
 
 
 def _is_control(character: str) -> bool:
-    """C0, DEL and C1, and the marks that reverse the order in which text is shown."""
+    """C0, DEL and C1, separators of lines, and the marks that reverse the order in which text is shown."""
     code = ord(character)
-    return code < 32 or 127 <= code < 160 or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    return code < 32 or 127 <= code < 160 or 0x2028 <= code <= 0x202E or 0x2066 <= code <= 0x2069
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
