@@ -120,7 +120,7 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
         _put_in_order(out, known)
     result = _report(out, known, config)
     if faults:
-        raise left_out(faults, f"{out}: all pictures but these have a line")
+        raise left_out(faults, f"{out}: {len(faults)} records or pictures cannot be used and have no caption")
     return result
 
 

@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> Path:
         *(exported, ", ".join(records), out),
     )
     if faults:
-        raise left_out(faults, f"{out}: all objects but these are in it")
+        raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and are not in it")
     return out
 
 

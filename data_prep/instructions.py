@@ -168,7 +168,7 @@ def instruct(config: InstructConfig) -> InstructResult:
         out,
     )
     if faults:
-        raise left_out(faults, f"{out}: all objects but these have their conversations")
+        raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and are in no conversation")
     return result
 
 

@@ -24,7 +24,7 @@ from llava_pose import categories
 from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import object_words
 from llava_pose.distributed import agreed, is_first_process, join_processes, map_over_processes, process_count
-from llava_pose.errors import InputError, joined, listed
+from llava_pose.errors import InputError, joined, left_out
 from llava_pose.model.loading import ADAPTER_CONFIG
 from llava_pose.model.rotation import DECODING
 from llava_pose.pictures import load_rgb
@@ -103,10 +103,10 @@ def predict(config: PredictConfig) -> Path:
     if config.describe and config.task != "pose":
         raise InputError("--describe: a description tells the category; give it with --task pose alone")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
-    faults: list[InputError] = []
-    records = read_records(config.data, config.split, faults=faults)
-    if not records and faults:
-        raise joined(faults, f"--data {config.data} --split {config.split}: none of its lines can be used")
+    bad_lines: list[InputError] = []
+    records = read_records(config.data, config.split, faults=bad_lines)
+    if not records and bad_lines:
+        raise joined(bad_lines, f"--data {config.data} --split {config.split}: none of its lines can be used")
     if not records:
         raise InputError(
             f"--data {config.data} --split {config.split}: there is no object in it; choose another --split"
@@ -144,11 +144,12 @@ def predict(config: PredictConfig) -> Path:
                 if is_first_process() and predictions:
                     append_jsonl(out, (prediction.to_dict() for prediction in predictions))
     count = len(records[: config.limit])  # the file may answer more, from a run without the limit
-    unreadable = [*faults, *unreadable]
+    unreadable = [*bad_lines, *unreadable]
     if unreadable:
-        raise InputError(
-            f"{out}: {len(unreadable)} of {count + len(faults)} objects have no prediction, for their lines or pictures "
-            f"cannot be used:{listed(unreadable)}"
+        asked = count + len(bad_lines)
+        raise left_out(
+            unreadable,
+            f"{out}: {len(unreadable)} of {asked} objects have no prediction, for their lines or pictures cannot be used",
         )
     logger.info(f"{count} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
     return out

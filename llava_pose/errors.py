@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+logger = logging.getLogger(__name__)
 _NAMED = 10  # faults that one message names; the others are counted
 
 
@@ -31,9 +33,13 @@ def joined(faults: Sequence[InputError], what: str) -> InputError:
 def left_out(faults: Sequence[InputError], what: str) -> InputError:
     """Return the error of a command that has done all but a few items, for it to raise at its end.
 
+    The log gets the first of them and the count of the rest.
+
     Args:
-        what: was done, with the name of the file that holds it.
+        what: is not done, as a sentence that names the file.
     """
-    return InputError(
-        f"{what}; {len(faults)} could not be used, mend the data set and run the command again:{listed(faults)}"
-    )
+    for fault in faults[:_NAMED]:
+        logger.warning("%s", fault)
+    if len(faults) > _NAMED:
+        logger.warning("and %d more", len(faults) - _NAMED)
+    return InputError(f"{what}; the first: {faults[0]}")

@@ -140,7 +140,7 @@ def run(config: VlmApiConfig) -> Path | None:
                 write_jsonl(out, (known[record.id] for record in records if record.id in known))
     _report(out, list(known.values()), system, config)
     if faults:
-        raise left_out(faults, f"{out}: all objects but these have been asked for")
+        raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and have not been asked for")
     return out
 
 

@@ -130,7 +130,7 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
     save_sheet(render_sheet(items, title=title, columns=config.columns, tile=config.tile), config.out)
     logger.info("contact sheet: %s   the scores behind it: llava-pose score %s", config.out, config.predictions)
     if faults:
-        raise left_out(faults, f"{config.out}: is drawn without some objects")
+        raise left_out(faults, f"{config.out}: {len(faults)} objects cannot be used and are not on it")
     return Path(config.out)
 
 

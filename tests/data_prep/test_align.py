@@ -122,7 +122,7 @@ class TestTable:
         assert str(path) in str(error.value)
 
     def test_files_that_are_no_table(self, tmp_path):
-        with pytest.raises(InputError, match="cannot read the alignment table"):
+        with pytest.raises(InputError, match="cannot be read"):
             read_table(tmp_path / "none.json")
         (tmp_path / "half.json").write_text('{"cup": ')
         with pytest.raises(InputError, match=r"half\.json: not valid JSON"):

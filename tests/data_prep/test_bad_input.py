@@ -301,7 +301,7 @@ def test_text_that_is_no_text_in_names_of_fields_and_lists(
     assert json.loads(record.source["extra"]) == {"note \\ud800": "\\ud800"}
     latin_1 = os.fsdecode(b"caf\xe9_imagenet_train.txt")
     (raw_dataset.root / "lists" / latin_1).write_text("n1\n")
-    with pytest.raises(InputError, match=r"lists: the file name 'caf.*' is not UTF-8; rename it"):
+    with pytest.raises(InputError, match=r"lists: the file name 'caf.*' cannot stand in a data set; rename it"):
         prepare(PrepareConfig(str(raw_dataset.root), str(tmp_path / "other"), splits="train", workers=1))
 
 
@@ -529,7 +529,7 @@ def test_list_that_is_no_text(raw_dataset: Any, tmp_path: Path, capsys: pytest.C
     path.write_bytes(b"\xff\xfe\x00\x01")
     code, said = run_main(raw_dataset.root, tmp_path / "out", capsys, "--splits", "train")
     assert code == 2
-    assert f"{path}: cannot read the list" in said
+    assert f"{path}: cannot be read, for line 1 is not UTF-8 text" in said
 
 
 def test_annotations_changed_to_bad_take_their_crops_with_them(raw_dataset: Any, tmp_path: Path) -> None:

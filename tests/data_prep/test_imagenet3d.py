@@ -318,7 +318,7 @@ def test_lists(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="cannot stand in a list"):
             write_list(path, [name])
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"bed_imagenet_train\.txt: cannot read the list"):
+    with pytest.raises(InputError, match=r"bed_imagenet_train\.txt: cannot be read, for line 1 is not UTF-8"):
         read_list(path)
 
 

@@ -98,7 +98,7 @@ def test_a_damaged_model_stops_nothing(cad, tmp_path, caplog):
     [
         (["--categories", "boat"], "--categories boat: there is no"),
         (["--models", "0"], "--models 0: must be at least 1"),
-        (["--table", "nowhere.json"], "nowhere.json: cannot read the alignment table"),
+        (["--table", "nowhere.json"], "nowhere.json: cannot be read"),
     ],
 )
 def test_refusals(cad, tmp_path, capsys, options, said):

@@ -69,7 +69,7 @@ def test_a_folder_is_listed_by_category_with_aliases_joined_and_copies_left_out(
 
 def test_a_file_name_that_is_no_text_is_named(folder: Path) -> None:
     write_box(folder / "car" / os.fsdecode(b"caf\xe9.off"), 1, 2, 9)
-    with pytest.raises(InputError, match=r"car: the file name 'caf.*off' is not UTF-8; rename it"):
+    with pytest.raises(InputError, match=r"car: the file name 'caf.*off' cannot stand in a data set; rename it"):
         source(folder).instances()
 
 

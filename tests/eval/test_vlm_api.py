@@ -421,9 +421,9 @@ def test_what_is_missing_is_named(prepared, server):
         with pytest.raises(InputError, match=match):
             run(VlmApiConfig(**options(prepared, server, **changes)))
     (prepared / "val" / "cup" / "n002_whole.JPEG").unlink()
-    with pytest.raises(InputError, match=r"n002_whole\.JPEG: the picture is missing; run llava-pose prepare again"):
+    with pytest.raises(InputError, match=r"1 objects cannot be used .*n002_whole\.JPEG: cannot read the picture"):
         ask(prepared, server)
-    assert server.requests == []
+    assert server.requests  # for all others
 
 
 def test_ranges_in_the_prompt_are_those_that_are_checked():

@@ -42,6 +42,9 @@ def make_sample(**changes) -> dict:
     return {**sample, **changes}
 
 
+ANGLES = {"azimuth": 0.0, "elevation": 0.0, "theta": 0.0}
+
+
 def turns(*values: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
 
@@ -198,7 +201,7 @@ def test_templates_hold_no_sides():
         make_sample(image=None, conversations=turns("Hello?", "Hello."), poses=[]),
         make_sample(flippable=True),
         make_sample(image="train/a..b/c.JPEG", flippable=False),
-        make_sample(conversations=turns("<image>\nIt is at <pose6D>. And?", "At <pose6D>."), poses=[{}, {}]),
+        make_sample(conversations=turns("<image>\nIt is at <pose6D>. And?", "At <pose6D>."), poses=[ANGLES, ANGLES]),
     ],
 )
 def test_good_samples_pass(sample):
@@ -219,7 +222,7 @@ def test_good_samples_pass(sample):
         ({"poses": None}, "must be a list of poses"),
         ({"flippable": 1}, "'flippable' must be true or false, not 1"),
         ({"flippable": "no"}, "'flippable' must be true or false, not 'no'"),
-        ({"image": "/etc/a.JPEG"}, "'image' must be a path below the prepared folder, not '/etc/a.JPEG'"),
+        ({"image": "/etc/a.JPEG"}, "'image' must be a path below the prepared folder, '/etc/a.JPEG' leads out"),
         ({"image": "train/../../a.JPEG"}, "'image' must be a path below the prepared folder"),
         ({"image": "train\\..\\a.JPEG"}, "'image' must be a path below the prepared folder"),
     ],

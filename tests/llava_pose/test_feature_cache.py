@@ -309,7 +309,9 @@ def test_features_that_float16_cannot_hold_stop_the_run(tmp_path: Path, value: f
 
 def test_a_picture_that_is_not_there_is_named(data: Path, clip):
     (data / IMAGES[1]).unlink()
-    with pytest.raises(InputError, match=r"1\.png: the picture is not there; run llava-pose prepare again"):
+    with pytest.raises(
+        InputError, match=r"1\.png: cannot read the picture \(No such file.*\); run llava-pose prepare again"
+    ):
         build(data, clip)
 
 

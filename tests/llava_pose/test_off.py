@@ -55,7 +55,7 @@ def test_the_ways_in_which_off_is_written(tmp_path, text):
         (SQUARE.replace("4 0 1 2 3", "4 a b c d"), "model.off:7: a face is not"),
         (SQUARE.replace("4 0 1 2 3", "4 0 1 2 4"), "a face names vertex 4, there are 4"),
         (SQUARE.replace("4 0 1 2 3", "2 0 1"), "there is no face in it"),
-        (b"OFF\n\xff\xfe", "not a text file"),
+        (b"OFF\n\xff\xfe", "line 2 is not UTF-8 text"),
     ],
 )
 def test_a_damaged_file_is_one_sentence(tmp_path, text, said):
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, text, said):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"none\.off: cannot read the CAD model \(No such file"):
+    with pytest.raises(InputError, match=r"none\.off: cannot be read \(No such file"):
         read_off(tmp_path / "none.off")
 
 
