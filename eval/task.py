@@ -28,7 +28,7 @@ from llava_pose.distributed import agreed, is_first_process, join_processes, sev
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.trainer import NonFiniteLossError
-from llava_pose.utils.files import file_digest, write_json
+from llava_pose.utils.files import file_digest, read_text, write_json
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE, DONE_MARK = "system.yaml", "system_done.json"

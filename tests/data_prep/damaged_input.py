@@ -418,7 +418,7 @@ KINDS: dict[str, Kind] = {
     ),
     "image_bomb": _picture(
         "image too large",
-        "has more than 89478485 pixels; make it smaller",
+        "has more than 67 million pixels; make it smaller",
         lambda dataset: bomb_png(),
         ".png",
         height=60000,

@@ -157,7 +157,7 @@ def test_a_given_pose_that_makes_another_answer_true_is_found(made, tmp_path):
     [
         ("category", "bus", "'category' is 'bus'"),
         ("width", 8, "'width' is 8, not 240"),
-        ("height", None, "'height' is None"),
+        ("height", None, "'height' must be a number of pixels, not None"),
         ("viewport", 1.0, "'viewport' is 1.0, not 900"),
         ("flippable", None, "'flippable' must be true or false"),
         ("kind", "caption2", "'kind' is 'caption2'"),

@@ -103,16 +103,11 @@ def lines_of(path: Path) -> int:
 
 
 def predictions_of(prepared: Path, out: Path) -> None:
-    """A prediction of each line that says which object it is of, good or not."""
+    """A prediction of each good object, and of the one that stands behind them."""
     angles = {name: POSE[name] for name in ("azimuth", "elevation", "theta")}
     lines = []
-    for line in (prepared / "val" / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if value.get("pose") and isinstance(value.get("id"), str):
-            lines.append({"id": value["id"], "system": "ours", "category": "car", "pose": angles, "true": value["pose"]})
+    for number in range(GOOD + 1):
+        lines.append({"id": f"car/n{number}/0", "system": "ours", "category": "car", "pose": angles, "true": angles})
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     (out / "p.jsonl").write_text(text, encoding="utf-8")
 
@@ -131,12 +126,23 @@ COMMANDS = {
     "instruct": Command(
         "data_prep.instructions",
         lambda prepared, out: ["--data", prepared, "--split", "val", "--out", out / "train.json", "--kinds", "pose"],
-        lambda out: {sample["record"] for sample in json.loads((out / "train.json").read_text())}
-        == {f"car/n{number}/0" for number in range(GOOD)},
+        lambda out: (
+            {sample["record"] for sample in json.loads((out / "train.json").read_text())}
+            == {f"car/n{number}/0" for number in range(GOOD)}
+        ),
     ),
     "sheet": Command(
         "eval.report.contact_sheet",
-        lambda prepared, out: ["--data", prepared, "--predictions", out / "p.jsonl", "--out", out / "sheet.png", "--tile", "64"],
+        lambda prepared, out: [
+            "--data",
+            prepared,
+            "--predictions",
+            out / "p.jsonl",
+            "--out",
+            out / "sheet.png",
+            "--tile",
+            "64",
+        ],
         lambda out: (out / "sheet.png").is_file(),
         before=predictions_of,
     ),

@@ -130,7 +130,10 @@ def test_predict_answers_the_others(tiny_base: Path, tmp_path: Path, capsys: pyt
     with open(prepared / "val/metadata.jsonl", "a", encoding="utf-8") as file:
         file.writelines(f"{json.dumps(line)}\n" for line in lines)
     out = tmp_path / "p.jsonl"
-    assert predict_main(["--checkpoint", str(tiny_base), "--data", str(prepared), "--out", str(out), "--device", "cpu"]) == 2
+    assert (
+        predict_main(["--checkpoint", str(tiny_base), "--data", str(prepared), "--out", str(out), "--device", "cpu"])
+        == 2
+    )
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["car/n0/0", "car/n1/0"]
     assert f"{1 + len(lines)} of {1 + len(lines) + GOOD} objects have no prediction" in capsys.readouterr().err
 
@@ -166,7 +169,7 @@ def test_an_image_of_a_train_json_that_leads_out_is_not_learned_from(tmp_path: P
     prepared, image = hostile_folder(tmp_path, image)
     path = tmp_path / "train.json"
     path.write_text(json.dumps([sample(image), sample("val/car/n0_00.JPEG")]), encoding="utf-8")
-    with pytest.raises(InputError, match="sample|surrogate"):
+    with pytest.raises(InputError, match=r"sample|surrogate"):
         TrainingSamples(read_samples(path), prepared, small_processor())
     if "\ud800" not in image:
         assert validate_main(["--data", str(prepared), str(path)]) == 2
@@ -182,7 +185,8 @@ def test_an_image_of_a_text_that_leads_out_is_not_shown(
     path = prepared / ("captions.jsonl" if kind == "captions" else "train.json")
     if kind == "captions":
         lines = [
-            {"image": name, "status": "ok", "caption": "A car.", "objects": [], "writer": "me"} for name in (good, image)
+            {"image": name, "status": "ok", "caption": "A car.", "objects": [], "writer": "me"}
+            for name in (good, image)
         ]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     elif "\ud800" in image:
