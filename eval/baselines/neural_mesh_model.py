@@ -22,6 +22,7 @@ from eval.baselines.neural_mesh_bank import FeatureBank, clutter_contrast, neigh
 from eval.baselines.neural_mesh_features import FeaturePyramid, maps_of, pyramid_layers
 from eval.baselines.neural_mesh_geometry import Cuboid, SurfacePoints, cuboid_points, facing, sphere_points
 from llava_pose.geometry import camera_center, project_points
+from llava_pose.model.checkpoint_files import NO_CODE
 
 KINDS = ("sphere", "cuboid")
 
@@ -139,7 +140,7 @@ class NeuralMesh(PreTrainedModel):
             ValueError: the backbone has no feature maps.
         """
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        self.backbone = AutoModel.from_config(config.backbone_config, **NO_CODE)
         if getattr(config, "pyramid_layers", None) is None:
             config.pyramid_layers, config.pyramid_channels = self._measure()
         self.pyramid = FeaturePyramid(config.pyramid_channels, config.width, config.dims)

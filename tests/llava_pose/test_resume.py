@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_pose.checkpoints import COMPLETE_MARK, last_complete_checkpoint
 from llava_pose.model.assemble import AssembleConfig, assemble
-from llava_pose.trainer import COMPLETE_MARK, last_complete_checkpoint
 from llava_pose.training import DONE_MARK, TrainConfig, train
 
 KILLED = -signal.SIGKILL
