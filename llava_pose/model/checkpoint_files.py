@@ -229,7 +229,13 @@ def building(path: str | os.PathLike[str]) -> Iterator[None]:
             hook.remove()
 
 
-def require_finite(model: nn.Module, path: str | os.PathLike[str], *, only: str = "") -> None:
+def require_finite(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    only: str = "",
+    remedy: str = "train again with a lower learning rate, or take an older checkpoint",
+) -> None:
     """Refuse weights that are no numbers: whatever they touch is none either.
 
     Args:
@@ -242,7 +248,4 @@ def require_finite(model: nn.Module, path: str | os.PathLike[str], *, only: str 
         if only in name and weight.is_floating_point() and weight.numel():
             least, most = torch.aminmax(weight)  # one pass; NaN comes through
             if not (math.isfinite(least) and math.isfinite(most)):
-                raise InputError(
-                    f"{path}: the weight {name} is not finite; train again with a lower learning rate, or take an older "
-                    "checkpoint"
-                )
+                raise InputError(f"{path}: the weight {name} is not finite; {remedy}")

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from llava_pose.config import command, make_folder, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading, require_finite
 from llava_pose.model.loading import (
     base_of,
     load_full,
@@ -79,7 +79,8 @@ def merge(config: MergeConfig) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as beside:
         written = Path(beside) / out.name
         # by the modules' own names, as assemble writes a base
-        merged.to(dtype).save_pretrained(written, save_original_format=False)
+        require_finite(merged.to(dtype), out, remedy="nothing was written; try --dtype float32")
+        merged.save_pretrained(written, save_original_format=False)
         processor.save_pretrained(written)
         save_config({**vars(config), "base": base}, written / "merge.yaml")
         del model, merged  # one model of full size at a time
