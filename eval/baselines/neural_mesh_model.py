@@ -79,6 +79,8 @@ class NeuralMeshConfig(PreTrainedConfig):
             backbone_config = AutoConfig.for_model(values.pop("model_type"), **values)
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+        if not stride >= 1:
+            raise ValueError(f"stride {stride}: must be at least 1")
         self.backbone_config = backbone_config
         self.kind = kind
         self.categories = list(categories)

@@ -204,20 +204,23 @@ def tiny_base(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration
 def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration, LlavaPoseProcessor]:
     """Give a LLaVA checkpoint its pose head; its own weights are kept whole."""
     llava_config = _load_part(AutoConfig, config.llava, "--llava", weights=False)
-    if not isinstance(llava_config, LlavaConfig):
+    if type(llava_config) is not LlavaConfig:  # a base of ours is one by inheritance
         raise InputError(f"--llava {config.llava}: a {llava_config.model_type} model, not a llava one")
     tokenizer = _load_part(AutoTokenizer, config.llava, "--llava", weights=False)
     image_processor = _load_part(AutoImageProcessor, config.llava, "--llava", weights=False)
     values = llava_config.to_dict()
     values.pop("model_type", None)
     values.pop("architectures", None)
-    model_config = LlavaPoseConfig(
-        **values,
-        rotation=config.rotation,
-        pose_head_hidden_size=config.pose_head_hidden_size,
-        pose_head_attention_heads=config.pose_head_attention_heads,
-        pose_head_pooled_features=config.pose_head_pooled_features,
-    )
+    with loading(f"--llava {config.llava}: cannot be used"):
+        model_config = LlavaPoseConfig(
+            **{
+                **values,
+                "rotation": config.rotation,
+                "pose_head_hidden_size": config.pose_head_hidden_size,
+                "pose_head_attention_heads": config.pose_head_attention_heads,
+                "pose_head_pooled_features": config.pose_head_pooled_features,
+            }
+        )
     model = _load_part(
         LlavaPoseForConditionalGeneration,
         config.llava,

@@ -48,8 +48,11 @@ def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
     Raises:
         InputError: there is none, its sizes are out of bounds, or its chat template is not one of llava-pose assemble's.
     """
-    with loading(f"{path}: no LLaVA-pose processor there"):
-        processor = LlavaPoseProcessor.from_pretrained(path, **NO_CODE)
+    try:
+        with loading("no LLaVA-pose processor there"):
+            processor = LlavaPoseProcessor.from_pretrained(path, **NO_CODE)
+    except InputError as error:  # the processor's own does not know its folder
+        raise InputError(f"{path}: {error}") from error
     # a template is a program: one that is not known may never end
     if processor.chat_template not in CHAT_TEMPLATES.values():
         raise InputError(

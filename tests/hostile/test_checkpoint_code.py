@@ -119,11 +119,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     tokenizer = tiny_tokenizer(root / "tokenizer")
     LlamaForCausalLM(LlamaConfig(**small, vocab_size=len(tokenizer) + 8)).save_pretrained(root / "language")
     tokenizer.save_pretrained(root / "language")
-    shutil.copytree(tiny_base, root / "base")
+    for name in ("base", "llava"):
+        shutil.copytree(tiny_base, root / name)
+    change_json(root / "llava" / "config.json", model_type="llava")
     model = add_lora(load_full(tiny_base, dtype=torch.float32), r=2, alpha=4, dropout=0.0, tune_vision=False)
     model.save_pretrained(root / "adapter")
     load_processor(tiny_base).save_pretrained(root / "adapter")
-    record = ObjectRecord("car/none.png", "car/none/0", "car", Pose(0.1, 0.2, 0.3, 4.0, 8.0, 8.0), 300.0, 16, 16, None)
+    record = ObjectRecord(
+        "car/none.png", "car/none/0", "car", Pose(0.1, 0.2, 0.3, 4.0, 8.0, 8.0), 300.0, 16, 16, (1.0, 1.0, 15.0, 15.0)
+    )
     for split in ("train", "val"):  # its picture is not there: whatever loads a checkpoint ends soon after
         write_records(root / "data", split, [record])
     chat = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "The car is at <pose6D>."}]
@@ -136,12 +140,6 @@ def commands(parts: Path, folder: Path, out: Path) -> dict[str, tuple[str, list[
     """The commands that read a checkpoint: which part is made hostile, and the words."""
     data = ["--data", str(parts / "data")]
     run = [*data, "--output-dir", str(out), "--max-steps", "1", "--use-cpu", "true"]
-    backbones = {
-        "backbones": [{"name": "evil", "path": str(folder)}],
-        "data": str(parts / "data"),
-        "output_dir": str(out),
-    }
-    (out.parent / "probing.yaml").write_text(json.dumps(backbones))
     tower, language, made = str(parts / "tower"), str(parts / "language"), ["--out", str(out)]
     return {
         "predict": ("base", ["predict", "--checkpoint", str(folder), *data, "--out", str(out / "p.jsonl")]),
@@ -154,11 +152,14 @@ def commands(parts: Path, folder: Path, out: Path) -> dict[str, tuple[str, list[
         "merge into": ("base", ["merge", "--checkpoint", str(parts / "adapter"), "--base", str(folder), *made]),
         "assemble --vision": ("tower", ["assemble", "--vision", str(folder), "--language", language, *made]),
         "assemble --language": ("language", ["assemble", "--vision", tower, "--language", str(folder), *made]),
-        "assemble --llava": ("base", ["assemble", "--llava", str(folder), *made]),
+        "assemble --llava": ("llava", ["assemble", "--llava", str(folder), *made]),
         "assemble --preset": ("tower", ["assemble", "--preset", "tiny", "--vision", str(folder), *made]),
         "classifier": ("tower", ["classifier", "--backbone", str(folder), *run]),
         "neural-mesh": ("tower", ["neural-mesh", "--backbone", str(folder), *run]),
-        "linear-probing": ("tower", ["linear-probing", "--config", str(out.parent / "probing.yaml")]),
+        "linear-probing": (
+            "tower",
+            ["linear-probing", "--backbones", f"evil={folder}", *data, "--output-dir", str(out)],
+        ),
     }
 
 
@@ -168,8 +169,23 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("name", NAMES)
+# every command meets unknown code and pickles, and two of them meet everything, at the usual speed of the tests
+QUICK = [
+    (name, change)
+    for name in NAMES
+    for change in CHANGES
+    if name in ("predict", "assemble --language") or change in (of_an_unknown_model, in_pickled_weights)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        pytest.param(n, c, id=f"{n}-{c.__name__}", marks=() if (n, c) in QUICK else pytest.mark.slow)
+        for n in NAMES
+        for c in CHANGES
+    ],
+)
 def test_no_code_of_a_checkpoint_runs_and_no_question_is_asked(
     name: str,
     change: Change,
@@ -192,7 +208,7 @@ def test_no_code_of_a_checkpoint_runs_and_no_question_is_asked(
     assert "Traceback" not in said.err
     if code != 0:
         assert code == 2
-        assert said.err.rstrip("\n").splitlines()[-1].startswith("error: ")
+        assert "error: " in said.err
     if change in MUST_REFUSE and (part != "adapter" or change is not of_an_unknown_model):
         assert code == 2
         assert str(folder) in said.err
