@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,8 @@ from llava_pose import categories
 from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import object_words
 from llava_pose.distributed import agreed, is_first_process, join_processes, map_over_processes, process_count
-from llava_pose.errors import InputError, joined, left_out
-from llava_pose.model.loading import ADAPTER_CONFIG
+from llava_pose.errors import InputError, RunError, joined, left_out
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
 from llava_pose.model.rotation import DECODING
 from llava_pose.pictures import load_rgb
 from llava_pose.predictor import PoseAnswer, PosePredictor
@@ -37,7 +38,7 @@ from llava_pose.records import (
     read_predictions,
     read_records,
 )
-from llava_pose.utils.files import inside
+from llava_pose.utils.files import inside, is_regular
 
 logger = logging.getLogger(__name__)
 TASKS = ("pose", "joint")
@@ -278,7 +279,7 @@ def claim_output(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _weights_of(folder: Path) -> list[Path]:
-    return [*folder.glob("*.safetensors"), *folder.glob("*config.json")]
+    return [path for kind in ("*.safetensors", "*config.json") for path in folder.glob(kind) if is_regular(path)]
 
 
 def _base_digest(checkpoint: Path, base: str | None) -> str | None:
@@ -342,9 +343,27 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
+def run(config: PredictConfig) -> Path:
+    """:func:`predict`, and a failure at the end where answers are no poses: the network has overflowed.
+
+    Raises:
+        RunError: counting them. They stand in the file, and count as errors of 180 degrees.
+    """
+    out = predict(config)
+    if is_first_process():
+        answers = read_predictions(out)
+        lost = [p.id for p in answers if p.pose is not None and not all(map(math.isfinite, p.pose.angles))]
+        if lost:
+            raise RunError(
+                f"{out}: {len(lost)} of {len(answers)} answers are no poses, for their numbers are not finite; the first is "
+                f"{lost[0]!r}; take an older checkpoint, or one that was trained with a lower learning rate"
+            )
+    return out
+
+
 main = command(
     PredictConfig,
-    predict,
+    run,
     prog="llava-pose predict",
     description="Predict poses (and categories) for every object of a prepared split, one forward pass a batch.",
     example="llava-pose predict --checkpoint runs/first --data prepared --split val --out predictions.jsonl",

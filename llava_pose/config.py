@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, RunError
 from llava_pose.noise import quiet_others
 from llava_pose.utils.files import is_disk_full, printable, read_text, write_atomic
 
@@ -292,7 +292,8 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def run_main(run: Callable[[], Any]) -> int:
-    """Run a command's work and turn its end into an exit code: 0 done, 2 bad input or usage, 1 stopped by the user.
+    """Run a command's work and turn its end into an exit code: 0 done, 2 bad input or usage, 1 stopped by the
+    user or come to nothing.
 
     Any other exception passes through with its traceback, which ends a process with 1.
     """
@@ -307,6 +308,8 @@ def run_main(run: Callable[[], Any]) -> int:
         sys.stdout.flush()  # what a closed pipe does not take must not be met at the interpreter's end
     except InputError as error:
         return _fail(f"{error}", 2)
+    except RunError as error:
+        return _fail(f"{error}", 1)
     except KeyboardInterrupt:
         return _fail("stopped; run the same command again to go on", 1, prefix="")
     except BrokenPipeError:

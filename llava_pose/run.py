@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from llava_pose.config import as_written, read_yaml, require_seed
 from llava_pose.distributed import leave_at_exit
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE
-from llava_pose.utils.files import file_digest
+from llava_pose.utils.files import file_digest, sync_folder, write_json
 
 TRAINED_ON = "trained_on.json"  # in output_dir: the digest of the file of samples that a run was begun with
 DONE_MARK = "training_done.json"  # in output_dir, once the run has ended
@@ -198,6 +198,12 @@ def start_over(config: RunConfig) -> None:
     for checkpoint in output.glob("checkpoint-*"):
         if checkpoint.name.removeprefix("checkpoint-").isdigit():
             shutil.rmtree(checkpoint)
+
+
+def mark_done(output: Path, values: Mapping[str, Any]) -> None:
+    """Mark a run as ended, once all that it has written is on the disk. For one process."""
+    sync_folder(output)
+    write_json(output / DONE_MARK, dict(values))
 
 
 def _same_path(one: str, other: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,25 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.collator import SAMPLE_NAMES
 from llava_pose.distributed import agreed, is_first_process, sum_over_processes, whole_weights
-from llava_pose.model.loading import ADAPTER_WEIGHTS, first_sentence
+from llava_pose.errors import RunError
+from llava_pose.model.checkpoint_files import first_sentence, loading
+from llava_pose.model.loading import ADAPTER_WEIGHTS
 from llava_pose.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
-from llava_pose.run import COMPLETE_MARK
 from llava_pose.sampling import LengthGroups
 from llava_pose.tuning import part_of
-from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 _EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(RunError):
     """The loss became NaN or infinite; the message names the samples of the batch, where they have names."""
 
 
-class LostWeightsError(RuntimeError):
+class LostWeightsError(RunError):
     """What was saved is not what was trained; the message names the file and the first weight."""
 
 
@@ -71,6 +70,25 @@ class ResumableTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}{where}; lower the learning rate{remedy}"
             )
         return (loss, outputs) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As Trainer's; weights that do not suit the model are a sentence."""
+        with _resuming(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's; states that do not suit the model are a sentence."""
+        with _resuming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer's; states that are none are a sentence."""
+        with _resuming(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+def _resuming(checkpoint: str | None) -> AbstractContextManager[None]:
+    return loading(f"{checkpoint}: cannot be gone on from; delete it, and the run goes on from the one before")
 
 
 class PoseTrainer(ResumableTrainer):
@@ -177,23 +195,6 @@ class _EpochOfGroups(TrainerCallback):
         self._groups.set_epoch(int(state.epoch or 0))
 
 
-class CompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint whole once every process has written its part, so that a torn one is never resumed from."""
-
-    def __init__(self, accelerator: Any):
-        self._accelerator = accelerator
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # what has been summed up for the log is in no checkpoint: log it before, or a resumed run would log other means
-        control.should_log |= control.should_save
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._accelerator.wait_for_everyone()
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            write_json(folder / COMPLETE_MARK, {"step": state.global_step})
-
-
 class LossHistory(TrainerCallback):
     """Keeps the log as log.jsonl beside the run, the same file whether or not the run was stopped in between."""
 
@@ -224,21 +225,6 @@ class LossHistory(TrainerCallback):
     def last_loss(self) -> float | None:
         """The loss of the last line."""
         return [entry["loss"] for _, entry in read_jsonl(self._path)][-1] if self._path.exists() else None
-
-
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written whole; torn ones are removed."""
-    complete: list[tuple[int, Path]] = []
-    for folder in sorted(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
-        step = folder.name.rpartition("-")[2]
-        if not step.isdigit():
-            continue
-        if (folder / COMPLETE_MARK).is_file():
-            complete.append((int(step), folder))
-        else:
-            logger.warning(f"{folder}: was not written to its end; removed")
-            shutil.rmtree(folder)
-    return max(complete)[1] if complete else None
 
 
 def require_saved_adapter(model: nn.Module, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import set_seed
 
+from llava_pose.checkpoints import CompleteCheckpoints, last_complete_checkpoint
 from llava_pose.collator import PoseCollator
 from llava_pose.config import command, make_folder, require_folder, save_config
 from llava_pose.dataset import TrainingSamples, read_samples
@@ -21,15 +22,8 @@ from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
-from llava_pose.run import DONE_MARK, TRAINED_ON, RunConfig, require_same_recipe, start_over
-from llava_pose.trainer import (
-    CompleteCheckpoints,
-    LossHistory,
-    PoseTrainer,
-    ResumableTrainer,
-    last_complete_checkpoint,
-    require_saved_adapter,
-)
+from llava_pose.run import DONE_MARK, TRAINED_ON, RunConfig, mark_done, require_same_recipe, start_over
+from llava_pose.trainer import LossHistory, PoseTrainer, ResumableTrainer, require_saved_adapter
 from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for, train_in_float32
 from llava_pose.utils.files import write_json
 
@@ -211,7 +205,7 @@ def train(config: TrainConfig) -> Path:
         require_saved_adapter(model, output)
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
-        write_json(output / DONE_MARK, {"steps": trainer.state.global_step, "loss": history.last_loss(), **parameters})
+        mark_done(output, {"steps": trainer.state.global_step, "loss": history.last_loss(), **parameters})
         logger.info(f"done: the checkpoint is {output}")
         logger.info(
             f"next: llava-pose predict --checkpoint {output} --data {config.data} --split val --out predictions.jsonl"

@@ -30,13 +30,12 @@ from llava_pose.config import command, require_folder
 from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence
+from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction
-from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
-from llava_pose.utils.files import write_json
+from llava_pose.run import DONE_MARK, RunConfig, mark_done, require_same_recipe
 
 logger = logging.getLogger(__name__)
 RECIPE = "classifier.yaml"
@@ -175,7 +174,7 @@ def train(config: ClassifierConfig) -> None:
     if trainer.is_world_process_zero():
         model.backbone.save_pretrained(output / "backbone")
         image_processor.save_pretrained(output / "backbone")
-        write_json(output / DONE_MARK, done)
+        mark_done(output, done)
         logger.info(f"the classifier is in {output}, its backbone in {output / 'backbone'}")
     trainer.accelerator.wait_for_everyone()
 
@@ -203,12 +202,8 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         pooling=config.pooling,
         head_hidden_size=config.head_hidden_size,
     )
-    try:
+    with loading(f"--backbone {config.backbone or backbone_config.model_type}: cannot be used"):
         model = PoseClassifier(settings, image_size=input_size(image_processor))
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"--backbone {config.backbone or backbone_config.model_type}: cannot be used ({first_sentence(error)})"
-        ) from error
     start_from(model, backbone)
     return model, image_processor
 
@@ -217,14 +212,10 @@ def _new_backbone_config(values: dict[str, Any] | None) -> PreTrainedConfig:
     """Of a backbone with random weights; without values that of the tiny tower."""
     if values is None:
         return tiny_vision_config()
-    try:
+    what = f"--backbone-config {values}: no transformers config can be made of it; give a model_type and its fields"
+    with loading(what):
         options = dict(values)
         return AutoConfig.for_model(options.pop("model_type"), **options)
-    except (KeyError, ValueError, TypeError, *LOADING_ERRORS) as error:
-        raise InputError(
-            f"--backbone-config {values}: no transformers config can be made of it ({first_sentence(error)}); "
-            "give a model_type and its fields"
-        ) from error
 
 
 def load_classifier(folder: Path) -> tuple[PoseClassifier, Any]:

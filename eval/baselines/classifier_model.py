@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from llava_pose.model.checkpoint_files import NO_CODE
 from llava_pose.model.rotation import rotation_representation
 
 POOLINGS = ("mean", "flatten")
@@ -84,7 +85,7 @@ class PoseClassifier(PreTrainedModel):
         """
         super().__init__(config)
         self.representation = rotation_representation(config.rotation)
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        self.backbone = AutoModel.from_config(config.backbone_config, **NO_CODE)
         if getattr(config, "feature_size", None) is None:
             config.feature_size = self._measure(image_size or (224, 224))
         size = config.feature_size

@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from llava_pose.config import save_config
 from llava_pose.distributed import is_first_process, map_over_processes
-from llava_pose.errors import InputError
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete, require_model_type
+from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
+from llava_pose.model.loading import require_complete, require_model_type
 from llava_pose.records import write_jsonl
 from llava_pose.run import RunConfig
 from llava_pose.trainer import LossHistory, ResumableTrainer
@@ -36,12 +36,12 @@ def load_backbone(path: str) -> tuple[PreTrainedModel, Any]:
     Raises:
         InputError: it cannot be loaded whole.
     """
-    try:
-        backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32)
-        image_processor = AutoImageProcessor.from_pretrained(path)
-    except LOADING_ERRORS as error:
-        raise InputError(f"--backbone {path}: cannot be loaded ({first_sentence(error)})") from error
+    read_config(path)
+    with loading(f"--backbone {path}: cannot be loaded"), building(path):
+        backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **SAFE)
+        image_processor = AutoImageProcessor.from_pretrained(path, **NO_CODE)
     require_backbone(info, path)
+    require_finite(backbone, path)
     return backbone, image_processor
 
 
@@ -105,12 +105,11 @@ def load_network(folder: Path, network_class: type[NetworkT], *, what: str, reme
         InputError: the folder holds none, or not a whole one.
     """
     require_model_type(folder, network_class.config_class.model_type, remedy)
-    try:
-        model, info = network_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-        image_processor = AutoImageProcessor.from_pretrained(folder)
-    except LOADING_ERRORS as error:
-        raise InputError(f"{folder}: no {what} can be loaded ({first_sentence(error)})") from error
+    with loading(f"{folder}: no {what} can be loaded"), building(folder):
+        model, info = network_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **SAFE)
+        image_processor = AutoImageProcessor.from_pretrained(folder, **NO_CODE)
     require_complete(info, folder)
+    require_finite(model, folder)
     model.backbone.to(memory_format=torch.channels_last)
     return model.eval(), image_processor
 

@@ -41,13 +41,12 @@ from llava_pose.config import command, require_folder
 from llava_pose.distributed import agreed, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
-from llava_pose.model.loading import first_sentence
+from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.processing import input_size
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction
-from llava_pose.run import DONE_MARK, RunConfig, require_same_recipe
+from llava_pose.run import DONE_MARK, RunConfig, mark_done, require_same_recipe
 from llava_pose.trainer import ResumableTrainer
-from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 RECIPE = "neural_mesh.yaml"
@@ -203,7 +202,7 @@ def train(config: NeuralMeshRunConfig) -> None:
     trainer, done = fit(ResumableTrainer, model, config, dataset, image_processor, recipe=RECIPE)
     if trainer.is_world_process_zero():
         seen = model.bank.seen.float().mean().item()
-        write_json(output / DONE_MARK, {**done, "vertices_seen": seen})
+        mark_done(output, {**done, "vertices_seen": seen})
         logger.info(f"the neural mesh model is in {output}; {100 * seen:.0f}% of its vertices were seen in training")
     trainer.accelerator.wait_for_everyone()
 
@@ -252,10 +251,8 @@ def build_model(
         clutter_weight=config.clutter_weight,
         poses=poses,
     )
-    try:
+    with loading(f"--backbone {config.backbone}: cannot be used"):
         return NeuralMesh(settings)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--backbone {config.backbone}: cannot be used ({first_sentence(error)})") from error
 
 
 def _grid(config: NeuralMeshRunConfig, cameras: Cameras) -> np.ndarray:

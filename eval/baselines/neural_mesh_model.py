@@ -22,6 +22,7 @@ from eval.baselines.neural_mesh_bank import FeatureBank, clutter_contrast, neigh
 from eval.baselines.neural_mesh_features import FeaturePyramid, maps_of, pyramid_layers
 from eval.baselines.neural_mesh_geometry import Cuboid, SurfacePoints, cuboid_points, facing, sphere_points
 from llava_pose.geometry import camera_center, project_points
+from llava_pose.model.checkpoint_files import NO_CODE
 
 KINDS = ("sphere", "cuboid")
 
@@ -78,6 +79,8 @@ class NeuralMeshConfig(PreTrainedConfig):
             backbone_config = AutoConfig.for_model(values.pop("model_type"), **values)
         if kind not in KINDS:
             raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+        if not stride >= 1:
+            raise ValueError(f"stride {stride}: must be at least 1")
         self.backbone_config = backbone_config
         self.kind = kind
         self.categories = list(categories)
@@ -139,7 +142,7 @@ class NeuralMesh(PreTrainedModel):
             ValueError: the backbone has no feature maps.
         """
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config)
+        self.backbone = AutoModel.from_config(config.backbone_config, **NO_CODE)
         if getattr(config, "pyramid_layers", None) is None:
             config.pyramid_layers, config.pyramid_channels = self._measure()
         self.pyramid = FeaturePyramid(config.pyramid_channels, config.width, config.dims)

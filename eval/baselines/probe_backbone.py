@@ -34,8 +34,8 @@ from transformers import (
 
 from eval.baselines.network import require_backbone
 from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
 
 LAST, LAST_FOUR, UNIFORM_FOUR = "last", "last-4", "uniform-4"
@@ -208,10 +208,9 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
         InputError: there is none, or it is of a model that sees no pictures.
     """
     register_efficientnet_lite()
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except LOADING_ERRORS as error:
-        raise InputError(f"the backbone {path} cannot be loaded ({first_sentence(error)})") from error
+    read_config(path)
+    with loading(f"the backbone {path} cannot be loaded"):
+        config = AutoConfig.from_pretrained(path, **NO_CODE)
     if config.model_type in _VISION_PART:
         return config
     kind = MODEL_MAPPING.get(type(config), None)
@@ -241,12 +240,11 @@ def load_probe_backbone(
         config = config.vision_config
     if config.model_type == "vit_mae":
         config.mask_ratio = 0.0
-    try:
-        model, info = loader.from_pretrained(path, config=config, output_loading_info=True, dtype=torch.float32)
-        image_processor = AutoImageProcessor.from_pretrained(path)
-    except LOADING_ERRORS as error:
-        raise InputError(f"the backbone {path} cannot be loaded ({first_sentence(error)})") from error
+    with loading(f"the backbone {path} cannot be loaded"), building(path):
+        model, info = loader.from_pretrained(path, config=config, output_loading_info=True, dtype=torch.float32, **SAFE)
+        image_processor = AutoImageProcessor.from_pretrained(path, **NO_CODE)
     require_backbone(info, path)
+    require_finite(model, path)
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         model.pooler = None  # random weights, and nothing reads what it gives
     keep_borders(image_processor)

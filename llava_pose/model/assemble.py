@@ -25,8 +25,9 @@ from transformers import (
 from llava_pose.config import command, make_folder, require, require_seed, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
 from llava_pose.model.configuration import LlavaPoseConfig, fits_attention_heads
-from llava_pose.model.loading import LOADING_ERRORS, first_sentence, require_complete
+from llava_pose.model.loading import require_complete
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
 from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS, LlavaPoseProcessor, input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
@@ -203,20 +204,23 @@ def tiny_base(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration
 def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration, LlavaPoseProcessor]:
     """Give a LLaVA checkpoint its pose head; its own weights are kept whole."""
     llava_config = _load_part(AutoConfig, config.llava, "--llava", weights=False)
-    if not isinstance(llava_config, LlavaConfig):
+    if type(llava_config) is not LlavaConfig:  # a base of ours is one by inheritance
         raise InputError(f"--llava {config.llava}: a {llava_config.model_type} model, not a llava one")
     tokenizer = _load_part(AutoTokenizer, config.llava, "--llava", weights=False)
     image_processor = _load_part(AutoImageProcessor, config.llava, "--llava", weights=False)
     values = llava_config.to_dict()
     values.pop("model_type", None)
     values.pop("architectures", None)
-    model_config = LlavaPoseConfig(
-        **values,
-        rotation=config.rotation,
-        pose_head_hidden_size=config.pose_head_hidden_size,
-        pose_head_attention_heads=config.pose_head_attention_heads,
-        pose_head_pooled_features=config.pose_head_pooled_features,
-    )
+    with loading(f"--llava {config.llava}: cannot be used"):
+        model_config = LlavaPoseConfig(
+            **{
+                **values,
+                "rotation": config.rotation,
+                "pose_head_hidden_size": config.pose_head_hidden_size,
+                "pose_head_attention_heads": config.pose_head_attention_heads,
+                "pose_head_pooled_features": config.pose_head_pooled_features,
+            }
+        )
     model = _load_part(
         LlavaPoseForConditionalGeneration,
         config.llava,
@@ -246,13 +250,15 @@ def _load_part(
     **kwargs: Any,
 ) -> Any:
     """A part by its Auto class; of a model, every weight, and all that the checkpoint has unless ``all_of_it`` is false."""
-    try:
-        if not weights:
-            return auto_class.from_pretrained(path)
-        model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **kwargs)
-    except LOADING_ERRORS as error:
-        raise InputError(f"{option} {path}: cannot be loaded ({first_sentence(error)})") from error
-    require_complete(info if all_of_it else {**info, "unexpected_keys": []}, f"{option} {path}", may_miss=may_miss)
+    what = f"{option} {path}"
+    if not weights:
+        with loading(f"{what}: cannot be loaded"):
+            return auto_class.from_pretrained(path, **NO_CODE)
+    read_config(path)
+    with loading(f"{what}: cannot be loaded"), building(path):
+        model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **SAFE, **kwargs)
+    require_complete(info if all_of_it else {**info, "unexpected_keys": []}, what, may_miss=may_miss)
+    require_finite(model, what)
     return model
 
 

@@ -7,30 +7,85 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from PIL import Image
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from llava_pose.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import (
+    ADAPTER_CONFIG,
+    CONFIG_FILE,
+    NO_CODE,
+    SAFE,
+    building,
+    loading,
+    read_config,
+    read_json_object,
+    require_finite,
+    stored_shapes,
+)
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
-from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor
+from llava_pose.utils.files import is_regular, shortened
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)  # of from_pretrained, at a file that is not right
+MAX_INPUT_SIDE = 4096  # pixels of a tower's input
+MAX_IMAGE_TOKENS = 65536
+# all that llava-pose train sets of a LoRA, and what changes its arithmetic and no more; the rest must be as PEFT has it
+_LORA_FIELDS = frozenset(
+    (
+        *("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "task_type", "inference_mode"),
+        *("base_model_name_or_path", "revision", "peft_version", "use_rslora", "use_dora"),
+    )
+)
 
 
 def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
-    """The processor of a base or checkpoint (folder or hub id).
+    """The processor of a base or checkpoint (folder or hub id), tried on a picture and a question.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, its sizes are out of bounds, or its chat template is not one of llava-pose assemble's.
     """
     try:
-        return LlavaPoseProcessor.from_pretrained(path)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # the last two of JSON of another shape
-        raise InputError(f"{path}: no LLaVA-pose processor there ({first_sentence(error)})") from error
+        with loading("no LLaVA-pose processor there"):
+            processor = LlavaPoseProcessor.from_pretrained(path, **NO_CODE)
+    except InputError as error:  # the processor's own does not know its folder
+        raise InputError(f"{path}: {error}") from error
+    # a template is a program: one that is not known may never end
+    if processor.chat_template not in CHAT_TEMPLATES.values():
+        raise InputError(
+            f"{path}: chat_template.jinja is not one of llava-pose assemble's ({', '.join(CHAT_TEMPLATES)}); copy that of "
+            "the base that the checkpoint was trained on"
+        )
+    with loading(f"{path}: the processor cannot be used; take its files from the base again"):
+        _try(processor)
+    return processor
+
+
+def _try(processor: LlavaPoseProcessor) -> None:
+    for name, least in (("patch_size", 1), ("vision_merge", 1), ("num_additional_image_tokens", 0)):
+        number = getattr(processor, name)
+        if not isinstance(number, int) or not least <= number <= MAX_INPUT_SIDE:
+            raise ValueError(f"{name} is {shortened(str(number))}")
+    if not all(0 < side <= MAX_INPUT_SIDE for side in processor.image_size):
+        raise ValueError(f"the size of a picture is {processor.image_size}, not between 1 and {MAX_INPUT_SIDE} pixels")
+    if not 0 < processor.count_image_tokens(*processor.image_size) <= MAX_IMAGE_TOKENS:
+        raise ValueError("the size of a picture, patch_size and vision_merge do not fit each other")
+    picture = Image.new("RGB", (8, 8), (90, 120, 150))
+    pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    if pixels.shape != (1, 3, *processor.image_size) or not torch.isfinite(pixels).all():
+        raise ValueError(
+            f"the image processor makes {tuple(pixels.shape)} numbers of a picture, or some that are not finite"
+        )
+    words = {"object": "object", "pose": POSE_TOKEN}
+    processor.encode_chat(
+        [
+            {"role": "user", "content": f"{IMAGE_TOKEN}\n{POSE_QUESTIONS[0].format(**words)}"},
+            {"role": "assistant", "content": POSE_ANSWER.format(**words)},
+        ]
+    )
 
 
 def load_model(
@@ -69,26 +124,26 @@ def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto"
     """A model that is whole in one folder.
 
     Raises:
-        InputError: it cannot be read, or weights are missing, left over or of another shape.
+        InputError: it cannot be read, or weights are missing, left over, of another shape or not finite.
     """
-    try:
-        # not by AutoConfig, which knows the types of other systems only where their modules have been imported
-        found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-    except LOADING_ERRORS as error:
-        raise InputError(f"{path}: cannot load the model ({first_sentence(error)})") from error
+    # not by AutoConfig, which knows the types of other systems only where their modules have been imported
+    values = read_config(path)
+    found = values["model_type"]
     if found != LlavaPoseConfig.model_type:  # transformers would build a model of its default size, of billions
         raise InputError(
-            f"{path}: a {found or 'nameless'} model, not a llava_pose one; give a checkpoint of llava-pose train, or make "
+            f"{path}: a {found} model, not a llava_pose one; give a checkpoint of llava-pose train, or make "
             "a base with llava-pose assemble"
         )
-    try:
+    for part in ("text_config", "vision_config"):
+        if not isinstance(values.get(part), dict) or not isinstance(values[part].get("model_type"), str):
+            raise InputError(f"{path}: {CONFIG_FILE} has no {part} with a model_type; take it from the base again")
+    with loading(f"{path}: cannot load the model"), building(path):
         # mismatched sizes are "ignored" so that they are listed, and refused by name below
         model, info = LlavaPoseForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE, **kwargs
         )
-    except LOADING_ERRORS as error:
-        raise InputError(f"{path}: cannot load the model ({first_sentence(error)})") from error
     require_complete(info, path)
+    require_finite(model, path)
     return model
 
 
@@ -123,40 +178,76 @@ def require_model_type(folder: str | os.PathLike[str], model_type: str, remedy: 
     Raises:
         InputError: the folder has no config.json, or one of another ``model_type``.
     """
-    try:
-        found = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-    except LOADING_ERRORS as error:
-        raise InputError(f"{folder}: no checkpoint can be read there ({first_sentence(error)})") from error
+    found = read_config(folder)["model_type"]
     if found != model_type:
-        kind, wanted = (str(name).replace("_", " ") for name in (found or "nameless", model_type))
+        kind, wanted = (name.replace("_", " ") for name in (found, model_type))
         raise InputError(f"{folder}: a {kind} model, not a {wanted}; {remedy}")
+
+
+def read_adapter_config(folder: Path) -> Any:
+    """PEFT's config of a LoRA of llava-pose train.
+
+    Raises:
+        InputError: it cannot be read, or is of another kind of adapter.
+    """
+    from peft import LoraConfig
+
+    file = folder / ADAPTER_CONFIG
+    values = read_json_object(file)
+    if values.get("peft_type") != "LORA":
+        raise InputError(
+            f"{file}: an adapter of the kind {shortened(str(values.get('peft_type')))}, not a LoRA of llava-pose train"
+        )
+    with loading(f"{file}: cannot be read"):
+        config, usual = LoraConfig.from_pretrained(folder, inference_mode=True), LoraConfig()
+    for name, value in vars(config).items():
+        if name not in _LORA_FIELDS and value != getattr(usual, name, value):
+            raise InputError(
+                f"{file}: {name} is {shortened(str(value))}, which llava-pose train does not write; take it out"
+            )
+    targets = config.target_modules
+    # a regular expression of one choice and one repetition takes no time; with more of them it may never end
+    simple = isinstance(targets, str) and targets.count("(") <= 1 and sum(map(targets.count, "+*{")) <= 1
+    if not simple and not (isinstance(targets, set) and all(isinstance(name, str) for name in targets)):
+        raise InputError(f"{file}: target_modules is {shortened(str(targets))}, which llava-pose train does not write")
+    for name, least in (("r", 1), ("lora_alpha", 0), ("lora_dropout", 0)):
+        number = getattr(config, name)
+        if not isinstance(number, int | float) or not least <= number < float("inf"):
+            raise InputError(f"{file}: {name} is {shortened(str(number))}, not a number from {least} on")
+    if not isinstance(config.base_model_name_or_path, str | None):
+        raise InputError(f"{file}: base_model_name_or_path is no text; say where the base is with --base")
+    return config
+
+
+def base_of(folder: Path, config: Any, base: str | os.PathLike[str] | None) -> str:
+    """The base of an adapter: what is given, or what its config names.
+
+    Raises:
+        InputError: it is not there.
+    """
+    base = base or config.base_model_name_or_path
+    if base is None or (Path(base).is_absolute() and not Path(base).is_dir()):
+        raise InputError(f"{folder}: the adapter's base {base} is not there; say where it is with --base")
+    return str(base)
 
 
 def _load_adapter(
     folder: Path, base: str | os.PathLike[str] | None, dtype: torch.dtype | str, kwargs: dict[str, Any]
 ) -> nn.Module:
-    from peft import PeftConfig, PeftModelForCausalLM, get_peft_model_state_dict
+    from peft import PeftModelForCausalLM, get_peft_model_state_dict
 
-    try:
-        config = PeftConfig.from_pretrained(folder, inference_mode=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / ADAPTER_CONFIG}: cannot be read ({first_sentence(error)})") from error
-    base = base or config.base_model_name_or_path
-    if base is None or (Path(base).is_absolute() and not Path(base).is_dir()):
-        raise InputError(f"{folder}: the adapter's base {base} is not there; say where it is with --base")
+    config = read_adapter_config(folder)
+    base = base_of(folder, config, base)
     weights = folder / ADAPTER_WEIGHTS
-    if not weights.is_file():
+    if not is_regular(weights):
         raise InputError(f"{weights}: no such file; the checkpoint is incomplete")
-    try:
-        with safe_open(weights, framework="pt") as file:
-            stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{weights}: cannot be read ({first_sentence(error)})") from error
+    stored = stored_shapes(weights)
+    ranks = {shape[0] for key, shape in stored.items() if ".lora_A." in key}
+    if ranks and ranks != {config.r}:  # before PEFT makes weights of that rank
+        raise InputError(f"{folder / ADAPTER_CONFIG}: r is {config.r}, and the rank of the weights {max(ranks)}")
     full = load_full(base, dtype=dtype, **kwargs)
-    try:
+    with loading(f"{folder}: the adapter does not fit its base {base}"):  # nothing is there of what it adapts, say
         model = PeftModelForCausalLM(full, config)
-    except ValueError as error:  # it finds nothing of what it adapts
-        raise InputError(f"{folder}: the adapter does not fit its base {base} ({first_sentence(error)})") from error
     # before loading: PEFT passes some of these by, and fails on others without a name
     expected = {
         key: tuple(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -169,7 +260,9 @@ def _load_adapter(
         ],
     }
     require_complete(info, f"{weights} on the base {base}")
-    model.load_adapter(folder, "default")
+    with loading(f"{weights}: cannot be loaded"):
+        model.load_adapter(folder, "default")
+    require_finite(model, weights, only=".default")
     return model
 
 
@@ -178,8 +271,3 @@ def underlying_model(model: nn.Module) -> LlavaPoseForConditionalGeneration:
     while not isinstance(model, LlavaPoseForConditionalGeneration):
         model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
     return model
-
-
-def first_sentence(error: BaseException) -> str:
-    """An exception's message on one line, cut to what fits into another."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -18,16 +18,17 @@ from transformers import AutoConfig
 from llava_pose.config import command, make_folder, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading, require_finite
 from llava_pose.model.loading import (
-    ADAPTER_CONFIG,
-    LOADING_ERRORS,
-    first_sentence,
+    base_of,
     load_full,
     load_model,
     load_processor,
+    read_adapter_config,
     underlying_model,
 )
 from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.utils.files import sync_folder
 
 logger = logging.getLogger(__name__)
 # the largest difference of an output, as a share of its largest value; a weight in 16 bits is rounded to 1 in 500 or finer
@@ -78,11 +79,13 @@ def merge(config: MergeConfig) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as beside:
         written = Path(beside) / out.name
         # by the modules' own names, as assemble writes a base
-        merged.to(dtype).save_pretrained(written, save_original_format=False)
+        require_finite(merged.to(dtype), out, remedy="nothing was written; try --dtype float32")
+        merged.save_pretrained(written, save_original_format=False)
         processor.save_pretrained(written)
         save_config({**vars(config), "base": base}, written / "merge.yaml")
         del model, merged  # one model of full size at a time
         share = require_same_outputs(wanted, probe(load_full(written, dtype=torch.float32), processor), dtype)
+        sync_folder(written)
         os.replace(written, out)
     logger.info(
         f"{out}: a full checkpoint in {_name(dtype)}; its outputs are the adapter's to {share:.1e} of their size"
@@ -97,14 +100,7 @@ def _whole_base(folder: Path, base: str | None) -> str:
     Raises:
         InputError: the base itself is stored quantised.
     """
-    from peft import PeftConfig
-
-    try:
-        base = base or PeftConfig.from_pretrained(folder).base_model_name_or_path
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / ADAPTER_CONFIG}: cannot be read ({first_sentence(error)})") from error
-    if base is None or (Path(base).is_absolute() and not Path(base).is_dir()):
-        raise InputError(f"{folder}: the adapter's base {base} is not there; say where it is with --base")
+    base = base_of(folder, read_adapter_config(folder), base)
     if getattr(_config_of(base), "quantization_config", None) is not None:
         raise InputError(f"{base}: the base is stored quantised; give the whole one with --base")
     recipe = folder / "train.yaml"
@@ -114,16 +110,12 @@ def _whole_base(folder: Path, base: str | None) -> str:
             f"{folder}: was trained on {base} in {quantized}; it is merged into the whole base, where it answers nearly "
             "as it did on the quantised one; outputs are compared with the adapter on the whole base"
         )
-    return str(base)
+    return base
 
 
 def _config_of(base: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(base)
-    except LOADING_ERRORS as error:
-        raise InputError(
-            f"{base}: cannot load the base ({first_sentence(error)}); say where it is with --base"
-        ) from error
+    with loading(f"{base}: cannot load the base; say where it is with --base"):
+        return AutoConfig.from_pretrained(base, **NO_CODE)
 
 
 def _stored_dtype(name: str, base: str) -> torch.dtype:

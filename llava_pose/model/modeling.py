@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.llava.modeling_llava import LlavaModel
 
+from llava_pose.model.checkpoint_files import NO_CODE
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
 from llava_pose.model.pose_head import (
@@ -97,9 +98,9 @@ class LlavaPoseModel(LlavaModel):
 
     def __init__(self, config: LlavaPoseConfig):
         super(LlavaModel, self).__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config, **NO_CODE)
         self.multi_modal_projector = LlavaPoseProjector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, **NO_CODE)
         self.post_init()
 
     def train(self, mode: bool = True) -> LlavaPoseModel:

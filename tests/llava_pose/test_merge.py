@@ -113,7 +113,7 @@ def test_a_merge_that_answers_otherwise_is_not_kept(base: Path, tmp_path: Path):
     weights[key][0] = 70_000.0
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(
-        InputError, match=r"the merged model's rotation differs from the adapter's by .* nothing was written"
+        InputError, match=r"pose_head\.linear_2\.bias is not finite; nothing was written; try --dtype float32"
     ):
         merge(MergeConfig(checkpoint=str(adapter), out=str(tmp_path / "merged"), dtype="float16"))
     assert left_in(tmp_path) == ["adapter"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from llava_pose.checkpoints import COMPLETE_MARK, last_complete_checkpoint
 from llava_pose.model.assemble import AssembleConfig, assemble
-from llava_pose.trainer import COMPLETE_MARK, last_complete_checkpoint
 from llava_pose.training import DONE_MARK, TrainConfig, train
 
 KILLED = -signal.SIGKILL
@@ -156,9 +156,12 @@ def test_zero3_run_killed_while_it_writes_a_checkpoint(launcher, long_recipe, tm
 def test_torn_checkpoints_are_passed_over(tmp_path: Path):
     assert last_complete_checkpoint(tmp_path) is None
     for step, whole in ((9, True), (10, True), (100, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
         if whole:
-            (tmp_path / f"checkpoint-{step}" / COMPLETE_MARK).write_text("{}")
+            save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+            (folder / COMPLETE_MARK).write_text("{}")  # as it was before it named files
     (tmp_path / "checkpoint-mine").mkdir()
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-100").exists()

@@ -1,0 +1,251 @@
+"""A checkpoint's files, looked at before anything is built of them: they are somebody else's.
+
+No code of a checkpoint runs: its files are JSON, text and safetensors, ``trust_remote_code`` is always False, and pickles
+are passed by. A ``config.json`` can still ask for a network of any size; :func:`building` lets none grow past the weights
+that are there to fill it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from transformers import PreTrainedConfig
+
+from llava_pose.errors import InputError
+from llava_pose.records import parse_json
+from llava_pose.utils.files import is_regular, read_text, shortened, unsafe_name
+
+CONFIG_FILE = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+# what every call of from_pretrained is given
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+SAFE: dict[str, Any] = {**NO_CODE, "use_safetensors": True}
+# fields of any model's config that say how large or how many weights are; each is a whole number or a list of such
+_SIZES = frozenset(
+    (
+        *("hidden_size", "hidden_sizes", "embed_dim", "embedding_size", "intermediate_size", "vocab_size"),
+        *("num_hidden_layers", "num_layers", "depths", "num_attention_heads", "num_key_value_heads", "num_heads"),
+        *("head_dim", "num_channels", "patch_size", "image_size", "pose_head_hidden_size", "vision_feature_size"),
+        *("vision_merge", "head_hidden_size", "feature_size", "vertices", "poses", "dims", "clutter_size"),
+    )
+)
+_SPARE_TENSORS, _SPARE_ELEMENTS = 10_000, 100_000_000  # of modules that a checkpoint need not hold
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """How much a folder's weights are.
+
+    Attributes:
+        size: bytes of all files.
+        tensors: how many there are.
+    """
+
+    size: int
+    tensors: int
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong, while others' code reads others' files, into a sentence that begins with ``what``.
+
+    tokenizers, PEFT and transformers raise errors of any kind at a file that is not right.
+
+    Raises:
+        InputError: something went wrong.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({first_sentence(error)})") from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """An exception's message on one line, cut to what fits into another."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "it wants to run Python code that it brings along, and no checkpoint's code is run here"
+    return text[:200] or type(error).__name__
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    text = read_text(path, remedy="is this a whole checkpoint?")
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read, for it is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {shortened(str(value))}; is this a checkpoint's?")
+    return value
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config of a checkpoint (folder or hub id) as JSON, its sizes checked; nothing is built of it.
+
+    Raises:
+        InputError: there is none, or a size is no whole number, negative or more than the folder's weights can fill.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        file = folder / CONFIG_FILE
+        if (folder / ADAPTER_CONFIG).exists():
+            raise InputError(f"{path}: holds an adapter, not a whole model; make one of it with llava-pose merge")
+        values, most = read_json_object(file), stored_weights(folder).size
+    else:
+        with loading(f"{path}: cannot load the model"):
+            values, most = PreTrainedConfig.get_config_dict(path)[0], math.inf
+        file = Path(path, CONFIG_FILE)
+    if not isinstance(values.get("model_type"), str):
+        raise InputError(f"{file}: names no model_type; is this a checkpoint's?")
+    if values.get("transformers_weights") not in (None, WEIGHTS_FILE, WEIGHTS_INDEX):
+        raise InputError(f"{file}: transformers_weights names another file of weights than {WEIGHTS_FILE}; take it out")
+    _require_sizes(values, str(file), "", most)
+    return values
+
+
+def _require_sizes(values: Mapping[str, Any], file: str, above: str, most: float) -> None:
+    for key, value in values.items():
+        name = f"{above}{key}"
+        if isinstance(value, dict):
+            _require_sizes(value, file, f"{name}.", most)
+        elif key in _SIZES and value is not None:
+            for number in value if isinstance(value, list) else [value]:
+                if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                    raise InputError(
+                        f"{file}: {name} is {shortened(str(number))}, not a whole number; take the model from its source again"
+                    )
+                if number > most:
+                    raise InputError(
+                        f"{file}: {name} is {number}, more than the weights beside it can fill; take the model from its "
+                        "source again"
+                    )
+
+
+def stored_weights(folder: Path) -> StoredWeights:
+    """How much the safetensors files of a folder hold, by their headers.
+
+    Raises:
+        InputError: there are none, one cannot be read, or the index leads out of the folder.
+    """
+    files = [folder / WEIGHTS_FILE]
+    index = folder / WEIGHTS_INDEX
+    if not is_regular(files[0]):
+        if not is_regular(index):
+            pickles = any(folder.glob("*.bin"))
+            why = "; weights in pickles (*.bin) are not read, convert them to safetensors" if pickles else ""
+            raise InputError(f"{folder}: cannot load the model (no {WEIGHTS_FILE} is in it{why})")
+        files = [folder / name for name in _names_in(index)]
+    tensors = 0
+    for file in files:
+        if not is_regular(file):
+            raise InputError(f"{file}: no such file; the checkpoint is incomplete")
+        tensors += len(stored_shapes(file))
+    return StoredWeights(sum(file.stat().st_size for file in files), tensors)
+
+
+def _names_in(index: Path) -> list[str]:
+    """The files that an index of weights names, each in the index's folder."""
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise InputError(f"{index}: has no weight_map; the checkpoint is incomplete")
+    names = set()
+    for name in places.values():
+        reason = unsafe_name(name) if isinstance(name, str) else "is no text"
+        if reason is not None:
+            raise InputError(
+                f"{index}: the file name {shortened(str(name))} {reason}; take the model from its source again"
+            )
+        names.add(name)
+    return sorted(names)
+
+
+def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in a safetensors file, by its header alone.
+
+    Raises:
+        InputError: the file is not there, or is not whole.
+    """
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot be read ({first_sentence(error)}); is the file whole?") from error
+
+
+@contextmanager
+def building(path: str | os.PathLike[str]) -> Iterator[None]:
+    """While it lasts, no network grows past what the folder's weights can fill: a config must not cost memory or minutes.
+
+    transformers builds on the meta device first, where a weight has a size and takes no memory; it is stopped there. A hub
+    id has no weights to compare with yet, and is not bounded.
+
+    Raises:
+        InputError: the network that the config describes is larger than its weights.
+    """
+    if not Path(path).is_dir():
+        yield
+        return
+    stored = stored_weights(Path(path))
+    tensors = elements = 0
+
+    def count(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+        nonlocal tensors, elements
+        if value is None or not value.is_meta:
+            return
+        tensors, elements = tensors + 1, elements + value.numel()
+        # a stored byte is at most two weights, of four bits each
+        if tensors > 2 * stored.tensors + _SPARE_TENSORS or elements > 2 * stored.size + _SPARE_ELEMENTS:
+            raise InputError(
+                f"{path}: {CONFIG_FILE} describes a larger model than its {stored.tensors} weights fill; take the model "
+                "from its source again"
+            )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def require_finite(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    only: str = "",
+    remedy: str = "train again with a lower learning rate, or take an older checkpoint",
+) -> None:
+    """Refuse weights that are no numbers: whatever they touch is none either.
+
+    Args:
+        only: weights with this in their names.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, weight in model.state_dict().items():
+        if only in name and weight.is_floating_point() and weight.numel():
+            least, most = torch.aminmax(weight)  # one pass; NaN comes through
+            if not (math.isfinite(least) and math.isfinite(most)):
+                raise InputError(f"{path}: the weight {name} is not finite; {remedy}")

@@ -1,0 +1,293 @@
+"""A checkpoint whose files are wrong is one sentence, at once: whatever the files hold, nothing is built of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, ViTImageProcessor
+
+from data_prep.prepare import PrepareConfig, prepare
+from eval.baselines.classifier_model import PoseClassifier, PoseClassifierConfig
+from eval.baselines.network import load_backbone, load_network
+from eval.baselines.neural_mesh_model import NeuralMesh, NeuralMeshConfig
+from eval.baselines.probe_backbone import load_probe_backbone
+from llava_pose.cli import main
+from llava_pose.errors import InputError
+from llava_pose.model.assemble import AssembleConfig, assemble
+from llava_pose.model.loading import load_full
+from llava_pose.model.tiny import tiny_vision_config
+from llava_pose.predictor import PosePredictor
+from llava_pose.records import read_predictions
+
+Change = Callable[[Path], Any]
+QUICKLY = 20  # seconds, on a machine that does other things as well; what is refused took minutes or all memory
+
+
+@pytest.fixture
+def checkpoint(tiny_base: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny base, to damage."""
+    return Path(shutil.copytree(tiny_base, tmp_path / "checkpoint"))
+
+
+SIDES = ("processor_config.json", "image_processor", "size")
+
+
+def changed(file: str, *path: str, to: Any) -> Change:
+    """A change of one value of a JSON file, found by its keys."""
+
+    def change(folder: Path) -> None:
+        values = json.loads((folder / file).read_text())
+        place = values
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = to
+        (folder / file).write_text(json.dumps(values))
+
+    return change
+
+
+def written(file: str, content: bytes) -> Change:
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def replaced(file: str, make: Callable[[Path], Any]) -> Change:
+    """Something else than a file under its name."""
+
+    def change(folder: Path) -> None:
+        (folder / file).unlink()
+        make(folder / file)
+
+    return change
+
+
+CONFIG = {
+    "config of another encoding": written("config.json", '{"model_type": "é"}'.encode("latin-1")),
+    "config is a list": written("config.json", b'["llava_pose"]'),
+    "config is null": written("config.json", b"null"),
+    "config is empty": written("config.json", b""),
+    "config nested without end": written("config.json", b"[" * 100_000),
+    "config is a folder": replaced("config.json", Path.mkdir),
+    "config is a fifo": replaced("config.json", os.mkfifo),
+    "model_type is a number": changed("config.json", "model_type", to=7),
+    "text_config is null": changed("config.json", "text_config", to=None),
+    "vision_config is null": changed("config.json", "vision_config", to=None),
+    "text_config is a list": changed("config.json", "text_config", to=[]),
+    "text_config is empty": changed("config.json", "text_config", to={}),
+    "text_config of another model": changed("config.json", "text_config", to={"model_type": "llama"}),
+    "text_config of no model": changed("config.json", "text_config", "model_type", to="evil"),
+    "vocabulary of a trillion": changed("config.json", "text_config", "vocab_size", to=10**12),
+    "vocabulary of a million": changed("config.json", "text_config", "vocab_size", to=10**6),
+    "negative vocabulary": changed("config.json", "text_config", "vocab_size", to=-5),
+    "vocabulary in words": changed("config.json", "text_config", "vocab_size", to="many"),
+    "vocabulary with a fraction": changed("config.json", "text_config", "vocab_size", to=600.5),
+    "layers of a billion": changed("config.json", "text_config", "num_hidden_layers", to=10**9),
+    "layers of a million": changed("config.json", "text_config", "num_hidden_layers", to=10**6),
+    "negative layers": changed("config.json", "text_config", "num_hidden_layers", to=-1),
+    "no heads": changed("config.json", "text_config", "num_attention_heads", to=0),
+    "negative width": changed("config.json", "text_config", "hidden_size", to=-64),
+    "width of a tower in words": changed("config.json", "vision_config", "hidden_sizes", to=["a", "b"]),
+    "merge in words": changed("config.json", "vision_merge", to="two"),
+    "negative merge": changed("config.json", "vision_merge", to=-2),
+    "head of a trillion": changed("config.json", "pose_head_hidden_size", to=10**12),
+    "negative head": changed("config.json", "pose_head_hidden_size", to=-1),
+    "unknown rotation": changed("config.json", "rotation", to="quaternion"),
+    "rotation of a list": changed("config.json", "rotation", to=[1]),
+    "another file of weights": changed("config.json", "transformers_weights", to="../model.safetensors"),
+}
+WEIGHTS = {
+    "weights cut off": lambda f: os.truncate(f / "model.safetensors", 1000),
+    "weights empty": written("model.safetensors", b""),
+    "weights with a header of 2^60": written("model.safetensors", (2**60).to_bytes(8, "little") + b"{}"),
+    "weights are a fifo": replaced("model.safetensors", os.mkfifo),
+    "weights are a folder": replaced("model.safetensors", Path.mkdir),
+    "weights are not there": lambda f: (f / "model.safetensors").unlink(),
+    "index without a map": lambda f: (
+        (f / "model.safetensors").unlink(),
+        (f / "model.safetensors.index.json").write_text("{}"),
+    ),
+    "a weight is NaN": lambda f: set_weight(f, "lm_head", float("nan")),
+    "a weight is infinite": lambda f: set_weight(f, "pose_head.linear_2.bias", float("inf")),
+}
+PROCESSOR = {
+    "template without end": written(
+        "chat_template.jinja", b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    ),
+    "template of a gigabyte": written("chat_template.jinja", b"{{ 'a' * 10**10 }}"),
+    "template that is wrong": written("chat_template.jinja", b"{% for %}"),
+    "template of another chat": written("chat_template.jinja", b"{{ messages }}"),
+    "template is not there": lambda f: (f / "chat_template.jinja").unlink(),
+    "pictures of a billion pixels": changed(*SIDES, to={"height": 10**9, "width": 10**9}),
+    "pictures of a negative size": changed(*SIDES, to={"height": -1, "width": -1}),
+    "size in words": changed(*SIDES, to="large"),
+    "means in words": changed("processor_config.json", "image_processor", "image_mean", to=["a", "b", "c"]),
+    "means of two colours": changed("processor_config.json", "image_processor", "image_mean", to=[0.5, 0.5]),
+    "deviations of zero": changed("processor_config.json", "image_processor", "image_std", to=[0, 0, 0]),
+    "unknown filter": changed("processor_config.json", "image_processor", "resample", to=99),
+    "patches of zero": changed("processor_config.json", "patch_size", to=0),
+    "patches in words": changed("processor_config.json", "patch_size", to="large"),
+    "negative patches": changed("processor_config.json", "patch_size", to=-8),
+    "merge of a million": changed("processor_config.json", "vision_merge", to=10**6),
+    "processor is a list": written("processor_config.json", b"[]"),
+    "processor of another encoding": written("processor_config.json", b'{"a": "\xe9"}'),
+    "tokenizer is a list": written("tokenizer.json", b"[]"),
+    "tokenizer is cut off": lambda f: os.truncate(f / "tokenizer.json", 1000),
+    "tokenizer is a fifo": replaced("tokenizer.json", os.mkfifo),
+    "tokenizer's config is null": written("tokenizer_config.json", b"null"),
+}
+
+
+def set_weight(folder: Path, name: str, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    key = next((key for key in weights if key.startswith(name)), min(weights))
+    weights[key].view(-1)[0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refused(load: Callable[[], Any], folder: Path) -> str:
+    """The sentence, which names the folder or a file in it, and comes at once."""
+    began = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        load()
+    assert time.monotonic() - began < QUICKLY
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [pytest.param(d, id=name) for name, d in {**CONFIG, **WEIGHTS, **PROCESSOR}.items()])
+def test_a_damaged_checkpoint_is_a_sentence(damage: Change, checkpoint: Path) -> None:
+    damage(checkpoint)
+    refused(lambda: PosePredictor.from_checkpoint(checkpoint, device="cpu"), checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [pytest.param(d, id=name) for name, d in {**CONFIG, **WEIGHTS}.items()])
+def test_a_damaged_base_is_a_sentence(damage: Change, checkpoint: Path) -> None:
+    """As llava-pose train loads it."""
+    damage(checkpoint)
+    refused(lambda: load_full(checkpoint, dtype=torch.float32), checkpoint)
+
+
+def test_the_field_and_the_file_are_named(checkpoint: Path) -> None:
+    changed("config.json", "text_config", "vocab_size", to=-5)(checkpoint)
+    sentence = refused(lambda: load_full(checkpoint), checkpoint)
+    assert f"{checkpoint}/config.json: text_config.vocab_size is '-5', not a whole number" in sentence
+
+
+# backbones of baselines, parts of a base, and networks that are trained already
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``tower``, ``classifier`` and ``mesh``, with random weights."""
+    root = tmp_path_factory.mktemp("networks")
+    torch.manual_seed(0)
+    tower = tiny_vision_config()
+    AutoModel.from_config(tower).save_pretrained(root / "tower")
+    classifier = PoseClassifierConfig(backbone_config=tower, categories=["car"])
+    PoseClassifier(classifier, image_size=(64, 64)).save_pretrained(root / "classifier")
+    NeuralMesh(NeuralMeshConfig(backbone_config=tower, image_size=64, vertices=12)).save_pretrained(root / "mesh")
+    for name in ("tower", "classifier", "mesh"):
+        ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(root / name)
+    return root
+
+
+LOADERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "classifier's backbone": ("tower", load_backbone),
+    "probed backbone": ("tower", load_probe_backbone),
+    "tower of a base": ("tower", lambda f: assemble(AssembleConfig(out=f"{f}.out", preset="tiny", vision=str(f)))),
+    "language model of a base": (
+        "tower",
+        lambda f: assemble(AssembleConfig(out=f"{f}.out", vision=str(f), language=str(f))),
+    ),
+    "classifier": ("classifier", lambda f: load_network(f, PoseClassifier, what="classifier", remedy="make one")),
+    "neural mesh": ("mesh", lambda f: load_network(f, NeuralMesh, what="neural mesh", remedy="make one")),
+}
+DAMAGES: dict[str, Change] = {
+    **{name: CONFIG[name] for name in ("config is a list", "config is a fifo", "config of another encoding")},
+    **{name: CONFIG[name] for name in ("model_type is a number", "another file of weights")},
+    **{name: WEIGHTS[name] for name in WEIGHTS if name != "a weight is infinite"},
+    "unknown model": changed("config.json", "model_type", to="evil"),
+    "only pickled weights": lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+    "an adapter beside it": written("adapter_config.json", b'{"base_model_name_or_path": "elsewhere"}'),
+}
+
+
+@pytest.mark.parametrize("damage", [pytest.param(d, id=name) for name, d in DAMAGES.items()])
+@pytest.mark.parametrize(
+    "loader",
+    [
+        pytest.param(name, marks=() if name in ("classifier's backbone", "neural mesh") else pytest.mark.slow)
+        for name in LOADERS
+    ],
+)
+def test_a_damaged_network_is_a_sentence(loader: str, damage: Change, networks: Path, tmp_path: Path) -> None:
+    part, load = LOADERS[loader]
+    folder = Path(shutil.copytree(networks / part, tmp_path / "network"))
+    damage(folder)
+    refused(lambda: load(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "path", "value"),
+    [
+        pytest.param("classifier", ("categories",), ["c"] * 10**6, id="categories of a million"),
+        pytest.param("classifier", ("feature_size",), 10**12, id="features of a trillion"),
+        pytest.param("classifier", ("head_hidden_size",), -3, id="negative head"),
+        pytest.param("classifier", ("pooling",), "max", id="unknown pooling"),
+        pytest.param("classifier", ("rotation",), 9, id="rotation of a number"),
+        pytest.param("classifier", ("backbone_config",), None, id="no backbone"),
+        pytest.param("classifier", ("backbone_config",), "resnet", id="backbone of a word"),
+        pytest.param("classifier", ("backbone_config", "model_type"), "evil", id="unknown backbone"),
+        pytest.param("mesh", ("vertices",), 10**12, id="vertices of a trillion"),
+        pytest.param("mesh", ("vertices",), -1, id="negative vertices"),
+        pytest.param("mesh", ("poses",), 10**12, id="poses of a trillion"),
+        pytest.param("mesh", ("clutter_size",), "much", id="clutter in words"),
+        pytest.param("mesh", ("kind",), "cube", id="unknown kind"),
+        pytest.param("mesh", ("stride",), 0, id="stride of zero"),
+        pytest.param("mesh", ("backbone_config",), None, id="no backbone of a mesh"),
+    ],
+)
+def test_a_network_with_a_nonsense_config_is_a_sentence(
+    part: str, path: tuple[str, ...], value: Any, networks: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(networks / part, tmp_path / "network"))
+    changed("config.json", *path, to=value)(folder)
+    refused(lambda: LOADERS["classifier" if part == "classifier" else "neural mesh"][1](folder), folder)
+
+
+# answers that are no numbers
+
+
+def test_answers_that_are_not_finite_are_counted_and_end_predict_with_1(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], raw_dataset: Any
+) -> None:
+    """Finite weights from which the network overflows: what is known is written, and counts as a failure later on."""
+    raw_dataset.add("none")
+    for name in ("one", "two"):
+        raw_dataset.add(name, split="val")
+    data = prepare(PrepareConfig(str(raw_dataset.root), str(tmp_path / "prepared"), size=64, workers=1))
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "overflows"))
+    weights = load_file(folder / "model.safetensors")
+    weights["pose_head.linear_2.bias"].fill_(3e38)
+    weights["pose_head.linear_2.weight"].fill_(3e38)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "predictions.jsonl"
+    command = ["predict", "--checkpoint", str(folder), "--data", str(data), "--out", str(out)]
+    for _ in range(2):  # the second finds all answered, and ends in the same way
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert f"{out}: 2 of 2 answers are no poses, for their numbers are not finite; the first is 'car/one/0'" in said
+        assert "Traceback" not in said
+    assert len(read_predictions(out)) == 2
+    assert main(["score", str(out), "--out", str(tmp_path / "scores.json")]) == 0
+    assert "not finite), each counted as an error of 180 degrees" in capsys.readouterr().out

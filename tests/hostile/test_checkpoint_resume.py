@@ -1,0 +1,206 @@
+"""A damaged checkpoint-N that is marked whole is passed over for the one before; a hostile one runs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_pose.checkpoints import last_complete_checkpoint
+from llava_pose.cli import main
+from llava_pose.run import COMPLETE_MARK, DONE_MARK
+from llava_pose.training import TrainConfig, train
+from tests.llava_pose.conftest import RECIPE, TrainingData, base, training_data  # noqa: F401 (fixtures)
+
+Change = Callable[[Path, Path], Any]
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Hostile:
+    """A pickle of it writes a file when it is read."""
+
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.canary, "ran")
+
+
+@pytest.fixture(scope="module")
+def ended(
+    base: Path,  # noqa: F811
+    training_data: TrainingData,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], Path]:
+    """The recipe of a run of four steps with whole checkpoints after the second and the last, and its folder. Read only."""
+    root = tmp_path_factory.mktemp("ended")
+    recipe = {
+        **RECIPE,
+        "model": str(base),
+        "data": str(training_data.prepared),
+        "train_json": str(training_data.train_json),
+        "cache_dir": str(root / "features"),
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    return recipe, train(TrainConfig(**recipe, output_dir=str(root / "run")))
+
+
+@pytest.fixture
+def stopped(ended: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """As it was before its end was marked: what is done next goes on from checkpoint-4, or from the one before."""
+    recipe, folder = ended
+    run = Path(shutil.copytree(folder, tmp_path / "run"))
+    (run / DONE_MARK).unlink()
+    (run / WEIGHTS).unlink()
+    return {**recipe, "output_dir": str(run)}, run
+
+
+def state_of(**changes: Any) -> Change:
+    def change(folder: Path, canary: Path) -> None:
+        file = folder / "trainer_state.json"
+        same_size(file, json.dumps({**json.loads(file.read_text()), **changes}).encode())
+
+    return change
+
+
+def same_size(file: Path, content: bytes) -> None:
+    """Written, and the mark with it: what an attacker would do."""
+    file.write_bytes(content)
+    mark = file.parents[len(file.relative_to(next(p for p in file.parents if (p / COMPLETE_MARK).exists())).parts) - 1]
+    values = json.loads((mark / COMPLETE_MARK).read_text())
+    values["files"][file.relative_to(mark).as_posix()] = len(content)
+    (mark / COMPLETE_MARK).write_text(json.dumps(values))
+
+
+def hostile(name: str) -> Change:
+    def change(folder: Path, canary: Path) -> None:
+        torch.save({"state": Hostile(canary)}, folder / "hostile")
+        content = (folder / "hostile").read_bytes()
+        (folder / "hostile").unlink()
+        (folder / name).parent.mkdir(exist_ok=True)
+        same_size(folder / name, content)
+
+    return change
+
+
+DAMAGES: dict[str, Change] = {
+    "weights cut off": lambda f, _: os.truncate(f / WEIGHTS, 5000),
+    "weights empty": lambda f, _: os.truncate(f / WEIGHTS, 0),
+    "weights not there": lambda f, _: (f / WEIGHTS).unlink(),
+    "weights of zeros": lambda f, _: same_size(f / WEIGHTS, bytes((f / WEIGHTS).stat().st_size)),
+    "weights a pickle": lambda f, c: same_size(f / WEIGHTS, pickle.dumps(Hostile(c))),
+    "optimizer cut off": lambda f, _: os.truncate(f / "optimizer.pt", 5000),
+    "optimizer of zeros": lambda f, _: same_size(f / "optimizer.pt", bytes(5000)),
+    "optimizer not there": lambda f, _: (f / "optimizer.pt").unlink(),
+    "scheduler empty": lambda f, _: os.truncate(f / "scheduler.pt", 0),
+    "random states cut off": lambda f, _: os.truncate(f / "rng_state.pth", 100),
+    "state not there": lambda f, _: (f / "trainer_state.json").unlink(),
+    "state no JSON": lambda f, _: same_size(f / "trainer_state.json", b"{"),
+    "state a list": lambda f, _: same_size(f / "trainer_state.json", b"[]"),
+    "state of another step": state_of(global_step=10**9),
+    "state of a step in words": state_of(global_step="four"),
+    "mark a list": lambda f, _: (f / COMPLETE_MARK).write_text("[]"),
+    "mark of other files": lambda f, _: (f / COMPLETE_MARK).write_text('{"files": {"../x": 7}}'),
+    "mark of a list of files": lambda f, _: (f / COMPLETE_MARK).write_text('{"files": [1]}'),
+    "hostile optimizer": hostile("optimizer.pt"),
+    "hostile scheduler": hostile("scheduler.pt"),
+    "hostile random states": hostile("rng_state.pth"),
+    "hostile scaler": hostile("scaler.pt"),
+    "hostile pickled weights": hostile("pytorch_model.bin"),
+    "hostile states of DeepSpeed": hostile("global_step4/zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+    "a plain pickle": lambda f, c: same_size(f / "optimizer.pt", pickle.dumps(Hostile(c))),
+    "states of DeepSpeed elsewhere": lambda f, _: same_size(f / "latest", b"../../elsewhere"),
+}
+
+
+@pytest.mark.parametrize("damage", [pytest.param(d, id=name) for name, d in DAMAGES.items()])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    damage: Change, stopped: tuple[dict[str, Any], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, run = stopped
+    damage(run / "checkpoint-4", tmp_path / "canary")
+    assert last_complete_checkpoint(run) == run / "checkpoint-2"
+    assert f"{run}/checkpoint-4: is damaged (" in caplog.text
+    assert "set aside as damaged-checkpoint-4" in caplog.text
+    assert (run / "damaged-checkpoint-4").is_dir()
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("damage", ["weights cut off", "hostile optimizer"])
+def test_the_run_goes_on_and_ends_as_an_undisturbed_one(
+    damage: str, stopped: tuple[dict[str, Any], Path], ended: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    recipe, run = stopped
+    DAMAGES[damage](run / "checkpoint-4", tmp_path / "canary")
+    train(TrainConfig(**recipe))
+    weights, expected = load_file(run / WEIGHTS), load_file(ended[1] / WEIGHTS)
+    assert weights.keys() == expected.keys()
+    assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
+    assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
+    assert last_complete_checkpoint(run) == run / "checkpoint-4"
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_run_without_a_whole_checkpoint_says_so_and_starts_over(
+    stopped: tuple[dict[str, Any], Path], ended: tuple[dict[str, Any], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, run = stopped
+    for step in (2, 4):
+        os.truncate(run / f"checkpoint-{step}" / WEIGHTS, 100)
+    train(TrainConfig(**recipe))
+    assert f"{run}: no checkpoint in it is whole; the run starts over" in caplog.text
+    assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
+
+
+def test_states_of_another_model_are_a_sentence(
+    stopped: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They can be read, and are of no use: nothing tells that before they are."""
+    recipe, run = stopped
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
+    same_size(run / "checkpoint-4" / "optimizer.pt", (tmp_path / "optimizer.pt").read_bytes())
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    assert main(["train", "--config", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"error: {run}/checkpoint-4: cannot be gone on from; delete it, and the run goes on from the one before" in said
+    )
+    assert "Traceback" not in said
+
+
+def test_every_file_of_a_checkpoint_is_on_the_disk_before_the_mark(
+    ended: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by what the run asks of the system: a file that is not synced may be empty after the power has failed."""
+    synced: list[str] = []
+    marked: dict[str, set[str]] = {}
+    fsync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def note_mark(source: Any, target: Any, **kwargs: Any) -> None:
+        if Path(target).name in (COMPLETE_MARK, DONE_MARK):
+            marked[str(target)] = set(synced)
+        replace(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_mark)
+    run = train(TrainConfig(**{**ended[0], "output_dir": str(tmp_path / "run"), "max_steps": 2}))
+    folder = run / "checkpoint-2"
+    for mark, written in ((folder / COMPLETE_MARK, folder), (run / DONE_MARK, run)):
+        files = {str(path) for path in written.iterdir() if path.is_file() and not path.name.endswith("_MARK")}
+        unsynced = files - {str(mark)} - marked[str(mark)]
+        assert {Path(path).name for path in unsynced} <= {".lock"}
