@@ -30,7 +30,7 @@ from llava_pose.conversation import (
     space_poses,
 )
 from llava_pose.errors import InputError
-from llava_pose.model.loading import load_model, load_processor, underlying_model
+from llava_pose.model.loading import load_model, load_processor, require_fit, underlying_model
 from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput, pose_targets_of
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.pictures import square_picture
@@ -153,7 +153,9 @@ class PosePredictor:
         _require_device(device)
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
         model = load_model(path, base=base, device=device, dtype=dtype, **kwargs)
-        return cls(model, load_processor(path))
+        processor = load_processor(path)
+        require_fit(model, processor, path)
+        return cls(model, processor)
 
     @torch.inference_mode()
     def predict(

@@ -20,7 +20,7 @@ from llava_pose.dataset import TrainingSamples, read_samples
 from llava_pose.distributed import agreed, join_deepspeed, this_place, whole_weights
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
-from llava_pose.model.loading import load_full, load_processor, underlying_model
+from llava_pose.model.loading import load_full, load_processor, require_fit, underlying_model
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.run import DONE_MARK, TRAINED_ON, RunConfig, mark_done, require_same_recipe, start_over
 from llava_pose.trainer import LossHistory, PoseTrainer, ResumableTrainer, require_saved_adapter
@@ -184,6 +184,7 @@ def train(config: TrainConfig) -> Path:
     processor = load_processor(config.model)
     make_folder(output, "--output_dir")
     model = build_model(config)
+    require_fit(model, processor, config.model)
     dataset = build_dataset(config, samples, processor, model)
     parameters = count_parameters(model)
     logger.info(

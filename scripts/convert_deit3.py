@@ -50,16 +50,15 @@ def read_state_dict(path: Path) -> StateDict:
         InputError: it cannot be read, or holds anything else.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    from llava_pose.model.checkpoint_files import loading
+
+    with loading(f"--weights {path}: cannot be read; give a DeiT III checkpoint"):
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state.get("model", state)
-    except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError) as error:
-        raise InputError(f"--weights {path}: cannot be read ({error}); give a DeiT III checkpoint") from error
 
 
 def dinov2_state_dict(published: StateDict) -> StateDict:

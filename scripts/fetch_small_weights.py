@@ -148,7 +148,7 @@ def convert_smollm2(gguf_file: Path, out: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"gguf_file": gguf_file.name, "local_files_only": True}
+    where = {"gguf_file": gguf_file.name, "local_files_only": True, "trust_remote_code": False}
     expanded = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=torch.float32, **where)
     config = expanded.config
     # the weights are plain float32 now; transformers would refuse to save a model that calls itself quantised
@@ -279,7 +279,10 @@ def load_state_dict(path: Path) -> StateDict:
     """Tensors of a PyTorch file; anything else in it is refused."""
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    from llava_pose.model.checkpoint_files import loading
+
+    with loading(f"{path}: is no file of weights alone; delete it, and it is fetched again"):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def save_image_processor(out: Path, mean: tuple[float, ...], std: tuple[float, ...], resample: int) -> None:

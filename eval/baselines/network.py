@@ -36,9 +36,10 @@ def load_backbone(path: str) -> tuple[PreTrainedModel, Any]:
     Raises:
         InputError: it cannot be loaded whole.
     """
-    read_config(path)
-    with loading(f"--backbone {path}: cannot be loaded"), building(path):
-        backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **SAFE)
+    with loading(f"--backbone {path}: cannot be loaded"):
+        read_config(path)
+        with building(path):
+            backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **SAFE)
         image_processor = AutoImageProcessor.from_pretrained(path, **NO_CODE)
     require_backbone(info, path)
     require_finite(backbone, path)

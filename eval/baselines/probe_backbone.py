@@ -208,8 +208,8 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
         InputError: there is none, or it is of a model that sees no pictures.
     """
     register_efficientnet_lite()
-    read_config(path)
     with loading(f"the backbone {path} cannot be loaded"):
+        read_config(path)
         config = AutoConfig.from_pretrained(path, **NO_CODE)
     if config.model_type in _VISION_PART:
         return config

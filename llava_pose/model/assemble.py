@@ -254,9 +254,10 @@ def _load_part(
     if not weights:
         with loading(f"{what}: cannot be loaded"):
             return auto_class.from_pretrained(path, **NO_CODE)
-    read_config(path)
-    with loading(f"{what}: cannot be loaded"), building(path):
-        model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **SAFE, **kwargs)
+    with loading(f"{what}: cannot be loaded"):
+        read_config(path)
+        with building(path):
+            model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **SAFE, **kwargs)
     require_complete(info if all_of_it else {**info, "unexpected_keys": []}, what, may_miss=may_miss)
     require_finite(model, what)
     return model

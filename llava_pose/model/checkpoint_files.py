@@ -65,13 +65,18 @@ def loading(what: str) -> Iterator[None]:
 
     tokenizers, PEFT and transformers raise errors of any kind at a file that is not right.
 
+    Args:
+        what: the folder or the option, and after a colon what cannot be done.
+
     Raises:
         InputError: something went wrong.
     """
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if str(error).startswith(what.partition(":")[0]):
+            raise
+        raise InputError(f"{what} ({error})") from error
     except Exception as error:
         raise InputError(f"{what} ({first_sentence(error)})") from error
 
@@ -81,6 +86,8 @@ def first_sentence(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return "it wants to run Python code that it brings along, and no checkpoint's code is run here"
+    if "Weights only load failed" in text:  # torch goes on to say how the file can be run none the less
+        return "it is a pickle of more than weights, or a damaged one, and no pickle's code is run here"
     return text[:200] or type(error).__name__
 
 

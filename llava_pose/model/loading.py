@@ -48,11 +48,8 @@ def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
     Raises:
         InputError: there is none, its sizes are out of bounds, or its chat template is not one of llava-pose assemble's.
     """
-    try:
-        with loading("no LLaVA-pose processor there"):
-            processor = LlavaPoseProcessor.from_pretrained(path, **NO_CODE)
-    except InputError as error:  # the processor's own does not know its folder
-        raise InputError(f"{path}: {error}") from error
+    with loading(f"{path}: no LLaVA-pose processor there"):
+        processor = LlavaPoseProcessor.from_pretrained(path, **NO_CODE)
     # a template is a program: one that is not known may never end
     if processor.chat_template not in CHAT_TEMPLATES.values():
         raise InputError(
@@ -264,6 +261,22 @@ def _load_adapter(
         model.load_adapter(folder, "default")
     require_finite(model, weights, only=".default")
     return model
+
+
+def require_fit(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.PathLike[str]) -> None:
+    """Refuse a processor of another model: its tokens would mean something else, or nothing.
+
+    Raises:
+        InputError: their image or pose tokens are not the same, or not of the vocabulary.
+    """
+    config = underlying_model(model).config
+    for name in ("image_token_id", "pose_token_id"):
+        ours, theirs = getattr(config, name), getattr(processor, name)
+        if ours != theirs or not 0 <= theirs < config.text_config.vocab_size:
+            raise InputError(
+                f"{path}: {name} is {shortened(str(ours))} in the model's config and {theirs} in the processor; copy the "
+                "processor's files from the base that the checkpoint was trained on"
+            )
 
 
 def underlying_model(model: nn.Module) -> LlavaPoseForConditionalGeneration:

@@ -37,6 +37,7 @@ from llava_pose.config import command, require_folder
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
 from llava_pose.metrics import pose_error, summarize_errors
+from llava_pose.model.checkpoint_files import NO_CODE, SAFE
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
 from llava_pose.model.modeling import space_to_depth
 from llava_pose.model.rotation import ROTATION_NAMES, RotationRepresentation, rotation_representation
@@ -156,8 +157,8 @@ class Tower:
 
     def __init__(self, folder: str):
         register_efficientnet_lite()
-        self.processor = AutoImageProcessor.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder).eval().to(memory_format=torch.channels_last)
+        self.processor = AutoImageProcessor.from_pretrained(folder, **NO_CODE)
+        self.model = AutoModel.from_pretrained(folder, **SAFE).eval().to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def features(self, views: Sequence[View], layer_sets: Sequence[tuple[int, ...]]) -> tuple[list[Tensor], float]:

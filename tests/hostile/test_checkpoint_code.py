@@ -16,10 +16,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
 
 from llava_pose.cli import main
+from llava_pose.errors import InputError
 from llava_pose.model.loading import load_full, load_processor
 from llava_pose.model.tiny import tiny_tokenizer
 from llava_pose.records import ObjectRecord, Pose, write_records
 from llava_pose.tuning import add_lora
+from scripts import convert_deit3, fetch_small_weights
 
 Change = Callable[[Path, Path], None]
 
@@ -274,3 +276,17 @@ def test_an_adapter_with_a_nonsense_configuration_is_a_sentence(
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert str(folder) in said.rstrip("\n").splitlines()[-1]
+
+
+@pytest.mark.parametrize("pickled", ["torch.save", "plain pickle"])
+@pytest.mark.parametrize("script", ["convert_deit3", "fetch_small_weights"])
+def test_a_hostile_pickle_of_published_weights_is_a_sentence(script: str, pickled: str, tmp_path: Path) -> None:
+    file, canary = tmp_path / "weights.pth", tmp_path / "canary"
+    if pickled == "torch.save":
+        torch.save({"model": Hostile(canary)}, file)
+    else:
+        file.write_bytes(pickle.dumps(Hostile(canary)))
+    read = convert_deit3.read_state_dict if script == "convert_deit3" else fetch_small_weights.load_state_dict
+    with pytest.raises(InputError, match=str(file)):
+        read(file)
+    assert not canary.exists()

@@ -243,7 +243,8 @@ def test_a_tokenizer_without_the_tokens_is_refused(missing: str, tmp_path):
 def test_saved_and_loaded_it_is_the_same(template: str, tmp_path):
     processor = small_processor(template=template, side=128, vision_merge=2)
     processor.save_pretrained(tmp_path)
-    again = load_processor(tmp_path)
+    # load_processor takes no template of somebody else's, which may be a program without end; a program of their own can
+    again = LlavaPoseProcessor.from_pretrained(tmp_path) if template == PLAIN else load_processor(tmp_path)
     assert type(again) is LlavaPoseProcessor
     turns = chat("<image>\nWhat is <pose6D>?", "The car is at <pose6D>.", "And é?", "Ü.", system="Be brief.")
     before, after = processor.encode_chat(turns), again.encode_chat(turns)
