@@ -201,11 +201,8 @@ def _poses(sample: Mapping[str, Any], where: str) -> list[Pose]:
             f"{where}: sample {sample['id']!r} has {tokens} {POSE_TOKEN} but {len(sample['poses'])} poses; "
             "they must agree, in the order of the tokens"
         )
-    poses = [Pose.from_dict(value, where=where) for value in sample["poses"]]
+    poses = [Pose.annotated(value, where=where) for value in sample["poses"]]
     for pose in poses:
-        fault = pose.fault()
-        if fault is not None:
-            raise InputError(f"{where}: {fault}; mend it or run llava-pose instruct again")
         if None in (pose.distance, pose.px, pose.py):
             continue
         for name in ("width", "height", "viewport"):  # without it the location would be wrong and nobody would know

@@ -69,13 +69,27 @@ class Pose:
             if required and name not in value:
                 raise InputError(f"{where}: the pose has no '{name}'; give azimuth, elevation and theta in radians")
             number = value.get(name)
-            if isinstance(number, bool | str):  # which Python makes numbers of
-                raise InputError(f"{where}: '{name}' must be a number, not {_shorten(number)}")
+            if isinstance(number, bool):  # which Python takes for 0 and 1
+                raise InputError(f"{where}: '{name}' must be a number, not {number}")
             try:
                 values[name] = (math.nan if required else None) if number is None else float(number)
             except (TypeError, ValueError, OverflowError) as error:
                 raise InputError(f"{where}: '{name}' must be a number, not {_shorten(number)}") from error
         return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def annotated(cls, value: Mapping[str, Any], *, where: str) -> Pose:
+        """An annotated pose from JSON: one that can be learned from and measured against.
+
+        Raises:
+            InputError: as :meth:`from_dict`, or :meth:`fault` finds something, or a number is text.
+        """
+        pose = cls.from_dict(value, where=where)
+        text = next((name for name in vars(pose) if isinstance(value.get(name), str)), None)
+        fault = pose.fault() if text is None else f"'{text}' must be a number, not {_shorten(value[text])}"
+        if fault is not None:
+            raise InputError(f"{where}: {fault}; mend or drop it")
+        return pose
 
     def to_dict(self) -> dict[str, float | None]:
         """JSON-ready: what is not finite becomes null."""
@@ -166,10 +180,7 @@ class ObjectRecord:
         unknown = value.keys() - known
         if unknown:
             raise InputError(f"{where}: unknown field '{sorted(unknown)[0]}'; run llava-pose prepare again")
-        pose = Pose.from_dict(value["pose"], where=where)
-        fault = pose.fault()
-        if fault is not None:
-            raise InputError(f"{where}: {fault}; mend or drop the record")
+        pose = Pose.annotated(value["pose"], where=where)
         for name in ("file_name", "id", "category", "object_status"):
             if name in value and not isinstance(value[name], str):
                 raise InputError(f"{where}: '{name}' must be text, not {_shorten(value[name])}")

@@ -130,10 +130,7 @@ def _poses(value: Any, where: str, problems: list[Problem]) -> tuple[Pose, ...]:
     poses = []
     for item in value:
         try:
-            pose = Pose.from_dict(item, where=where)
-            if fault := pose.fault():
-                raise InputError(f"{where}: {fault}")
-            poses.append(pose)
+            poses.append(Pose.annotated(item, where=where))
         except InputError as error:
             problems.append(Problem("poses malformed", str(error)))
     return tuple(poses)

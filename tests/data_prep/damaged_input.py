@@ -231,7 +231,11 @@ KINDS: dict[str, Kind] = {
         f"{ANNOTATION} {NOT_THERE}",
     ),
     "annotation_is_a_folder": Kind(
-        _folder_for_file, ANNOTATION, "annotation missing", None, f"{ANNOTATION} {NOT_THERE}"
+        _folder_for_file,
+        ANNOTATION,
+        "annotation unreadable",
+        None,
+        f"{ANNOTATION}: cannot read the file (Is a directory); check the path",
     ),
     "annotation_without_objects": Kind(
         _without_objects,

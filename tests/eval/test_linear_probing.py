@@ -32,7 +32,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def a_record(category: str, image: str, instance: str = "", pose: Pose | None = None) -> ObjectRecord:
     source = {"image": image, "instance": instance, "source": "made"}
-    return ObjectRecord(image, image, category, pose or Pose(0.0, 0.0, 0.0), 1.0, 32, 32, (0, 0, 32, 32), source=source)
+    id_ = f"{category}/{image}/0"
+    return ObjectRecord(image, id_, category, pose or Pose(0.0, 0.0, 0.0), 1.0, 32, 32, (0, 0, 32, 32), source=source)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ TRUE = Pose(1.0, 0.0, 0.0, 5.0, 48.0, 32.0)
 def prediction(number, error_degrees, *, system="mine", category="car", **values):
     pose = Pose(TRUE.azimuth + math.radians(error_degrees), 0.0, 0.0)
     values = {"pred_category": None, "pose": pose, **values}
-    return Prediction(f"{category}/{number}", system, category, true=TRUE, **values)
+    return Prediction(f"{category}/{number}/0", system, category, true=TRUE, **values)
 
 
 def scores_of(*systems):
@@ -204,7 +204,7 @@ def prepared(tmp_path):
         file_name = f"car/{number}.png"
         (tmp_path / "val" / "car").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (96, 64), (60, 60, 60)).save(tmp_path / "val" / file_name)
-        records.append(ObjectRecord(file_name, f"car/{number}", "car", TRUE, 500.0, 96, 64, (0.0, 0.0, 96.0, 64.0)))
+        records.append(ObjectRecord(file_name, f"car/{number}/0", "car", TRUE, 500.0, 96, 64, (0.0, 0.0, 96.0, 64.0)))
         for system, values in errors.items():
             predictions.append(prediction(number, values[number], system=system))
     write_records(tmp_path, "val", records)
@@ -284,8 +284,8 @@ def test_a_bad_picture_is_named(prepared, capsys, damage):
 
 def test_choosing_the_worst_the_best_and_some():
     predictions = [prediction(0, 30), prediction(1, 0, pose=None), prediction(2, 5), prediction(3, 90)]
-    assert [p.id[-1] for p in choose(predictions, "worst", 2)] == ["1", "3"]
-    assert [p.id[-1] for p in choose(predictions, "best", 2)] == ["2", "0"]
+    assert [p.id.split("/")[1] for p in choose(predictions, "worst", 2)] == ["1", "3"]
+    assert [p.id.split("/")[1] for p in choose(predictions, "best", 2)] == ["2", "0"]
     some = choose(predictions, "random", 3, seed=4)
     assert some == choose(predictions, "random", 3, seed=4)
     assert len({p.id for p in some}) == 3
