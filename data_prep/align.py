@@ -29,7 +29,8 @@ from data_prep.pool import map_processes
 from llava_pose.config import command, read_yaml, require_folder, save_config
 from llava_pose.errors import InputError
 from llava_pose.off import turned_off
-from llava_pose.utils.files import write_atomic, write_json
+from llava_pose.utils.files import replacing, write_atomic, write_json
+from llava_pose.utils.output_folder import is_unused, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,11 @@ def align(config: AlignConfig) -> Path:
         raise InputError(f"--data-root {root}: there are neither annotations/ nor CAD/ in it; give another folder")
     if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
         raise InputError(f"--out {out}: it lies in the dataset that is read; give another folder")
+    with own_folder(out, "--out", "align"):
+        return _align(config, root, out, table, files)
+
+
+def _align(config: AlignConfig, root: Path, out: Path, table: AlignmentTable, files: Mapping[str, list[Path]]) -> Path:
     _claim(config, root, out, table)
     job = _Job(root.resolve(), out.resolve(), table, config.turn, config.files == "copy")
     counts: Counter[str] = Counter()
@@ -160,7 +166,7 @@ def _claim(config: AlignConfig, root: Path, out: Path, table: AlignmentTable) ->
         changed = [name for name in settings if settings[name] != earlier.get(name)]
         if changed:
             raise InputError(f"{path}: the folder was made with another {changed[0]}; give another --out or delete it")
-    elif out.exists() and any(out.iterdir()):
+    elif not is_unused(out):
         raise InputError(f"--out {out}: it is not empty and holds no {CONFIG_FILE}; give a new or empty folder")
     else:
         save_config(settings, path)
@@ -228,16 +234,9 @@ def _turn_object(raw: Mapping[str, Any], folder: str, table: AlignmentTable, cou
 
 
 def _carry_over(source: Path, target: Path, *, copy: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        if not (not copy and _link(source, temporary)):
+    with replacing(target) as temporary:
+        if copy or not _link(source, temporary):
             shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write the file ({error.strerror}); choose another --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> bool:

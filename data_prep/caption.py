@@ -108,8 +108,6 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
         return None
     require(config.out, "--out")
     out = Path(config.out)
-    if out.is_dir():
-        raise InputError(f"--out {out}: this is a folder; name a file, such as {out / 'captions.jsonl'}")
     with own_file(out, "--out", "caption"):
         known = _earlier_lines(out, config)
         save_config(_settings(config), _settings_file(out))
@@ -118,7 +116,7 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
             wanted = wanted[: config.most]
         _write_lines(out, wanted, scenes, prepared, config, known)
         _put_in_order(out, known)
-    result = _report(out, known, config)
+        result = _report(out, known, config)
     if faults:
         raise left_out(faults, f"{out}: {len(faults)} records or pictures cannot be used and have no caption")
     return result

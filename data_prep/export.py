@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from llava_pose.config import command, read_yaml, require_folder, save_config
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pictures import check_picture
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
-from llava_pose.utils.files import is_plain_name, write_atomic
+from llava_pose.utils.files import is_plain_name, replacing, write_atomic
+from llava_pose.utils.output_folder import is_unused, own_folder
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE = "export.yaml"
@@ -63,10 +63,11 @@ def export(config: ExportConfig) -> Path:
     for split in empty:
         logger.info("%s: there is no object in it; nothing is exported of it", data / split)
         del records[split]
-    _claim(out, {"data": str(data.resolve()), "published_distance": config.published_distance})
     exported = 0
-    for split, of_split in records.items():
-        exported += _export_split(of_split, data / split, ProcessedLayout(out, split), config, faults)
+    with own_folder(out, "--out", "export"):
+        _claim(out, {"data": str(data.resolve()), "published_distance": config.published_distance})
+        for split, of_split in records.items():
+            exported += _export_split(of_split, data / split, ProcessedLayout(out, split), config, faults)
     logger.info(
         "%d objects of %s are in %s, in the processed layout of ImageNet3D; its loaders take this folder as root_path",
         *(exported, ", ".join(records), out),
@@ -79,9 +80,7 @@ def export(config: ExportConfig) -> Path:
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     """Note the settings in a new folder; refuse one that holds something else."""
     path = out / SETTINGS_FILE
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()):
+    if not is_unused(out):
         if not path.is_file():
             raise InputError(f"--out {out}: holds files that export did not write; give a new folder")
         earlier = read_yaml(path)
@@ -110,6 +109,10 @@ def _export_split(
                 raise InputError(f"record {record.id!r}: its name is too long for a file's; rename its picture")
             content = npz_bytes(flat_annotation(record, name, published_distance=config.published_distance))
             picture, _ = check_picture(pictures, record.file_name)
+        except KeyError as error:
+            reason = f"record {record.id!r}: says nothing of its photograph's {error}; make it with llava-pose prepare"
+            faults.append(InputError(reason))
+            continue
         except InputError as error:
             faults.append(error)
             continue
@@ -148,13 +151,8 @@ def _copy_if_other(source: Path, target: Path) -> None:
         there = target.stat()
         if (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
             return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
         shutil.copy2(source, temporary)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write ({error.strerror}); mend that and run the command again") from error
 
 
 def _remove_strays(layout: ProcessedLayout, listed: Mapping[str, list[str]]) -> None:

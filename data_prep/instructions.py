@@ -36,6 +36,7 @@ from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pictures import check_picture
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.utils.files import atomic_file, write_json
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,6 @@ def instruct(config: InstructConfig) -> InstructResult:
     require(config.out, "--out")
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     out = Path(config.out)
-    if out.is_dir():
-        raise InputError(f"--out {out}: this is a folder; name a file, such as {out / 'train.json'}")
     faults: list[InputError] = []
     records = [
         record
@@ -153,9 +152,10 @@ def instruct(config: InstructConfig) -> InstructResult:
                 report.add_sample(sample)
                 yield sample
 
-    write_json_array(out, counted())
-    summary = report.summary()
-    write_json(report_path(out), summary)
+    with own_file(out, "--out", "instruct"):
+        write_json_array(out, counted())
+        summary = report.summary()
+        write_json(report_path(out), summary)
     result = InstructResult(out, report_path(out), summary["conversations"], summary["questions"])
     logger.info(
         "%d conversations about %d objects (%s) are in %s; next: "

@@ -2,16 +2,14 @@
 
 Several machines may work in one folder, each on its shard (:mod:`data_prep.shards`). A shard has a journal of its own::
 
-    .prepare/lock                       held by a whole run alone, or by any number of shards together
+    .lock                               held by a whole run alone, or by any number of shards together
     .prepare/<split>.jsonl              the journal
     .prepare/shards/2-of-8/             lock and journals of a shard, until the next whole run takes them over
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +23,8 @@ from data_prep.shards import Shard
 from llava_pose.config import read_yaml, save_config
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, drop_torn_line
+from llava_pose.utils.files import append_whole
+from llava_pose.utils.output_folder import LOCK_NAME, own_folder
 
 SETTINGS_FILE = "prepare.yaml"
 JOURNAL_FOLDER = ".prepare"
@@ -54,50 +54,32 @@ class OutputFolder:
         self._own = self._folder if shard is None else self._folder / SHARDS_FOLDER / shard.folder
 
     def __enter__(self) -> OutputFolder:
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--out {self.path}: is a file; give a folder")
-        ours = {SETTINGS_FILE, JOURNAL_FOLDER}
-        if self.path.is_dir():
-            found = {entry.name for entry in self.path.iterdir()}
-            if found and not found & ours:
-                raise InputError(f"--out {self.path}: holds files that prepare did not write; give a new folder")
         with ExitStack() as held:
             if self.shard is None:
-                held.enter_context(self._lock(self._folder / "lock", fcntl.LOCK_EX))
+                held.enter_context(own_folder(self.path, "--out", "prepare"))
+                self._require_ours()
                 self._settle()
                 self._take_over_shards()
             else:
-                held.enter_context(self._lock(self._folder / "lock", fcntl.LOCK_SH))
-                held.enter_context(self._lock(self._own / "lock", fcntl.LOCK_EX))
-                with self._lock(self._folder / "settling", fcntl.LOCK_EX, wait=True):
+                held.enter_context(own_folder(self.path, "--out", "prepare of all shards", shared=True))
+                self._require_ours()
+                held.enter_context(own_folder(self._own, "--out", f"prepare of {self.shard}"))
+                with own_folder(self._folder, "--out", "prepare", wait=True):
                     self._settle()
             self._held = held.pop_all()
         return self
+
+    def _require_ours(self) -> None:
+        found = {entry.name for entry in self.path.iterdir()} - {LOCK_NAME}
+        if found and not found & {SETTINGS_FILE, JOURNAL_FOLDER}:
+            raise InputError(f"--out {self.path}: holds files that prepare did not write; give a new folder")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for journal in self._journals.values():
             journal.close()
-        self._held.close()
-
-    @contextmanager
-    def _lock(self, path: Path, kind: int, *, wait: bool = False) -> Iterator[None]:
-        """A lock goes with the process, however it ends."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+")  # noqa: SIM115 (closed below; over NFS a shared lock needs reading, the other writing)
-        except OSError as error:
-            raise InputError(
-                f"--out {self.path}: cannot write there ({error.strerror}); give another folder"
-            ) from error
-        with file:
-            try:
-                fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-            except OSError as error:
-                what = "another prepare" if self.shard is None else f"a prepare of all shards or of {self.shard}"
-                raise InputError(f"--out {self.path}: {what} is writing there; wait for it to end") from error
-            yield
+        self._held.__exit__(kind, error, trace)
 
     def _settle(self) -> None:
         """Make the folder that of these settings."""
@@ -131,11 +113,8 @@ class OutputFolder:
             if not shard_journals:
                 continue
             drop_torn_line(self._journal_file(split))
-            with open(self._journal_file(split), "ab") as file:
-                for path in shard_journals:
-                    file.writelines(line for _, line in _whole_lines(path))
-                file.flush()
-                os.fsync(file.fileno())
+            for path in shard_journals:
+                append_whole(self._journal_file(split), b"".join(line for _, line in _whole_lines(path)))
             for path in shard_journals:
                 path.unlink()
         shutil.rmtree(self._folder / SHARDS_FOLDER, ignore_errors=True)
@@ -232,11 +211,8 @@ class Journal:
         lines = [(result.key, f"{result.to_json()}\n".encode()) for result in results]
         if not lines:
             return
-        with open(self._path, "ab") as file:
-            place = file.tell()
-            file.writelines(line for _, line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        place = self._path.stat().st_size
+        append_whole(self._path, b"".join(line for _, line in lines))
         for key, line in lines:
             self._places[key] = place
             place += len(line)

@@ -25,7 +25,7 @@ from llava_pose import categories
 from llava_pose.errors import InputError
 from llava_pose.geometry import crop_principal
 from llava_pose.records import ObjectRecord, Pose
-from llava_pose.utils.files import is_plain_name, read_bytes, shortened
+from llava_pose.utils.files import is_plain_name, read_bytes, replacing, shortened
 
 _CATEGORY = re.compile(r"\w[\w .'()&+-]*")  # no marks such as <image>, no lists, no paths
 _MOST_LETTERS = 60
@@ -308,10 +308,5 @@ def _record(
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all. Not forced to disk: the journal holds the size, and a restarted run looks at it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write ({error.strerror}); mend that and run the command again") from error

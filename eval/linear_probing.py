@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from eval.baselines.linear_probe import (
 )
 from eval.baselines.probe_backbone import read_backbone_config
 from llava_pose.config import command, require_folder
+from llava_pose.distributed import first_process_holds
 from llava_pose.errors import InputError
 from llava_pose.utils.files import printable
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,12 @@ def linear_probing(config: LinearProbingConfig) -> list[Path]:
     predict_records(config)
     for probe in probes:
         read_backbone_config(probe.backbone)
-    files = [run(probe) for probe in probes]
+    PartialState()  # joins the processes of a launcher
+    with ExitStack() as owned:
+        for probe in probes:
+            folder = own_folder(probe.output_dir, "--output-dir", "linear-probing")
+            owned.enter_context(first_process_holds(folder))
+        files = [run(probe) for probe in probes]
     if PartialState().is_main_process:
         sys.stdout.write(printable(_summary(probes, config.predict_split)))
         words = " ".join(f"'{file}'" if " " in str(file) else str(file) for file in files)

@@ -24,7 +24,14 @@ from tqdm import tqdm
 from llava_pose import categories
 from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import object_words
-from llava_pose.distributed import agreed, is_first_process, join_processes, map_over_processes, process_count
+from llava_pose.distributed import (
+    agreed,
+    first_process_holds,
+    is_first_process,
+    join_processes,
+    map_over_processes,
+    process_count,
+)
 from llava_pose.errors import InputError, RunError, joined, left_out
 from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
 from llava_pose.model.rotation import DECODING
@@ -39,6 +46,7 @@ from llava_pose.records import (
     read_records,
 )
 from llava_pose.utils.files import inside, is_regular
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 TASKS = ("pose", "joint")
@@ -119,38 +127,54 @@ def predict(config: PredictConfig) -> Path:
     if config.task == "pose":
         _require_known(records, config)
     system = config.system or Path(config.checkpoint).resolve().name
-    out = Path(config.out)
     join_processes()
+    with first_process_holds(own_file(config.out, "--out", "predict")):
+        return _predict(config, records, bad_lines, candidates, system)
+
+
+def _predict(
+    config: PredictConfig,
+    records: Sequence[ObjectRecord],
+    bad_lines: Sequence[InputError],
+    candidates: dict[str, str],
+    system: str,
+) -> Path:
+    out = Path(config.out)
     answered: set[str] = set()
     if is_first_process():
         claim_output(out, run_settings(config, list(candidates), system))
         answered = answered_ids(out, records, system, config.task)
     answered = agreed(answered)
-    left = [record for record in records[: config.limit] if record.id not in answered]
+    asked = {record.id for record in records[: config.limit]}
+    left = asked - answered
     unreadable: list[InputError] = []
     if left:
         predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
 
-        def answer(batch: Sequence[ObjectRecord]) -> tuple[list[Prediction], list[InputError]]:
-            readable, images, faults = _load_pictures(batch, config)
-            if not readable:
+        def answer(batch: Sequence[ObjectRecord]) -> tuple[list[Prediction], dict[str, InputError]]:
+            images, faults = _load_pictures(batch, config)
+            if len(faults) == len(batch):
                 return [], faults
-            return predict_batch(predictor, readable, images, config, candidates, system), faults
+            predictions = predict_batch(predictor, batch, images, config, candidates, system)
+            return [prediction for prediction in predictions if prediction.id not in faults], faults
 
-        batches = list(_batches(left, config.batch_size))
+        # numbers depend on what else is in a batch, in their last digits: a batch is always of the same objects, however the
+        # run was begun, and is answered whole for what is left of it
+        batches = [batch for batch in _batches(records, config.batch_size) if not left.isdisjoint(r.id for r in batch)]
         rounds = list(_batches(batches, process_count()))
         for batches in tqdm(rounds, desc=f"predict {config.split}", unit="batch", disable=not is_first_process()):
             for predictions, faults in map_over_processes(answer, batches):
-                unreadable += faults
-                if is_first_process() and predictions:
-                    append_jsonl(out, (prediction.to_dict() for prediction in predictions))
-    count = len(records[: config.limit])  # the file may answer more, from a run without the limit
+                unreadable += [error for id_, error in faults.items() if id_ in left]
+                missing = [prediction.to_dict() for prediction in predictions if prediction.id in left]
+                if is_first_process() and missing:
+                    append_jsonl(out, missing)
+    count = len(asked)  # the file may answer more, from a run without the limit
     unreadable = [*bad_lines, *unreadable]
     if unreadable:
-        asked = count + len(bad_lines)
         raise left_out(
             unreadable,
-            f"{out}: {len(unreadable)} of {asked} objects have no prediction, for their lines or pictures cannot be used",
+            f"{out}: {len(unreadable)} of {count + len(bad_lines)} objects have no prediction, for their lines or pictures "
+            "cannot be used",
         )
     logger.info(f"{count} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
     return out
@@ -158,16 +182,19 @@ def predict(config: PredictConfig) -> Path:
 
 def _load_pictures(
     records: Sequence[ObjectRecord], config: PredictConfig
-) -> tuple[list[ObjectRecord], list[Image.Image], list[InputError]]:
-    """The records whose pictures can be read, the pictures, and what is wrong with the others."""
-    readable, images, unreadable = [], [], []
+) -> tuple[list[Image.Image], dict[str, InputError]]:
+    """Return a picture a record, and what is wrong with those that cannot be read, by the record's id.
+
+    A blank one stands in for these, so that the others are answered as they are once it is mended.
+    """
+    images, unreadable = [], {}
     for record in records:
         try:
             images.append(load_rgb(inside(Path(config.data) / config.split, record.file_name)))
-            readable.append(record)
         except InputError as error:
-            unreadable.append(error)
-    return readable, images, unreadable
+            images.append(Image.new("RGB", (16, 16)))
+            unreadable[record.id] = error
+    return images, unreadable
 
 
 def predict_batch(
@@ -255,8 +282,6 @@ def claim_output(out: Path, settings: dict[str, Any]) -> None:
     Raises:
         InputError: naming what differs, or the file holds something and no settings stand beside it.
     """
-    if out.is_dir():
-        raise InputError(f"--out {out}: is a folder; name a file, such as {out / 'predictions.jsonl'}")
     path = settings_file(out)
     if not out.exists() or out.stat().st_size == 0:
         save_config(settings, path)

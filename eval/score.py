@@ -21,6 +21,7 @@ from eval.systems import align, read_systems
 from llava_pose.config import command
 from llava_pose.errors import InputError
 from llava_pose.utils.files import printable, write_json
+from llava_pose.utils.output_folder import own_file
 
 
 @dataclass
@@ -44,6 +45,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     Raises:
         InputError: a file is bad, the systems cannot be compared, or an option is wrong.
     """
+    with own_file(config.out, "--out", "score"):
+        return _score(config)
+
+
+def _score(config: ScoreConfig) -> dict[str, Any]:
     comparison = align(read_systems(config.predictions, config.names), config.samples)
     scores = score_comparison(comparison, thresholds=config.radians, reference=config.reference, seed=config.seed)
     scores = {"files": [str(path) for path in config.predictions], **scores}

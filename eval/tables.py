@@ -27,6 +27,7 @@ from llava_pose.errors import InputError
 from llava_pose.metrics import threshold_name
 from llava_pose.records import Prediction, read_predictions
 from llava_pose.utils.files import printable, write_atomic, write_json
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
@@ -90,6 +91,11 @@ def tables(config: TablesConfig) -> dict[str, Any]:
     Raises:
         InputError: a file is bad, the systems cannot be compared, or they lack what the table shows.
     """
+    with own_file(output_paths(config.out)[0], "--out", "tables"):
+        return _tables(config)
+
+
+def _tables(config: TablesConfig) -> dict[str, Any]:
     systems = read_systems(config.predictions, config.names)
     oracles: list[str] = []
     if config.table == 2:

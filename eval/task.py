@@ -24,11 +24,12 @@ from typing import Any
 from eval.baselines.record_images import category_of
 from llava_pose import categories, cli
 from llava_pose.config import fill_config, read_yaml, require, require_folder, save_config
-from llava_pose.distributed import agreed, is_first_process, join_processes, several_processes
+from llava_pose.distributed import agreed, first_process_holds, is_first_process, join_processes, several_processes
 from llava_pose.errors import InputError
 from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.trainer import NonFiniteLossError
 from llava_pose.utils.files import file_digest, read_text, write_json
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE, DONE_MARK = "system.yaml", "system_done.json"
@@ -262,9 +263,11 @@ def run_task(table: int, config: TaskConfig, systems: Sequence[System]) -> None:
         InputError: one was begun with other settings (nothing has run then), or, at the end, some did not run.
         NonFiniteLossError: at the end, the first that did not run had such a loss.
     """
-    failed, asked = _run_systems(config, systems)
-    done = [system for system in systems if system.done and not _is_outdated(system)]
-    make_table(table, done, Path(config.output_dir))
+    join_processes()
+    with first_process_holds(own_folder(config.output_dir, "--output-dir", "task")):
+        failed, asked = _run_systems(config, systems)
+        done = [system for system in systems if system.done and not _is_outdated(system)]
+        make_table(table, done, Path(config.output_dir))
     if failed:
         name, error = next(iter(failed.items()))
         message = f"{len(failed)} of {asked} systems did not run; the first, {name}: {error}"
@@ -275,7 +278,6 @@ def _run_systems(
     config: TaskConfig, systems: Sequence[System]
 ) -> tuple[dict[str, InputError | NonFiniteLossError], int]:
     """What went wrong, by the system's name, and how many were asked for."""
-    join_processes()
     chosen = [system for system in systems if config.only is None or system.name in config.only]
     for system in chosen:
         changed = _changed_setting(system)

@@ -11,10 +11,13 @@ import dataclasses
 import difflib
 import json
 import logging
+import math
 import os
+import reprlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,6 +29,7 @@ from llava_pose.utils.files import is_disk_full, printable, read_text, write_ato
 
 ConfigT = TypeVar("ConfigT")
 logger = logging.getLogger(__name__)
+_MOST_UNFOLDED = 10_000_000  # characters and values of a YAML file, its aliases written out
 
 
 def parse_config(
@@ -164,17 +168,41 @@ def _set_yaml_defaults(
 def _typed(action: argparse.Action, value: Any, hint: Any, where: str) -> Any:
     """A YAML value under the same checks as a word of the command line: argparse checks no default that is not a string."""
     takes_list = action.nargs in ("+", "*")
-    if value is None or isinstance(value, Mapping):
-        return value
+    if value is None:
+        if (action.default is None and not action.required) or _mentions(hint, type(None)):
+            return None
+        raise InputError(f"{where} must not be null or empty; give it a value, or leave the line out")
+    if isinstance(value, Mapping):
+        if _mentions(hint, dict) and not takes_list:
+            return value
+        raise InputError(f"{where} takes {'a list' if takes_list else 'one value'}, not the mapping {_shown(value)}")
     if isinstance(value, list):
         if takes_list:
-            return [item if isinstance(item, Mapping) else _typed_word(action, item, hint, where) for item in value]
+            return [_typed_item(action, item, hint, where) for item in value]
         if _mentions(hint, list):
             return value
-        raise InputError(f"{where} takes one value, not the list {value!r}")
+        raise InputError(f"{where} takes one value, not the list {_shown(value)}")
     if takes_list:
-        raise InputError(f"{where} takes a list, such as [{value}], not {value!r}")
+        raise InputError(f"{where} takes a list, such as [{value}], not {_shown(value)}")
     return _typed_word(action, value, hint, where)
+
+
+def _typed_item(action: argparse.Action, item: Any, hint: Any, where: str) -> Any:
+    if isinstance(item, Mapping) and _mentions(hint, dict):
+        return item
+    if item is None or isinstance(item, list | Mapping):
+        raise InputError(f"{where} takes a list of plain values, and {_shown(item)} is none")
+    return _typed_word(action, item, hint, where)
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, however long or deep it is."""
+    if isinstance(value, int) and abs(value) >= 10**80:
+        return "a number of more than 80 digits"
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxlong = shown.maxother = 80
+    shown.maxlevel = 3
+    return shown.repr(value)
 
 
 def _typed_word(action: argparse.Action, value: Any, hint: Any, where: str) -> Any:
@@ -182,14 +210,16 @@ def _typed_word(action: argparse.Action, value: Any, hint: Any, where: str) -> A
         if _mentions(hint, bool):
             return value
         raise InputError(f"{where} must not be {value} (YAML reads yes, no, on and off so; put a word in quotes)")
+    if not isinstance(value, str | int | float | date):
+        raise InputError(f"{where} takes one value, not the {type(value).__name__} {_shown(value)}")
     try:
         typed = value if action.type is None else action.type(str(value))
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
         kind = getattr(action.type, "__name__", "value")
         kind = "bool" if kind == "string_to_bool" else kind
-        raise InputError(f"{where} must be of type {kind}, not {value!r}") from error
+        raise InputError(f"{where} must be of type {kind}, not {_shown(value)}") from error
     if action.choices is not None and typed not in action.choices:
-        raise InputError(f"{where} must be one of {', '.join(map(str, action.choices))}, not {value!r}")
+        raise InputError(f"{where} must be one of {', '.join(map(str, action.choices))}, not {_shown(value)}")
     return typed
 
 
@@ -205,11 +235,16 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
-        values = yaml.load(text, Loader=_UniqueKeys)
+        values = yaml.load(text, Loader=_PlainLoader)
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML: it is nested too deeply; write it flatter") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: not valid YAML: it is nested too deeply") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # PyYAML lets the errors of numbers, dates and tags through as they are
+        raise InputError(
+            f"{path}: a number, date or tag is none ({error}); put the value in quotes, or mend it"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -217,20 +252,43 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, but a field that stands there twice is an error: of two values the last would hold unseen."""
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's safe loader, but what a recipe has no use for is an error.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    That is a field that stands there twice, of whose values the last would hold unseen, and aliases that unfold to more than
+    any memory holds.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
                 line = key.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(
                     problem=f"the field '{key.value}' stands there twice, the second time on line {line}; take one out"
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+            seen.add(key.value)
+        return node
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _unfolded(node, {}) > _MOST_UNFOLDED:
+            raise yaml.composer.ComposerError(problem="its aliases (*name) unfold without a bound; write them out")
+        return node
+
+
+def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return how many characters and values a node holds, those behind aliases each time; infinity if it holds itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        pairs = node.value if isinstance(node, yaml.MappingNode) else [(item,) for item in node.value]
+        known[id(node)] = 1 + sum(_unfolded(inner, known) for pair in pairs for inner in pair)
+    return known[id(node)]
 
 
 def require(value: Any, option: str) -> None:
@@ -304,8 +362,10 @@ def run_main(run: Callable[[], Any]) -> int:
         logging.basicConfig(level=logging.INFO, handlers=[handler])
         logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        run()
-        sys.stdout.flush()  # what a closed pipe does not take must not be met at the interpreter's end
+        try:
+            run()
+        finally:
+            sys.stdout.flush()  # what a closed pipe does not take must not be met at the interpreter's end
     except InputError as error:
         return _fail(f"{error}", 2)
     except RunError as error:

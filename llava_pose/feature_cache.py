@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +19,8 @@ from tqdm import tqdm
 
 from llava_pose.errors import InputError
 from llava_pose.pictures import check_picture, load_rgb
-from llava_pose.utils.files import inside, of_split, write_json
+from llava_pose.utils.files import inside, of_split, reserve, write_json
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 _BLOCK = 16
@@ -61,25 +61,22 @@ class FeatureCache:
         self._dtype = np.dtype(dtype)
         self._row = {name: row for row, name in enumerate(images)}
         self._shape = (len(images), 2 if flips else 1, *shape)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / "lock", "w") as lock:
-                # several processes may do this at once: none of them may empty what another has begun to fill
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if self._resize("features.mmap", math.prod(self._shape) * self._dtype.itemsize):
-                    self._resize("done.mmap", 0)  # what was cut off is not done, whatever the marks say
-                self._resize("done.mmap", len(images))
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror}); give another cache_dir") from error
+        # several processes may do this at once: none of them may empty what another has begun to fill
+        with own_folder(folder, "cache_dir", "run", wait=True):
+            if self._resize("features.mmap", math.prod(self._shape) * self._dtype.itemsize):
+                (folder / "done.mmap").unlink(missing_ok=True)  # what was cut off is not done, whatever the marks say
+            self._resize("done.mmap", len(images))
         self._features = np.memmap(folder / "features.mmap", dtype=self._dtype, mode="r+", shape=self._shape)
         self._done = np.memmap(folder / "done.mmap", dtype=np.uint8, mode="r+", shape=(len(images),))
 
     def _resize(self, name: str, size: int) -> bool:
-        """Make a file that many bytes long, new ones zero; whether it was not."""
-        with open(self.folder / name, "ab") as file:
-            differs = os.fstat(file.fileno()).st_size != size
-            if differs:
-                file.truncate(size)
+        """Make a file that many bytes long, new ones zero, with room on the disk for all; return whether it was not."""
+        path = self.folder / name
+        differs = not path.exists() or path.stat().st_size != size
+        if differs:
+            if path.exists():
+                os.truncate(path, min(size, path.stat().st_size))
+            reserve(path, size)
         return differs
 
     @property

@@ -15,9 +15,9 @@ from transformers.trainer_utils import set_seed
 
 from llava_pose.checkpoints import CompleteCheckpoints, last_complete_checkpoint
 from llava_pose.collator import PoseCollator
-from llava_pose.config import command, make_folder, require_folder, save_config
+from llava_pose.config import command, require_folder, save_config
 from llava_pose.dataset import TrainingSamples, read_samples
-from llava_pose.distributed import agreed, join_deepspeed, this_place, whole_weights
+from llava_pose.distributed import agreed, first_process_holds, join_deepspeed, this_place, whole_weights
 from llava_pose.errors import InputError
 from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model.loading import load_full, load_processor, require_fit, underlying_model
@@ -26,6 +26,7 @@ from llava_pose.run import DONE_MARK, TRAINED_ON, RunConfig, mark_done, require_
 from llava_pose.trainer import LossHistory, PoseTrainer, ResumableTrainer, require_saved_adapter
 from llava_pose.tuning import LANGUAGE_MODES, add_lora, count_parameters, freeze_for, train_in_float32
 from llava_pose.utils.files import write_json
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 RECIPE_FILE = "train.yaml"  # beside the checkpoint: what the run was
@@ -172,6 +173,11 @@ def train(config: TrainConfig) -> Path:
         LostWeightsError: a saved adapter is not what was trained.
     """
     output = Path(config.output_dir)
+    with first_process_holds(own_folder(output, "--output_dir", "train")):
+        return _train(config, output)
+
+
+def _train(config: TrainConfig, output: Path) -> Path:
     require_same_recipe(config, output / RECIPE_FILE)
     if (output / DONE_MARK).is_file() and config.resume:
         logger.info(f"{output}: this run has ended; give --resume false or choose another output_dir to run again")
@@ -182,7 +188,6 @@ def train(config: TrainConfig) -> Path:
     if config.deepspeed:  # which compiles a kernel at its first start
         join_deepspeed()
     processor = load_processor(config.model)
-    make_folder(output, "--output_dir")
     model = build_model(config)
     require_fit(model, processor, config.model)
     dataset = build_dataset(config, samples, processor, model)

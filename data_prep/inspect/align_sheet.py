@@ -26,6 +26,7 @@ from llava_pose.drawing import load_font
 from llava_pose.errors import InputError
 from llava_pose.off import OffMesh, read_off
 from llava_pose.utils.files import write_atomic
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,11 @@ def align_sheets(config: AlignSheetConfig) -> None:
         InputError: there are no CAD models, a category is not there, or the table or the render extra is missing.
     """
     require_embree()
+    with own_folder(config.out, "--out", "inspect"):
+        _align_sheets(config)
+
+
+def _align_sheets(config: AlignSheetConfig) -> None:
     table = {"none": lambda: None, "builtin": builtin_table}.get(config.table, lambda: read_table(config.table))()
     strips = _strips(config)
     sheets = 0

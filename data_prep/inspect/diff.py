@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from llava_pose.errors import InputError
 from llava_pose.geometry import geodesic_angle_of_poses
 from llava_pose.records import Pose
 from llava_pose.utils.files import write_json
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,11 @@ def inspect_diff(config: DiffConfig) -> str:
     Raises:
         InputError: one of them cannot be inspected, or they are not of the same kind.
     """
+    with nullcontext() if config.out is None else own_file(config.out, "--out", "inspect"):
+        return _diff(config)
+
+
+def _diff(config: DiffConfig) -> str:
     a, b = (open_dataset(path) for path in config.data)
     if not any({a.kind, b.kind} <= kinds for kinds in _ALIKE):
         raise InputError(f"{a.path} is {KINDS[a.kind]} and {b.path} is {KINDS[b.kind]}: compare two of the same kind")

@@ -29,6 +29,7 @@ from llava_pose.metrics import pose_error
 from llava_pose.pictures import load_rgb
 from llava_pose.records import Pose
 from llava_pose.utils.files import is_regular, write_atomic
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 JPEG_QUALITY = 82
@@ -72,6 +73,11 @@ def inspect_page(config: PageConfig) -> None:
     Raises:
         InputError: the data cannot be inspected, nothing is left of it, or CAD models are asked for and cannot be drawn.
     """
+    with own_file(config.out, "--out", "inspect"):
+        _write_page(config)
+
+
+def _write_page(config: PageConfig) -> None:
     dataset = open_dataset(config.data, prepared=config.prepared)
     if config.prepared is not None and dataset.kind in ("predictions", "instructions", "captions"):
         dataset = _with_records(dataset, config.prepared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from data_prep.inspect.statistics import statistics
 from data_prep.inspect.stats_report import report_plots, report_text
 from data_prep.inspect.subcommand import Subcommand
 from llava_pose.utils.files import write_atomic, write_json
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,11 @@ def inspect_statistics(config: StatsConfig) -> str:
     Raises:
         InputError: the path is none of what can be inspected.
     """
+    with nullcontext() if config.out is None else own_folder(config.out, "--out", "inspect"):
+        return _inspect(config)
+
+
+def _inspect(config: StatsConfig) -> str:
     dataset = open_dataset(config.data, prepared=config.prepared)
     found = statistics(dataset, compare_pictures=config.compare_pictures)
     text = report_text(found)

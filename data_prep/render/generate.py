@@ -23,6 +23,7 @@ from llava_pose import categories
 from llava_pose.config import command, read_yaml, save_config
 from llava_pose.errors import InputError
 from llava_pose.utils.files import write_atomic
+from llava_pose.utils.output_folder import is_unused, own_folder
 
 from . import sampling
 from .backgrounds import list_photos
@@ -100,6 +101,11 @@ def render(config: RenderConfig) -> RenderResult:
     """
     config.validate()
     require_embree()
+    with own_folder(config.out, "--out", "render"):
+        return _render(config)
+
+
+def _render(config: RenderConfig) -> RenderResult:
     photos = tuple(list_photos(Path(config.backgrounds))) if config.backgrounds else ()
     sources = make_sources(config)
     selection = Selection(
@@ -156,7 +162,7 @@ def _claim_folder(config: RenderConfig, out: Path) -> None:
                 f"{path} says that this folder was rendered with {changed[0]} = {earlier.get(changed[0])}, not"
                 f" {settings.get(changed[0])}: give the same settings, another --out, or delete the folder."
             )
-    elif out.exists() and any(out.iterdir()):
+    elif not is_unused(out):
         raise InputError(f"{out} is not empty and holds no {CONFIG_FILE}: give --out a new or empty folder.")
     else:
         save_config(settings, path)

@@ -27,7 +27,7 @@ from eval.baselines.network import TINY, fit, load_backbone, load_network, rewri
 from eval.baselines.record_images import RecordImages, category_of, select_records
 from llava_pose import categories
 from llava_pose.config import command, require_folder
-from llava_pose.distributed import agreed, is_first_process
+from llava_pose.distributed import agreed, first_process_holds, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
 from llava_pose.model.checkpoint_files import loading
@@ -36,6 +36,7 @@ from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction
 from llava_pose.run import DONE_MARK, RunConfig, mark_done, require_same_recipe
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 RECIPE = "classifier.yaml"
@@ -134,6 +135,11 @@ def run(config: ClassifierConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
+    with first_process_holds(own_folder(output, "--output-dir", "classifier")):
+        return _run(config, output)
+
+
+def _run(config: ClassifierConfig, output: Path) -> Path:
     require_same_recipe(config, output / RECIPE)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")

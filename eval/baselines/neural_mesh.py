@@ -38,7 +38,7 @@ from eval.baselines.neural_mesh_model import KINDS, NeuralMesh, NeuralMeshConfig
 from eval.baselines.neural_mesh_search import SCORES, Meshes, PoseSearch, Starts, classify_and_search, interpolated
 from eval.baselines.record_images import category_of
 from llava_pose.config import command, require_folder
-from llava_pose.distributed import agreed, is_first_process
+from llava_pose.distributed import agreed, first_process_holds, is_first_process
 from llava_pose.errors import InputError
 from llava_pose.geometry import angles_from_rotation
 from llava_pose.model.checkpoint_files import loading
@@ -47,6 +47,7 @@ from llava_pose.model.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.records import ObjectRecord, Pose, Prediction
 from llava_pose.run import DONE_MARK, RunConfig, mark_done, require_same_recipe
 from llava_pose.trainer import ResumableTrainer
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 RECIPE = "neural_mesh.yaml"
@@ -154,6 +155,11 @@ def run(config: NeuralMeshRunConfig) -> Path:
         InputError: bad data or settings.
     """
     output = Path(config.output_dir)
+    with first_process_holds(own_folder(output, "--output-dir", "neural-mesh")):
+        return _run(config, output)
+
+
+def _run(config: NeuralMeshRunConfig, output: Path) -> Path:
     require_same_recipe(config, output / RECIPE, may_differ=_OF_PREDICTION)
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = square_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")

@@ -34,6 +34,7 @@ from llava_pose.errors import InputError
 from llava_pose.geometry import canonicalize
 from llava_pose.records import Pose, Prediction, read_jsonl, read_records, write_jsonl
 from llava_pose.utils.files import open_regular
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 SYSTEM = "Orient-Anything"
@@ -96,7 +97,8 @@ def convert(config: OrientAnythingConfig) -> Path:
         lines.append(
             Prediction.of(record, system=config.system, pose=pose, pred_category=None, confidence=confidence).to_dict()
         )
-    write_jsonl(config.out, lines)
+    with own_file(config.out, "--out", "orient-anything"):
+        write_jsonl(config.out, lines)
     without = sum(line["pose"] is None for line in lines)
     logger.info(
         "%d predictions of %s are in %s, %d of them without a pose; next: llava-pose score %s --out scores.json",

@@ -138,7 +138,7 @@ def run(config: VlmApiConfig) -> Path | None:
         finally:  # of an object that was asked for again, the last line alone
             if known:
                 write_jsonl(out, (known[record.id] for record in records if record.id in known))
-    _report(out, list(known.values()), system, config)
+        _report(out, list(known.values()), system, config)
     if faults:
         raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and have not been asked for")
     return out

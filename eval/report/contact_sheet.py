@@ -26,6 +26,7 @@ from llava_pose.metrics import pose_error
 from llava_pose.pictures import load_rgb, to_rgb
 from llava_pose.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.utils.files import inside, write_atomic
+from llava_pose.utils.output_folder import own_file
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,11 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
     require(config.data, "--data")
     require(config.predictions, "--predictions")
     folder = require_folder(config.data, "--data", "make it with llava-pose prepare")
+    with own_file(config.out, "--out", "sheet"):
+        return _contact_sheet(config, folder)
+
+
+def _contact_sheet(config: ContactSheetConfig, folder: Path) -> Path:
     faults: list[InputError] = []
     records = {record.id: record for record in read_records(folder, config.split, faults=faults)}
     predictions = _of_one_system(config)

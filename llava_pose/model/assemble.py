@@ -22,7 +22,7 @@ from transformers import (
     set_seed,
 )
 
-from llava_pose.config import command, make_folder, require, require_seed, save_config
+from llava_pose.config import command, require, require_seed, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
@@ -31,6 +31,7 @@ from llava_pose.model.loading import require_complete
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
 from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS, LlavaPoseProcessor, input_size, set_input_size
 from llava_pose.model.rotation import ROTATION_NAMES
+from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
 # mismatched sizes are "ignored" so that they are listed, and refused by name
@@ -115,8 +116,11 @@ def assemble(config: AssembleConfig) -> Path:
             f"--pose-head-attention-heads {heads}: must be 0 or divide --pose-head-hidden-size {config.pose_head_hidden_size}"
         )
     require_seed(config.seed)
-    if Path(config.out).is_file():
-        raise InputError(f"--out {config.out}: is a file; give the folder of the new base")
+    with own_folder(config.out, "--out", "assemble"):
+        return _assemble(config)
+
+
+def _assemble(config: AssembleConfig) -> Path:
     set_seed(config.seed)
     if config.llava is not None:
         model, processor = from_llava(config)
@@ -125,7 +129,7 @@ def assemble(config: AssembleConfig) -> Path:
     else:
         model, processor = from_parts(config)
 
-    out = make_folder(config.out, "--out")
+    out = Path(config.out)
     # by the modules' own names, whatever the names in the checkpoints that the weights came from
     model.save_pretrained(out, save_original_format=False)
     processor.save_pretrained(out)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from llava_pose.config import command, make_folder, read_yaml, require, require_folder, save_config
+from llava_pose.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading, require_finite
@@ -29,6 +29,7 @@ from llava_pose.model.loading import (
 )
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.utils.files import sync_folder
+from llava_pose.utils.output_folder import own_new_folder
 
 logger = logging.getLogger(__name__)
 # the largest difference of an output, as a share of its largest value; a weight in 16 bits is rounded to 1 in 500 or finer
@@ -65,10 +66,11 @@ def merge(config: MergeConfig) -> Path:
     folder = require_folder(config.checkpoint, "--checkpoint", "give the folder that llava-pose train wrote")
     if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"--checkpoint {folder}: {ADAPTER_CONFIG} is not in it; only an adapter needs merging")
-    out = Path(config.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"--out {out}: is there already; give a new folder")
-    parent = make_folder(out.absolute().parent, "the folder of --out,")
+    with own_new_folder(config.out, "--out", "merge"):
+        return _merge(config, folder, Path(config.out))
+
+
+def _merge(config: MergeConfig, folder: Path, out: Path) -> Path:
     processor = load_processor(folder)
     base = _whole_base(folder, config.base)
     dtype = _stored_dtype(config.dtype, base)
@@ -76,7 +78,7 @@ def merge(config: MergeConfig) -> Path:
     model = load_model(folder, base=base, dtype=torch.float32)
     wanted = probe(model, processor)
     merged = model.merge_and_unload(safe_merge=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=parent) as beside:
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as beside:
         written = Path(beside) / out.name
         # by the modules' own names, as assemble writes a base
         require_finite(merged.to(dtype), out, remedy="nothing was written; try --dtype float32")

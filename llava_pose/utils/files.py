@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
@@ -201,6 +201,26 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The name of a temporary file, which takes the place of another once the block that has written it ends well.
+
+    Raises:
+        InputError: the file cannot be written, or its disk is full (:class:`DiskFullError`).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write whole or not at all: a reader, or a run after a crash, never sees a half-written one.
 
@@ -252,11 +272,13 @@ def append_whole(path: str | os.PathLike[str], content: bytes) -> None:
         InputError: the file cannot be written, or its disk is full.
     """
     try:
-        with open(path, "ab") as file:
+        # without a buffer, whose rest would be written as the file is closed, after it was cut to its length
+        with open(path, "ab", buffering=0) as file:
             length = file.tell()
             try:
-                file.write(content)
-                file.flush()
+                left = memoryview(content)
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), length)
@@ -274,7 +296,8 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
         InputError: the disk has no room for it, or the file cannot be written.
     """
     try:
-        with open(path, "ab") as file:
+        Path(path).touch()
+        with open(path, "r+b") as file:
             if size > 0 and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             elif size > os.fstat(file.fileno()).st_size:

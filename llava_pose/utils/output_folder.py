@@ -8,12 +8,12 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from llava_pose.errors import InputError
-from llava_pose.utils.files import cannot_write, is_disk_full
+from llava_pose.utils.files import cannot_write, is_disk_full, writing_to
 
 logger = logging.getLogger(__name__)
 _held: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
@@ -46,18 +46,44 @@ def own_file(path: str | os.PathLike[str], option: str, what: str) -> Iterator[N
         raise InputError(f"{option} {path}: this is a folder; name a file in it")
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {path}: this is not a regular file; name another")
-    with _locked(path.with_name(f".{path.name}.lock"), f"{option} {path}", what, shared=False):
+    with _locked(_beside(path), path, option, what):
         yield
 
 
 @contextmanager
-def own_folder(path: str | os.PathLike[str], option: str, what: str, *, shared: bool = False) -> Iterator[None]:
+def own_new_folder(path: str | os.PathLike[str], option: str, what: str) -> Iterator[None]:
+    """Own a folder that is to be moved to its place whole, until the block ends. Its lock stands beside it as ``.NAME.lock``.
+
+    Raises:
+        InputError: another process owns it, something is there already, or nothing can be written there.
+    """
+    path = Path(path).absolute()
+    with _locked(_beside(path), path, option, what):
+        if path.exists() and not (path.is_dir() and is_unused(path)):
+            raise InputError(f"{option} {path}: is there already; give a new folder")
+        yield
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def is_unused(folder: Path) -> bool:
+    """Return whether a folder is not there, or holds nothing but the lock of its owner."""
+    return not folder.exists() or all(entry.name == LOCK_NAME for entry in folder.iterdir())
+
+
+@contextmanager
+def own_folder(
+    path: str | os.PathLike[str], option: str, what: str, *, shared: bool = False, wait: bool = False
+) -> Iterator[None]:
     """Own a folder that is written to, until the block ends; it is made if it is not there. Its lock is ``.lock`` in it.
 
     Args:
         option: the option that named it, for messages.
         what: the command, for messages.
         shared: other commands that share it as well may own it at the same time.
+        wait: for the moment that another process needs it, in place of a refusal.
 
     Raises:
         InputError: another process owns it, it is a file, or nothing can be written there.
@@ -65,24 +91,31 @@ def own_folder(path: str | os.PathLike[str], option: str, what: str, *, shared: 
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{option} {path}: this is a file; give a folder")
-    with _locked(path / LOCK_NAME, f"{option} {path}", what, shared=shared):
+    with _locked(path / LOCK_NAME, path, option, what, shared=shared, wait=wait):
         yield
 
 
 @contextmanager
-def _locked(lock: Path, place: str, what: str, *, shared: bool) -> Iterator[None]:
-    """Hold a lock that goes with the process, however it ends."""
+def _locked(
+    lock: Path, path: Path, option: str, what: str, *, shared: bool = False, wait: bool = False
+) -> Iterator[None]:
+    """Hold a lock that goes with the process, however it ends. A full disk, met by whatever its owner writes, is an error
+    that names the path.
+    """
+    place = f"{option} {path}"
+    is_new = not lock.parent.exists()
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             file = open(lock, "a+")  # noqa: SIM115 (held until the end)
         except OSError as error:
             if is_disk_full(error):
-                raise cannot_write(lock, error) from error
+                raise cannot_write(path, error) from error
             raise InputError(f"{place}: cannot write there ({error.strerror}); choose another path") from error
         with file:
             try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in _HELD:
                     raise InputError(
@@ -96,11 +129,24 @@ def _locked(lock: Path, place: str, what: str, *, shared: bool) -> Iterator[None
                 continue  # its last holder took it away after it was opened here: whoever comes next makes another
             _held.add(file)
             try:
-                yield
+                with writing_to(path):
+                    yield
             finally:
-                if not shared:
+                if not shared or _is_last(file):
                     lock.unlink(missing_ok=True)
+                if is_new:  # a command that was refused leaves no empty folder behind
+                    with suppress(OSError):
+                        lock.parent.rmdir()
             return
+
+
+def _is_last(file: IO[Any]) -> bool:
+    """Return whether nobody else holds a shared lock, as its holder leaves."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_file_at(path: Path, file: IO[Any]) -> bool:

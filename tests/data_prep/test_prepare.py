@@ -341,7 +341,7 @@ def test_two_runs_at_once_are_refused(raw_dataset: Any, tmp_path: Path) -> None:
 
     raw_dataset.add("a")
     out = run(raw_dataset, tmp_path / "out")
-    with open(out / ".prepare/lock") as lock:
+    with open(out / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another prepare is writing there"):
             run(raw_dataset, out)

@@ -137,14 +137,14 @@ def test_shards_keep_out_what_would_hurt_them(raw_dataset: Any, tmp_path: Path) 
         run(raw_dataset, out, shard="2/2", size=64)
     with pytest.raises(InputError, match="--overwrite with --shard: would drop what other shards have done"):
         run(raw_dataset, out, shard="2/2", overwrite=True)
-    with open(out / ".prepare/lock", "a+") as lock:
+    with open(out / ".lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # as another shard holds it
         run(raw_dataset, out, shard="2/2")
         with pytest.raises(InputError, match="another prepare is writing there"):
             run(raw_dataset, out)
-        with open(out / ".prepare/shards/2-of-2/lock", "a+") as own:
+        with open(out / ".prepare/shards/2-of-2/.lock", "a+") as own:
             fcntl.flock(own, fcntl.LOCK_EX)
-            with pytest.raises(InputError, match="a prepare of all shards or of 2/2 is writing there"):
+            with pytest.raises(InputError, match="another prepare of 2/2 is writing there"):
                 run(raw_dataset, out, shard="2/2")
     run(raw_dataset, out, size=64, overwrite=True)
     assert {record.width for record in read_records(out, "train")} == {64}

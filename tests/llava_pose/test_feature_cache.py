@@ -323,7 +323,7 @@ def test_a_damaged_picture_is_named(data: Path, clip):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file.x: cannot be written \(.*\); give another cache_dir"):
+    with pytest.raises(InputError, match=r"file.x: cannot write there \(.*\); choose another path"):
         numbered(tmp_path / "file" / "x")
 
 

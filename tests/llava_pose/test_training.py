@@ -302,7 +302,7 @@ def test_a_saved_adapter_is_read_back(recipe, tmp_path: Path):
 @pytest.mark.parametrize("under", ["", "below"])
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(recipe, tmp_path: Path, under: str):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"^--output_dir .*file.*; give "):
+    with pytest.raises(InputError, match=r"^--output_dir .*file.*; (give|choose) "):
         train(TrainConfig(**{**recipe, "output_dir": str(tmp_path / "file" / under)}))
 
 
