@@ -124,8 +124,11 @@ def draw_axes(
     if labels and not dashed and min(base.size) >= _LABELS_FROM:
         for name in ("up", "front"):
             pen.label(name, axes)
-    overlay = canvas.convert("RGBa").resize(base.size, Image.Resampling.BOX).convert("RGBA")  # premultiplied: no fringe
-    base.paste(overlay, (0, 0), overlay)
+    if factor > 1:
+        canvas = (
+            canvas.convert("RGBa").resize(base.size, Image.Resampling.BOX).convert("RGBA")
+        )  # premultiplied: no fringe
+    base.paste(canvas, (0, 0), canvas)
     return base
 
 

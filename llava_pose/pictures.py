@@ -58,7 +58,7 @@ def open_image(
             opened = Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"it has far more pixels than the {max_pixels / 1e6:.0f} million that are decoded here"
+            f"it has far more pixels than the {max_pixels / 1e6:.0f} million that are decoded here; make it smaller"
         ) from error
     with opened as image:
         size = image.size
@@ -73,7 +73,7 @@ def open_image(
 
 
 def load_rgb(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | IO[bytes],
     *,
     upright: bool = False,
     name: str | None = None,
@@ -98,7 +98,12 @@ def load_rgb(
         _saying(path, name, remedy),
         open_image(path, max_side=max_side, max_pixels=max_pixels) as image,
     ):
-        loaded = to_rgb(ImageOps.exif_transpose(image) if upright else image)
+        image.load()
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        if max_side is not None and image.mode in ("RGBA", "LA"):  # laying it over a colour takes four times its memory
+            image = shrink(image, max_side)
+        loaded = to_rgb(image)
         return loaded if max_side is None else shrink(loaded, max_side)
 
 
@@ -134,14 +139,16 @@ def sent_picture(path: str | os.PathLike[str]) -> tuple[bytes, str]:
 
 
 @contextmanager
-def _saying(path: str | os.PathLike[str], name: str | None, remedy: str) -> Iterator[None]:
+def _saying(path: str | os.PathLike[str] | IO[bytes], name: str | None, remedy: str) -> Iterator[None]:
     """Turn what goes wrong with a picture into an error that names it."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{name or path}: {error}") from error
     except DECODING_ERRORS as error:
-        reason = str(error).replace(repr(str(path)), "the file").replace(repr(Path(path)), "the file")
+        reason = str(error) or "there is not enough memory"
+        if isinstance(path, str | os.PathLike):
+            reason = reason.replace(repr(str(path)), "the file").replace(repr(Path(path)), "the file")
         if isinstance(error, UnidentifiedImageError):
             reason = "it is no picture of a known format"
         elif isinstance(error, OSError) and error.strerror:

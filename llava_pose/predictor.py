@@ -61,13 +61,15 @@ class ChatAnswer:
         text: with a `<pose6D>` for each of ``poses``.
         poses: in pixels of the picture, in the order of their tokens.
         confidences: of the poses.
-        complete: False if the answer was cut off at the token limit.
+        complete: False if the answer was cut off, at the limit of its tokens or of its time.
+        took_too_long: whether it was time that cut it off.
     """
 
     text: str
     poses: list[Pose] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     complete: bool = True
+    took_too_long: bool = False
 
     @property
     def readable(self) -> str:
@@ -291,6 +293,7 @@ class PosePredictor:
         *,
         viewport: float | None = None,
         max_new_tokens: int = 128,
+        max_seconds: float | None = None,
     ) -> ChatAnswer:
         """Answer the last question of a chat. Angles come from the pose head at the steps that emit `<pose6D>`.
 
@@ -298,6 +301,7 @@ class PosePredictor:
             image: shown with the first question; None for text alone.
             messages: {"role": "user" | "assistant", "content": str}; a `<pose6D>` in a question needs its pose, in picture
                 pixels, in that message's "poses".
+            max_seconds: after which an answer is cut off, once the question itself has been read.
 
         Raises:
             InputError: there is no question, poses and tokens of a question do not agree, or the chat has grown longer
@@ -325,6 +329,7 @@ class PosePredictor:
             inputs_embeds=embeddings,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
+            max_time=max_seconds,
             do_sample=False,
             use_cache=True,
             pad_token_id=self._processor.tokenizer.pad_token_id,
@@ -340,17 +345,18 @@ class PosePredictor:
         ]
         stops = self._stop_ids()
         complete = bool(tokens) and tokens[-1] in stops
+        ending = {"complete": complete, "took_too_long": not complete and len(tokens) < max_new_tokens}
         hidden = set(self._processor.tokenizer.all_special_ids) | stops
         hidden.discard(self._processor.pose_token_id)
         text = space_poses(self._processor.tokenizer.decode([token for token in tokens if token not in hidden])).strip()
         if not states:
-            return ChatAnswer(text, complete=complete)
+            return ChatAnswer(text, **ending)
         frame = frames[0] if frames else _NO_PICTURE
         rows = torch.zeros(len(states), dtype=torch.long, device=self._device)
         seen = self._model.image_tokens(embeddings, ids, patches)
         output = self._model.read_poses(torch.stack(states), seen, rows)
         answers = self._answers(output, [frame] * len(states), [""] * len(states))
-        return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], complete)
+        return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], **ending)
 
     def _stop_ids(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id

@@ -15,7 +15,7 @@ from llava_pose.config import command, require
 from llava_pose.errors import InputError
 from llava_pose.predictor import ChatAnswer, PosePredictor
 from llava_pose.serve.session import ChatSession, angles_in_degrees, open_picture
-from llava_pose.utils.files import atomic_file
+from llava_pose.utils.files import atomic_file, printable
 
 logger = logging.getLogger(__name__)
 PROMPT = "> "
@@ -80,14 +80,17 @@ def chat(config: ChatConfig) -> ChatSession:
     for question in typed_questions(by_hand) if config.question is None else config.question:
         try:
             answer = session.ask(question)
+            _show(answer, config)
+            if answer.poses and config.save_overlay is not None:
+                save_picture(session.overlay(), config.save_overlay)
         except InputError as error:
             if not by_hand:
                 raise
             logger.info(f"{error}")
-            continue
-        _show(answer, config)
-        if answer.poses and config.save_overlay is not None:
-            save_picture(session.overlay(), config.save_overlay)
+        except KeyboardInterrupt:
+            if not by_hand:
+                raise
+            logger.info("(stopped; ask something else, or end with an empty line)")
     if config.save_overlay is not None:
         logger.info(
             f"the axes are drawn in {config.save_overlay}"
@@ -126,7 +129,7 @@ def _show(answer: ChatAnswer, config: ChatConfig) -> None:
     lines = [answer.readable or "(no answer)"]
     if config.details:
         lines += [describe_details(answer, index) for index in range(len(answer.poses))]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(printable("\n".join(lines)) + "\n")
     sys.stdout.flush()
     if not answer.complete:
         logger.info(f"(cut off at {config.max_new_tokens} tokens; --max-new-tokens allows more)")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import tempfile
 from dataclasses import dataclass, field
 
 from llava_pose.config import command, require
@@ -23,14 +25,20 @@ class DemoConfig:
     port: int = field(default=7860, metadata={"help": "port to listen at"})
     share: bool = field(default=False, metadata={"help": "open a public link through gradio.live, for a week at most"})
     max_new_tokens: int = field(default=128, metadata={"help": "an answer's tokens at most"})
+    max_seconds: float = field(default=60.0, metadata={"help": "an answer that takes longer is cut off"})
     queue_size: int = field(default=32, metadata={"help": "questions that may wait; the model answers one at a time"})
+    visitors: int = field(
+        default=64, metadata={"help": "chats that are remembered at a time, each with its picture of 8 MB at most"}
+    )
     base: str | None = field(default=None, metadata={"help": "an adapter's base, if it has moved"})
     device: str | None = field(default=None, metadata={"help": "default: a GPU if there is one"})
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise InputError(f"--port {self.port}: must be between 1 and 65535")
-        for option in ("max_new_tokens", "queue_size"):
+        if not 0 < self.max_seconds < float("inf"):
+            raise InputError(f"--max-seconds {self.max_seconds}: must be a positive number of seconds")
+        for option in ("max_new_tokens", "queue_size", "visitors"):
             if getattr(self, option) < 1:
                 raise InputError(f"--{option.replace('_', '-')} {getattr(self, option)}: must be at least 1")
 
@@ -52,16 +60,31 @@ def demo(config: DemoConfig) -> None:
     from llava_pose.predictor import PosePredictor
 
     predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
-    blocks = page.build_page(predictor, max_new_tokens=config.max_new_tokens, queue_size=config.queue_size)
-    try:
-        _, url, public_url = page.launch(blocks, host=config.host, port=config.port, share=config.share)
-    except OSError as error:
-        raise _cannot_listen(config, error) from error
-    try:
-        logger.info(f"the demo is at {public_url or url} (Ctrl-C ends it); for programs: gradio_client.Client({url!r})")
-        blocks.block_thread()
-    except KeyboardInterrupt:  # gradio sees to one that comes while it waits, and to no earlier one
-        blocks.close()
+    # a folder that only this demo knows: Gradio's own is shared by whatever else uses it on this machine
+    parent = os.environ.get("GRADIO_TEMP_DIR") or None
+    if parent is not None:
+        os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="llava-pose-demo-", dir=parent, ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        blocks = page.build_page(
+            predictor,
+            max_new_tokens=config.max_new_tokens,
+            max_seconds=config.max_seconds,
+            queue_size=config.queue_size,
+        )
+        try:
+            _, url, public_url = page.launch(
+                blocks, host=config.host, port=config.port, share=config.share, visitors=config.visitors
+            )
+        except OSError as error:
+            raise _cannot_listen(config, error) from error
+        try:
+            logger.info(
+                f"the demo is at {public_url or url} (Ctrl-C ends it); for programs: gradio_client.Client({url!r})"
+            )
+            blocks.block_thread()
+        except KeyboardInterrupt:  # gradio sees to one that comes while it waits, and to no earlier one
+            blocks.close()
 
 
 def _require_free(config: DemoConfig) -> None:

@@ -5,22 +5,27 @@ Nothing on it is fetched from elsewhere, so that it works on a machine without i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.middleware import Middleware
 
 from llava_pose.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS
 from llava_pose.drawing import AXIS_COLOURS
 from llava_pose.errors import InputError
 from llava_pose.predictor import PosePredictor
-from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees, open_picture
+from llava_pose.serve.decoding import decode_apart
+from llava_pose.serve.gate import NOT_HERE, Gate, Uploads
+from llava_pose.serve.limits import KEPT_SECONDS, QUESTION_CHARACTERS, QUESTIONS_AT_ONCE, UPLOAD_BYTES
+from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees
+from llava_pose.utils.files import open_regular, printable
 
-LARGEST_SIDE = 1600  # pixels: larger photographs are shrunk, the model sees less anyway
 SHOWN_SIDE = 720  # pixels: smaller ones are enlarged for the drawing
-STATE_SECONDS = 3600  # that a visitor's chat and files are kept
 ANGLE_HEADERS = ["Azimuth °", "Elevation °", "In-plane °", "Distance", "Confidence %"]
 EXAMPLE_QUESTIONS = (
     JOINT_QUESTIONS[0],
@@ -55,7 +60,9 @@ class _Visit:
     chat: ChatSession
 
 
-def build_page(predictor: PosePredictor, *, max_new_tokens: int = 128, queue_size: int = 32) -> gr.Blocks:
+def build_page(
+    predictor: PosePredictor, *, max_new_tokens: int = 128, max_seconds: float = 60, queue_size: int = 32
+) -> gr.Blocks:
     """The page over one predictor, which answers one question at a time.
 
     Endpoints for gradio_client: ``/ask`` (picture, question) -> (conversation, picture with axes, table of angles), where a
@@ -63,8 +70,10 @@ def build_page(predictor: PosePredictor, *, max_new_tokens: int = 128, queue_siz
 
     Args:
         max_new_tokens: of an answer.
+        max_seconds: after which an answer is cut off.
         queue_size: questions that may wait.
     """
+    turn = threading.Lock()
 
     def ask(picture: Mapping[str, Any] | None, question: str | None, visit: _Visit | None) -> tuple[Any, ...]:
         file, question = (picture or {}).get("path"), (question or "").strip()
@@ -73,11 +82,20 @@ def build_page(predictor: PosePredictor, *, max_new_tokens: int = 128, queue_siz
                 raise InputError(NO_PICTURE)
             if not question:
                 raise InputError(NO_QUESTION)
+            if len(question) > QUESTION_CHARACTERS:
+                length, question = len(question), f"{question[:80]}…"
+                raise InputError(
+                    f"the question has {length} characters, more than {QUESTION_CHARACTERS}: ask in fewer words"
+                )
             if visit is not None and visit.file != file:
                 visit = None
             if visit is None:
-                visit = _Visit(file, _open_chat(predictor, file, picture.get("orig_name"), max_new_tokens))
-            visit.chat.ask(question)
+                picture = _open_picture(file, picture.get("orig_name"), uploads)
+                chat = ChatSession(predictor, picture, max_new_tokens=max_new_tokens, max_seconds=max_seconds)
+                visit = _Visit(file, chat)
+            with turn:
+                visit.chat.ask(question)
+            uploads.make_room()
         except InputError as error:
             notice = {"role": "assistant", "content": str(error)}
             said = [{"role": "user", "content": question}] if question else []
@@ -87,8 +105,10 @@ def build_page(predictor: PosePredictor, *, max_new_tokens: int = 128, queue_siz
     def new_chat() -> tuple[Any, ...]:
         return [], None, _angles(None), None
 
-    with gr.Blocks(title="LLaVA-pose", analytics_enabled=False, delete_cache=(STATE_SECONDS, STATE_SECONDS)) as blocks:
-        visit = gr.State(None, time_to_live=STATE_SECONDS)
+    with gr.Blocks(
+        title="LLaVA-pose", analytics_enabled=False, delete_cache=(KEPT_SECONDS // 12, KEPT_SECONDS)
+    ) as blocks:
+        visit = gr.State(None, time_to_live=KEPT_SECONDS)
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
             with gr.Column():
@@ -150,15 +170,20 @@ def build_page(predictor: PosePredictor, *, max_new_tokens: int = 128, queue_siz
             queue=False,
             show_progress="hidden",
         )
-    return blocks.queue(default_concurrency_limit=1, max_size=queue_size)
+    uploads = Uploads(get_upload_folder(), blocks)
+    return blocks.queue(default_concurrency_limit=QUESTIONS_AT_ONCE, max_size=queue_size)
 
 
-def launch(blocks: gr.Blocks, *, host: str, port: int, share: bool) -> tuple[Any, str, str | None]:
+def launch(blocks: gr.Blocks, *, host: str, port: int, share: bool, visitors: int) -> tuple[Any, str, str | None]:
     """Start the server and return (application, its address, its public address or None).
+
+    Args:
+        visitors: whose chats are remembered at a time; another's takes the place of the one that was silent for longest.
 
     Raises:
         OSError: it cannot listen there.
     """
+    uploads = Uploads(get_upload_folder(), blocks)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
     return blocks.launch(
         server_name=host,
@@ -167,17 +192,24 @@ def launch(blocks: gr.Blocks, *, host: str, port: int, share: bool) -> tuple[Any
         quiet=True,
         prevent_thread_lock=True,
         ssr_mode=False,
-        max_file_size="50mb",
+        max_file_size=UPLOAD_BYTES,
+        state_session_capacity=visitors,
+        app_kwargs={"middleware": [Middleware(Gate, blocks=blocks, uploads=uploads)]},
         footer_links=["api"],
         theme=gr.themes.Soft(**fonts),
         css=_STYLE,
     )
 
 
-def _open_chat(predictor: PosePredictor, file: str, name: str | None, max_new_tokens: int) -> ChatSession:
-    picture = open_picture(file, name)
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
-    return ChatSession(predictor, picture, max_new_tokens=max_new_tokens)
+def _open_picture(path: str, name: str | None, uploads: Uploads) -> Image.Image:
+    """Return what a visitor uploaded. Nothing in a message tells whether there is another file, and where."""
+    try:
+        if not uploads.holds(path):
+            raise InputError(NOT_HERE)
+        with open_regular(path) as file:
+            return decode_apart(file, printable(name or "the picture"))
+    except OSError as error:
+        raise InputError(NOT_HERE) from error
 
 
 def _transcript(visit: _Visit | None) -> list[dict[str, str]]:
@@ -191,7 +223,9 @@ def _transcript(visit: _Visit | None) -> list[dict[str, str]]:
 
 def _read_out(turn: Turn) -> str:
     text = turn.answer.readable or "(no answer)"
-    return text if turn.answer.complete else f"{text} … (cut off: the answer grew too long)"
+    if turn.answer.complete:
+        return text
+    return f"{text} … (cut off: the answer {'took' if turn.answer.took_too_long else 'grew'} too long)"
 
 
 def _axes(visit: _Visit | None) -> Image.Image | None:

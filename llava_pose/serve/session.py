@@ -60,12 +60,14 @@ class ChatSession:
         *,
         viewport: float | None = None,
         max_new_tokens: int = 128,
+        max_seconds: float | None = None,
     ):
         self.picture = picture
         self.viewport = assumed_viewport(picture) if viewport is None else viewport
         self.turns: list[Turn] = []
         self._predictor = predictor
         self._max_new_tokens = max_new_tokens
+        self._max_seconds = max_seconds
 
     def ask(self, question: str) -> ChatAnswer:
         """Answer a question and remember both. A question that fails leaves the chat as it was.
@@ -74,7 +76,7 @@ class ChatSession:
             InputError: the question is empty or holds one of the model's own tokens, the chat has become too long, or the
                 model answers with a pose that is not finite.
         """
-        question = question.strip()
+        question = question.encode(errors="replace").decode().strip()  # half a surrogate pair is no text
         if not question:
             raise InputError("the question is empty; type what you want to know about the picture")
         for token in (IMAGE_TOKEN, POSE_TOKEN):
@@ -85,6 +87,7 @@ class ChatSession:
             [*self.messages, {"role": "user", "content": question}],
             viewport=self.viewport,
             max_new_tokens=self._max_new_tokens,
+            max_seconds=self._max_seconds,
         )
         if not all(math.isfinite(angle) for pose in answer.poses for angle in pose.angles):
             raise InputError(

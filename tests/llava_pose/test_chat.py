@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -231,6 +233,36 @@ def test_at_a_terminal_a_bad_question_does_not_end_the_chat(taught):
     terminal.press_until_it_ends("\x03")  # Ctrl-C at the prompt
     assert terminal.close() == 0
     assert "Traceback" not in terminal.seen
+
+
+def test_ctrl_c_during_an_answer_ends_the_answer_and_not_the_chat(taught, tmp_path):
+    """A model that talks on and on, which a person stops twice."""
+    endless = tmp_path / "endless"
+    shutil.copytree(taught.folder, endless)
+    settings = json.loads((endless / "generation_config.json").read_text())
+    (endless / "generation_config.json").write_text(json.dumps({**settings, "min_new_tokens": 400}))
+    options = [str(taught.picture), "--checkpoint", str(endless), "--device", "cpu", "--max-new-tokens", "400"]
+    terminal = Terminal([sys.executable, "-m", "llava_pose.cli", "chat", *options])
+    terminal.wait_for("\n> ")
+    for question in (CAR_QUESTION, CUP_FOLLOW_UP):
+        terminal.type(f"{question}\n")
+        terminal.wait_for("\n")  # the question, as the terminal shows it
+        time.sleep(0.3)
+        terminal.type("\x03")
+        assert "azimuth" not in terminal.wait_for("(stopped; ask something else")
+        terminal.wait_for("\n> ")
+    terminal.press_until_it_ends("\x04")
+    assert terminal.close() == 0
+    assert "Traceback" not in terminal.seen
+
+
+def test_without_a_person_ctrl_c_ends_the_command(taught, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PosePredictor, "chat", interrupted)
+    assert main(words(taught, "--question", CAR_QUESTION)) == 1
+    assert "stopped" in capsys.readouterr().err
 
 
 # The overlay

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from llava_pose.metrics import pose_error
 from llava_pose.records import Pose
 from llava_pose.serve.demo import main
 from tests.llava_pose.browser import Page, find_browser
+from tests.llava_pose.demo_server import Answer, Server, ask, start
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'llava-pose[demo]'")
 gradio_client = pytest.importorskip("gradio_client", reason="the tests of the demo need gradio_client")
@@ -34,98 +30,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
 TAUGHT_WITHIN = 5.0  # degrees: what the head learnt its lessons to, and whole degrees shown
 CAR_QUESTION, CUP_FOLLOW_UP = "What is the pose of the car?", "And the cup?"
-STARTS_WITHIN = 600  # seconds, on a machine that does much else
-
-# Whatever the server asks another machine for is noted, and refused.
-_SERVE_AND_WATCH = """
-import os, socket, sys
-HERE = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", None)
-def watch(event, arguments):
-    if event == "socket.getaddrinfo":
-        host = arguments[0]
-    elif event in ("socket.connect", "socket.sendto") and arguments[0].family in (socket.AF_INET, socket.AF_INET6):
-        host = arguments[1][0]
-    else:
-        return
-    host = host.decode() if isinstance(host, bytes) else host
-    if host not in HERE:
-        with open(os.environ["ASKED_FOR"], "a") as file:
-            file.write(f"{event} {host}\\n")
-        raise OSError(f"this machine has no network: {host}")
-sys.addaudithook(watch)
-from llava_pose.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-@dataclass
-class Server:
-    """A running demo.
-
-    Attributes:
-        url: of the page.
-        asked_for: a line for each other machine that it tried to reach.
-    """
-
-    process: subprocess.Popen[str]
-    url: str
-    asked_for: Path
-    log: list[str]
-
-    def client(self) -> Any:
-        return gradio_client.Client(self.url, verbose=False)
-
-
-def free_port() -> int:
-    with socket.socket() as candidate:
-        candidate.bind(("127.0.0.1", 0))
-        return candidate.getsockname()[1]
-
-
-def start(taught, folder: Path) -> Server:
-    """A demo in a process of its own, once it says where it is.
-
-    Raises:
-        AssertionError: it ended instead; the message is what it wrote.
-    """
-    asked_for = folder / "asked_for"
-    asked_for.touch()
-    # gradio's own analytics stay as they come: the page must turn them off itself
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRADIO_")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ASKED_FOR": str(asked_for)}
-    environment |= {"GRADIO_TEMP_DIR": str(folder / "uploads"), "PYTHONUNBUFFERED": "1"}
-    words = ["demo", "--checkpoint", str(taught.folder), "--device", "cpu", "--port", str(free_port())]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE_AND_WATCH, *words],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # tests that run in the background ignore Ctrl-C, and so would their children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    log: list[str] = []
-    found: list[str] = []
-    told = threading.Event()
-
-    def read() -> None:
-        for line in process.stderr:
-            log.append(line)
-            match = re.match(r"the demo is at (http://\S+) ", line)
-            if match:
-                found.append(match[1])
-                told.set()
-        told.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    told.wait(STARTS_WITHIN)
-    if not found:
-        process.kill()
-        process.wait()
-        raise AssertionError(f"the demo did not start:\n{''.join(log)}")
-    return Server(process, found[0], asked_for, log)
 
 
 @pytest.fixture(scope="module")
@@ -134,26 +38,6 @@ def server(taught, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
     yield running
     running.process.kill()
     running.process.wait()
-
-
-@dataclass
-class Answer:
-    """What ``/ask`` gives back: the conversation as (role, text), the file with the axes, the rows of angles."""
-
-    turns: list[tuple[str, str]]
-    axes: str | None
-    angles: list[list[float]]
-
-
-def ask(client: Any, picture: Path | str | None, question: str) -> Answer:
-    upload = None if picture is None else gradio_client.handle_file(picture)
-    conversation, axes, angles, *_ = client.predict(upload, question, api_name="/ask")
-    turns = []
-    for message in conversation:
-        content = message["content"]
-        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
-        turns.append((message["role"], text))
-    return Answer(turns, axes, angles["data"])
 
 
 def assert_is(degrees: Any, pose: Pose) -> None:
@@ -282,7 +166,8 @@ def test_no_picture_and_no_question_are_sentences(client, taught):
     assert_sentence(ask(client, None, CAR_QUESTION), "Give me a picture first")
     assert_sentence(ask(client, taught.picture, "  "), "Type a question")
     assert_sentence(ask(client, taught.picture, "What is at <pose6D>?"), "ask in plain words")
-    assert_sentence(ask(client, taught.picture, "What is it? " * 1000), "start a new chat")
+    assert_sentence(ask(client, taught.picture, "What is it? " * 300), "start a new chat")
+    assert_sentence(ask(client, taught.picture, "What is it? " * 1000), "11999 characters", "in fewer words")
     assert len(ask(client, taught.picture, CAR_QUESTION).turns) == 2
 
 
@@ -292,20 +177,6 @@ def test_a_failed_question_keeps_the_chat(client, taught):
     assert len(failed.turns) == 4
     assert_is(failed.angles[0][:3], taught.car)
     assert len(ask(client, taught.picture, CUP_FOLLOW_UP).turns) == 4
-
-
-@pytest.mark.parametrize("meta", [{"_type": "gradio.FileData"}, None])
-def test_a_file_that_was_not_uploaded_is_not_opened(server, taught, tmp_path, meta):
-    """The server's own pictures are not a visitor's to see; the real client would upload the file, so that it is not asked."""
-    private = tmp_path / "private.png"
-    shutil.copy(taught.picture, private)
-    call = f"{server.url.rstrip('/')}/gradio_api/call/ask"
-    picture = {"path": str(private), "meta": meta}
-    started = httpx.post(call, json={"data": [picture, CAR_QUESTION]}, timeout=STARTS_WITHIN)
-    events = httpx.get(f"{call}/{started.json()['event_id']}", timeout=STARTS_WITHIN).text
-    assert "event: error" in events
-    assert "azimuth" not in events.lower()
-    assert_is(ask(server.client(), taught.picture, CAR_QUESTION).angles[0][:3], taught.car)
 
 
 # The process

@@ -1,0 +1,69 @@
+"""A stranger's picture, decoded in a process of its own that has a limit of time and of memory.
+
+A file of a few kilobytes can keep a decoder busy for hours or ask it for gigabytes (a progressive JPEG of a hundred
+thousand scans, for one), and nothing but the end of its process stops it then.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import IO
+
+from PIL import Image
+
+from llava_pose.errors import InputError
+from llava_pose.pictures import load_rgb
+from llava_pose.serve.limits import DECODING_BYTES, DECODING_SECONDS, LARGEST_SIDE
+
+REMEDY = "give a JPEG, PNG or WebP file"
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def decode_apart(file: IO[bytes], name: str, *, seconds: float = DECODING_SECONDS) -> Image.Image:
+    """Return a picture as 8-bit RGB, upright, with no side longer than :data:`LARGEST_SIDE` pixels.
+
+    Args:
+        file: an open file; the other process gets this, and no path.
+        name: what the person calls it, for messages.
+        seconds: after which decoding is ended.
+
+    Raises:
+        InputError: it is damaged, too large, no picture of a known format, or takes too long.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "llava_pose.serve.decoding", name]
+    try:
+        done = subprocess.run(
+            command, stdin=file, capture_output=True, timeout=seconds, env={**os.environ, **_ONE_THREAD}
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{name}: it takes too long to decode; save it anew as a plain JPEG or PNG") from error
+    if done.returncode == 2:
+        raise InputError(done.stderr.decode(errors="replace").strip())
+    if done.returncode != 0:  # the decoder itself has died
+        raise InputError(f"{name}: cannot read the picture (it is damaged, or too large to decode); {REMEDY}")
+    size, _, pixels = done.stdout.partition(b"\n")
+    width, height = map(int, size.split())
+    return Image.frombytes("RGB", (width, height), pixels)
+
+
+def main(name: str) -> int:
+    """Decode the picture on stdin and write its size and pixels to stdout."""
+    with suppress(ImportError, ValueError, OSError):  # where the system has no such limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (DECODING_BYTES, DECODING_BYTES))
+        resource.setrlimit(resource.RLIMIT_CPU, (DECODING_SECONDS, DECODING_SECONDS))  # should nobody be left to end it
+    try:
+        picture = load_rgb(sys.stdin.buffer, upright=True, name=name, remedy=REMEDY, max_side=LARGEST_SIDE)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.buffer.write(b"%d %d\n" % picture.size + picture.tobytes())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

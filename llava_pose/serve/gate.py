@@ -1,0 +1,266 @@
+"""What stands before the demo's server: it lets through what the page needs, and nothing else.
+
+Gradio has some eighty addresses, a few of which fetch what a visitor names, hand uploads to other programs or take bodies
+of any length. Here each request has one of the addresses of :data:`PAGES`, is a file that a visitor uploaded or that was
+drawn for one, is an upload of bounded length, or is a question whose parts have the right types.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+
+from llava_pose.serve.limits import (
+    CALL_BYTES,
+    KEPT_BYTES,
+    KEPT_FILES,
+    RECEIVING_SECONDS,
+    UPLOAD_BYTES,
+    UPLOADS_AT_ONCE,
+)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+API = "/gradio_api"
+PAGES = re.compile(
+    r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/.*"
+    rf"|{API}/(info|app_id|startup-events|theme\.css|upload_progress|queue/data|heartbeat/[^/]*|call/[^/]+/[^/]+)/?"
+)
+_WITHOUT_QUERY = re.compile(r"/|/config/?")  # theirs would name states that were saved
+FILES = f"{API}/file="
+UPLOAD = f"{API}/upload"
+CALL = re.compile(rf"{API}/(?P<way>call|run|api)/(?P<name>[^/]+)/?|{API}/queue/join/?")
+CANCEL = re.compile(rf"{API}/(cancel|reset)/?")
+_CLOSE = (b"connection", b"close")
+NOT_HERE = "the picture is not here, or no longer: give it again"
+
+
+class Refused(Exception):
+    """A request that is answered with a status and a sentence."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+class Uploads:
+    """The files that the demo keeps for its visitors, in a folder of its own.
+
+    Args:
+        folder: which Gradio stores them in, each under a name that nobody can guess who has not its content.
+        blocks: the page, which knows what was uploaded.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], blocks: Any):
+        self._folder = Path(folder)
+        self._blocks = blocks
+
+    def holds(self, path: object) -> bool:
+        """Return whether a path is, to the letter, that of a file which Gradio stored for an upload."""
+        return isinstance(path, str) and path in self._blocks.upload_file_set and self._is_inside(path)
+
+    def may_be_read(self, path: str) -> bool:
+        """Return whether a path is, to the letter, that of an upload or of a picture that was drawn for a visitor."""
+        return any(path in files for files in self._blocks.temp_file_sets) and self._is_inside(path)
+
+    def _is_inside(self, path: str) -> bool:
+        """A link in the folder leads nowhere else."""
+        return Path(path).resolve().is_relative_to(self._folder.resolve())
+
+    def make_room(self) -> None:
+        """Delete the oldest files, so that all together stay within :data:`KEPT_BYTES` and :data:`KEPT_FILES`."""
+        found = sorted(self._files(), key=lambda item: item[1].st_ctime, reverse=True)  # the newest first
+        size = 0
+        for count, (path, status) in enumerate(found, start=1):
+            size += status.st_size
+            if size > KEPT_BYTES or count > KEPT_FILES:
+                path.unlink(missing_ok=True)
+                for files in self._blocks.temp_file_sets:
+                    files.discard(str(path))
+                if path.parent != self._folder and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in self._folder.rglob("*"):
+            try:
+                if path.is_file():
+                    yield path, path.lstat()
+            except FileNotFoundError:  # deleted since, by Gradio or by the thread of another request
+                continue
+
+
+class Gate:
+    """ASGI middleware around Gradio's application."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], *, blocks: Any, uploads: Uploads):
+        self._app = app
+        self._blocks = blocks
+        self._uploads = uploads
+        self._uploading = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return None
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            if not started and scope["path"].startswith(UPLOAD):  # Gradio may have answered before the body has ended
+                message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
+            started = True
+            await send(message)
+
+        try:
+            await self._pass_on(scope, receive, note_start)
+        except ClientDisconnect:
+            return None
+        except Refused as refusal:
+            if not started:
+                await _answer(send, refusal.status, str(refusal))
+
+    async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if method in ("GET", "HEAD"):
+            if path.startswith(FILES):
+                if not self._uploads.may_be_read(path.removeprefix(FILES)):
+                    raise Refused(404, NOT_HERE)
+            elif not PAGES.fullmatch(path):
+                raise Refused(404, "there is no such page")
+            if _WITHOUT_QUERY.fullmatch(path):
+                scope = {**scope, "query_string": b""}
+            return await self._app(scope, receive, send)
+        if method == "POST" and path.rstrip("/") == UPLOAD:
+            return await self._upload(scope, receive, send)
+        if method == "POST" and CANCEL.fullmatch(path):
+            return await self._app(scope, _replay(await _whole_body(receive), receive), send)
+        if method == "POST" and (call := CALL.fullmatch(path)):
+            body = _json(await _whole_body(receive))
+            cleaned = json.dumps(self._checked(body, call["way"], call["name"])).encode()
+            headers = [header for header in scope["headers"] if header[0] not in (b"content-length", b"content-type")]
+            headers += [(b"content-length", b"%d" % len(cleaned)), (b"content-type", b"application/json")]
+            return await self._app({**scope, "headers": headers}, _replay(cleaned, receive), send)
+        raise Refused(404, "there is no such page")
+
+    async def _upload(self, scope: Message, receive: Receive, send: Send) -> None:
+        if self._uploading >= UPLOADS_AT_ONCE:
+            raise Refused(503, "too many pictures are coming in; give it again in a moment")
+        self._uploading += 1
+        try:
+            await asyncio.to_thread(self._uploads.make_room)
+            await asyncio.wait_for(self._app(scope, _counted(receive, UPLOAD_BYTES), send), RECEIVING_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise Refused(408, "the picture took too long to come in; give a smaller one") from error
+        finally:
+            self._uploading -= 1
+
+    def _checked(self, body: Any, way: str | None, name: str | None) -> dict[str, Any]:
+        """Return a call with nothing in it but what was checked."""
+        if not isinstance(body, dict):
+            raise Refused(422, 'a call is a JSON object, such as {"data": [picture, question]}')
+        index, session, trigger = (body.get(key) for key in ("fn_index", "session_hash", "trigger_id"))
+        if name is not None and index is None:
+            index = next((i for i, fn in self._blocks.fns.items() if fn.api_name == name), None)
+        if type(index) is not int or index not in self._blocks.fns:
+            raise Refused(404, "there is no such question to ask: the page has /ask and /new_chat")
+        function = self._blocks.fns[index]
+        if way in ("run", "api") and function.queue:
+            raise Refused(404, "questions wait in a queue: ask at /gradio_api/call/ask")
+        if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
+            raise Refused(422, "session_hash must be a text of at most 64 characters")
+        if trigger is not None and type(trigger) is not int:
+            raise Refused(422, "trigger_id must be a whole number")
+        data = body.get("data")
+        if not isinstance(data, list):
+            raise Refused(422, "data must be a list, such as [picture, question]")
+        checked = {"data": self._checked_data(data, len(function.inputs)), "session_hash": session}
+        return {**checked, "fn_index": index, "trigger_id": trigger}
+
+    def _checked_data(self, data: list[Any], count: int) -> list[Any]:
+        if count == 0:
+            return []
+        if not 2 <= len(data) <= count or any(value is not None for value in data[2:]):
+            raise Refused(422, "a question has two parts: data must be [picture, question]")
+        picture, question = data[:2]
+        if question is not None and not isinstance(question, str):
+            raise Refused(422, "the question must be text")
+        if picture is not None:
+            if not isinstance(picture, dict) or not self._uploads.holds(picture.get("path")):
+                raise Refused(422, f"{NOT_HERE}, at {UPLOAD}")
+            name = picture.get("orig_name")
+            picture = {
+                "path": picture["path"],
+                "orig_name": name[:255] if isinstance(name, str) else None,
+                "meta": {"_type": "gradio.FileData"},
+            }
+        return [picture, question, *[None] * (count - 2)]
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(422, "the call is not valid JSON") from error
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    async def read() -> bytes:
+        parts, counted, more = [], _counted(receive, CALL_BYTES), True
+        while more:
+            message = await counted()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "the connection was closed")
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    try:
+        return await asyncio.wait_for(read(), RECEIVING_SECONDS)
+    except asyncio.TimeoutError as error:
+        raise Refused(408, "the call took too long to come in") from error
+
+
+def _counted(receive: Receive, most: int) -> Receive:
+    count = 0
+
+    async def count_bytes() -> Message:
+        nonlocal count
+        message = await receive()
+        count += len(message.get("body", b""))
+        if count > most:
+            raise Refused(413, f"more than {most >> 20} MB are not taken; give less")
+        return message
+
+    return count_bytes
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, and then whatever else the connection says."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+async def _answer(send: Send, status: int, sentence: str) -> None:
+    body = json.dumps({"detail": sentence}).encode()
+    # what was refused may still be coming in, without end: the connection is closed
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
