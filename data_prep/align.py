@@ -1,6 +1,6 @@
 """`llava-pose align`: a raw dataset whose CAD models, and their annotations with them, stand in one common frame.
 
-Reads and writes ImageNet3D's raw layout. What the table (data_prep.alignment) turns is turned: the vertices of the CAD
+Reads and writes ImageNet3D's raw layout. What the table (data_prep.raw.alignment) turns is turned: the vertices of the CAD
 files, and azimuth, elevation and theta of the objects. Everything else is the same file. Files are written whole or not
 at all, and one that is there and no older than its source is not made again, so that the same command goes on where it
 was stopped; lists/ comes last, and alignment.json, the table that was applied, after it.
@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from data_prep.alignment import AlignmentTable, builtin_table, read_table, turned_angles
-from data_prep.imagenet3d import AnnotationError, parse_object, plain, read_annotation, write_annotation
 from data_prep.pool import map_processes
-from llava_pose.config import command, read_yaml, require_folder, save_config
+from data_prep.raw.alignment import AlignmentTable, builtin_table, read_table, turned_angles
+from data_prep.raw.imagenet3d import AnnotationError, parse_object, plain, read_annotation, write_annotation
 from llava_pose.errors import InputError
-from llava_pose.off import turned_off
+from llava_pose.pose.meshes import turned_off
+from llava_pose.utils.config import command, read_yaml, require_folder, save_config
 from llava_pose.utils.files import replacing, write_atomic, write_json
 from llava_pose.utils.output_folder import is_unused, own_folder
 

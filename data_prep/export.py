@@ -1,4 +1,4 @@
-"""`llava-pose export`: prepared data in ImageNet3D's processed layout, for programs that read that (data_prep.processed)."""
+"""`llava-pose export`: prepared data in ImageNet3D's processed layout, for programs that read that."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import write_list
-from data_prep.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes
-from llava_pose.config import command, read_yaml, require_folder, save_config
+from data_prep.raw.imagenet3d import write_list
+from data_prep.raw.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes
+from llava_pose.data.images import check_picture
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
-from llava_pose.pictures import check_picture
-from llava_pose.records import METADATA_FILE, ObjectRecord, read_records
+from llava_pose.utils.config import command, read_yaml, require_folder, save_config
 from llava_pose.utils.files import is_plain_name, replacing, write_atomic
 from llava_pose.utils.output_folder import is_unused, own_folder
 

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from eval.systems import SampleRule
-from llava_pose.config import require_seed
+from eval.compared import SampleRule
 from llava_pose.errors import InputError
-from llava_pose.metrics import DEFAULT_THRESHOLDS
+from llava_pose.pose.metrics import DEFAULT_THRESHOLDS
+from llava_pose.utils.config import require_seed
 
 
 @dataclass

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eval.systems import Comparison, Sample, canonical_category
-from llava_pose import categories
+from eval.compared import Comparison, Sample, canonical_category
+from llava_pose.data.records import Pose, Prediction
 from llava_pose.errors import InputError
-from llava_pose.metrics import (
+from llava_pose.pose import categories
+from llava_pose.pose.metrics import (
     DEFAULT_THRESHOLDS,
     bootstrap_interval,
     cumulative_curve,
@@ -25,7 +26,6 @@ from llava_pose.metrics import (
     threshold_name,
     wilson_interval,
 )
-from llava_pose.records import Pose, Prediction
 
 UNKNOWN = "unknown"  # the source of a sample that names none where others do
 CURVE_DEGREES = np.concatenate([np.arange(0, 30, 0.5), np.arange(30, 181, 2)])
@@ -43,7 +43,7 @@ def score_comparison(
     """All figures of systems over the same samples, ready for JSON.
 
     Args:
-        comparison: from :func:`eval.systems.align`.
+        comparison: from :func:`eval.compared.align`.
         thresholds: radians; a hit is strictly under.
         reference: the system that the others are tested against; the first by default.
         seed: of the bootstrap.
@@ -220,7 +220,7 @@ def figures_of(outcomes: Outcomes, index: np.ndarray, thresholds: Sequence[float
     """The figures of one group of samples.
 
     Returns:
-        :func:`llava_pose.metrics.summarize_errors` with ``failures`` (counts, each sample in one at most), and under
+        :func:`llava_pose.pose.metrics.summarize_errors` with ``failures`` (counts, each sample in one at most), and under
         ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors, if
         the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error).
     """

@@ -21,29 +21,29 @@ from typing import Any, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from llava_pose import categories
-from llava_pose.config import command, read_yaml, require, require_folder, save_config
-from llava_pose.conversation import object_words
-from llava_pose.distributed import (
-    agreed,
-    first_process_holds,
-    is_first_process,
-    join_processes,
-    map_over_processes,
-    process_count,
-)
-from llava_pose.errors import InputError, RunError, joined, left_out
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
-from llava_pose.model.rotation import DECODING
-from llava_pose.pictures import load_rgb
-from llava_pose.predictor import PoseAnswer, PosePredictor
-from llava_pose.records import (
+from llava_pose.data.conversation import object_words
+from llava_pose.data.images import load_rgb
+from llava_pose.data.records import (
     ObjectRecord,
     Prediction,
     append_jsonl,
     drop_torn_line,
     read_predictions,
     read_records,
+)
+from llava_pose.errors import InputError, RunError, joined, left_out
+from llava_pose.inference.predictor import PoseAnswer, PosePredictor
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
+from llava_pose.model.rotation import DECODING
+from llava_pose.pose import categories
+from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
+from llava_pose.utils.distributed import (
+    broadcast,
+    first_process_holds,
+    is_first_process,
+    join_processes,
+    map_over_processes,
+    process_count,
 )
 from llava_pose.utils.files import inside, is_regular
 from llava_pose.utils.output_folder import own_file
@@ -144,7 +144,7 @@ def _predict(
     if is_first_process():
         claim_output(out, run_settings(config, list(candidates), system))
         answered = answered_ids(out, records, system, config.task)
-    answered = agreed(answered)
+    answered = broadcast(answered)
     asked = {record.id for record in records[: config.limit]}
     left = asked - answered
     unreadable: list[InputError] = []

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.compared import align, read_systems
 from eval.comparison import ComparisonConfig
 from eval.figures import score_comparison
 from eval.report.plots import categories_figure, curve_figure, save_figure
 from eval.report.table import score_text
-from eval.systems import align, read_systems
-from llava_pose.config import command
 from llava_pose.errors import InputError
+from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_json
 from llava_pose.utils.output_folder import own_file
 

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from eval.compared import align, canonical_category, read_systems
 from eval.comparison import ComparisonConfig
 from eval.figures import score_comparison
 from eval.report.plots import meta_classes_figure, save_figure
 from eval.report.report_table import KINDS, make_table, notes_of, sections_of, title_of
 from eval.report.sections import as_markdown, as_text
-from eval.systems import align, canonical_category, read_systems
-from llava_pose import categories
-from llava_pose.config import command
+from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
-from llava_pose.metrics import threshold_name
-from llava_pose.records import Prediction, read_predictions
+from llava_pose.pose import categories
+from llava_pose.pose.metrics import threshold_name
+from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file
 

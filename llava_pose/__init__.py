@@ -16,7 +16,7 @@ _EXPORTS = {
     "LlavaPoseConfig": "llava_pose.model",
     "LlavaPoseForConditionalGeneration": "llava_pose.model",
     "LlavaPoseProcessor": "llava_pose.model",
-    "PosePredictor": "llava_pose.predictor",
+    "PosePredictor": "llava_pose.inference.predictor",
 }
 __all__ = [*_EXPORTS, "__version__"]
 

@@ -2,47 +2,58 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from llava_pose.noise import quiet_others
+from llava_pose.utils.other_packages import quiet_others
 
-COMMANDS = {
-    "render": (
-        "data_prep.render.generate",
-        "make training pictures of parametric objects and mesh files, in ImageNet3D's raw layout",
-    ),
-    "align": ("data_prep.align", "CAD models and annotations of a raw dataset into one frame"),
-    "prepare": ("data_prep.prepare", "raw annotations and images to crops and records"),
-    "export": ("data_prep.export", "prepared data to the processed layout that ImageNet3D's loaders read"),
-    "inspect": (
-        "data_prep.inspect_data",
-        "what any stage's output holds: statistics, samples, differences, CAD sheets",
-    ),
-    "caption": ("data_prep.caption", "a caption for each picture, with <pose6D> after each object that it names"),
-    "instruct": ("data_prep.instructions", "records to LLaVA-format conversations with <pose6D>"),
-    "validate": ("data_prep.validate", "work every answer of a train.json out again from the records"),
-    "assemble": ("llava_pose.model.assemble", "a vision tower and a language model to a LLaVA-pose base"),
-    "train": (
-        "llava_pose.training",
-        "fine-tune a base on one device; train.py is the same under deepspeed and torchrun",
-    ),
-    "merge": ("llava_pose.model.merge", "an adapter and its base to one full checkpoint that answers the same"),
-    "classifier": ("eval.baselines.classifier", "train a pose classifier and predict with it"),
-    "neural-mesh": ("eval.baselines.neural_mesh", "train a neural mesh model (NMM-Sphere, NOVUM) and predict with it"),
-    "linear-probing": ("eval.linear_probing", "linear probes of frozen backbones, the whole grid of each at once"),
-    "vlm-api": ("eval.baselines.vlm_api", "poses from a vision-language model behind an OpenAI-compatible server"),
-    "orient-anything": ("eval.baselines.orient_anything", "answers in Orient Anything's convention to predictions"),
-    "open-vocabulary": ("eval.open_vocabulary", "systems trained on known categories, predicting novel ones: Table 2"),
-    "joint": ("eval.joint", "systems trained on all categories, predicting class and pose: Table 3"),
-    "predict": ("eval.predict", "a checkpoint's answer for every object of a split"),
-    "score": ("eval.score", "predictions to tables and plots"),
-    "tables": ("eval.tables", "the report's tables 1, 2 and 3, with intervals and the published rows"),
-    "sheet": ("eval.report.contact_sheet", "predictions drawn as axes on their pictures"),
-    "chat": ("llava_pose.serve.chat", "ask about one picture in the terminal"),
-    "demo": ("llava_pose.serve.demo", "ask about pictures in the browser"),
+# group -> command -> (module, what it does)
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "start here": {
+        "chat": ("llava_pose.serve.chat", "Ask about one picture in the terminal."),
+        "demo": ("llava_pose.serve.demo", "Ask about pictures in the browser."),
+    },
+    "data": {
+        "render": ("data_prep.render.generate", "Render objects with known poses into ImageNet3D's raw layout."),
+        "align": ("data_prep.align", "Turn CAD models and annotations of a raw dataset into one frame."),
+        "prepare": ("data_prep.prepare.command", "Crop every annotated object and write its record."),
+        "export": ("data_prep.export", "Write prepared data in the processed layout of ImageNet3D's loaders."),
+        "inspect": (
+            "data_prep.inspect.command",
+            "Show what any stage's output holds, as statistics, pages and sheets.",
+        ),
+        "caption": ("data_prep.caption.command", "Write a caption for each picture, with <pose6D> after each object."),
+        "instruct": ("data_prep.instruct.command", "Write LLaVA conversations with <pose6D> from the records."),
+        "validate": ("data_prep.instruct.validate", "Work every answer of a train.json out again from the records."),
+    },
+    "train": {
+        "assemble": ("llava_pose.backbones.assemble", "Join a vision tower and a language model to a base."),
+        "train": (
+            "llava_pose.train.training",
+            "Fine-tune a base; train.py does the same under deepspeed and torchrun.",
+        ),
+        "merge": ("llava_pose.backbones.merge", "Merge an adapter and its base into one full checkpoint."),
+        "classifier": ("eval.systems.classifier.command", "Train a pose classifier and predict with it."),
+        "neural-mesh": ("eval.systems.neural_mesh.command", "Train NMM-Sphere or NOVUM and predict with it."),
+        "linear-probing": ("eval.systems.linear_probe.command", "Probe frozen backbones over the whole grid: Table 1."),
+    },
+    "evaluate": {
+        "predict": ("eval.predict", "Predict every object of a split with a checkpoint."),
+        "vlm-api": ("eval.systems.vlm_api", "Predict with a vision-language model behind an OpenAI-compatible server."),
+        "orient-anything": ("eval.systems.orient_anything", "Bring Orient Anything's answers into our convention."),
+        "open-vocabulary": (
+            "eval.benchmark.open_vocabulary",
+            "Train on known categories, predict novel ones: Table 2.",
+        ),
+        "joint": ("eval.benchmark.joint", "Train on all categories, predict class and pose: Table 3."),
+        "score": ("eval.score", "Turn predictions into tables and plots."),
+        "tables": ("eval.tables", "Print the report's tables 1 to 3, with intervals and the published rows."),
+        "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
+    },
 }
+COMMANDS: dict[str, tuple[str, str]] = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"llava-pose {__version__}\n")
         return 0
     if words[0] not in COMMANDS:
-        sys.stderr.write(f"error: there is no command '{words[0]}'; there are {', '.join(COMMANDS)}\n")
+        near = difflib.get_close_matches(words[0].strip().lower(), COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "llava-pose --help lists them"
+        sys.stderr.write(f"error: there is no command '{words[0]}'; {hint}\n")
         return 2
     quiet_others()  # some speak while they are imported
     try:
@@ -72,12 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<16} {what}" for name, (_, what) in COMMANDS.items()]
-    return (
-        "usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)\n\n"
-        + "\n".join(lines)
-        + "\n\nexample:\n  llava-pose prepare --data-root imagenet3d --out prepared\n"
-    )
+    lines = ["usage: llava-pose COMMAND [options]    (llava-pose COMMAND --help says more, with an example)"]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:<16} {what}" for name, (_, what) in commands.items())]
+    lines += ["", "example:", "  llava-pose prepare --data-root imagenet3d --out prepared", ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_pose.config import command, require
 from llava_pose.errors import InputError
+from llava_pose.utils.config import command, require
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.imagenet3d import RawLayout, write_annotation, write_list
-from llava_pose.records import Pose
+from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
+from llava_pose.data.records import Pose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -125,7 +125,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny base: a whole checkpoint with random weights. Read only."""
 
     def make(folder: Path) -> None:
-        from llava_pose.model.assemble import AssembleConfig, assemble
+        from llava_pose.backbones.assemble import AssembleConfig, assemble
 
         assemble(AssembleConfig(out=str(folder), preset="tiny"))
 
@@ -187,7 +187,7 @@ def taught(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> TaughtC
 def _teach(base: Path, folder: Path) -> None:
     import torch
 
-    from llava_pose.collator import SAMPLE_NAMES, PoseCollator
+    from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
     from llava_pose.model.loading import load_full, load_processor
 
     threads = torch.get_num_threads()
@@ -222,8 +222,8 @@ def _teach(base: Path, folder: Path) -> None:
 def _lessons(known: TaughtCheckpoint, picture: Image.Image, model: Any, processor: Any) -> list[Any]:
     import torch
 
-    from llava_pose.dataset import EncodedSample
-    from llava_pose.model.pose_head import pose_targets_of
+    from llava_pose.data.dataset import EncodedSample
+    from llava_pose.data.records import pose_targets_of
 
     with torch.no_grad():  # the tower is frozen: its features are those of one picture
         pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]

@@ -15,16 +15,16 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from data_prep.alignment import AlignmentTable, builtin_table, read_table
 from data_prep.inspect.align_views import VIEWS, draw_view, standing
 from data_prep.inspect.subcommand import Subcommand
+from data_prep.raw.alignment import AlignmentTable, builtin_table, read_table
 from data_prep.render.raycast import require_embree
-from llava_pose import categories
-from llava_pose.categories import Category
-from llava_pose.config import require_folder
-from llava_pose.drawing import load_font
 from llava_pose.errors import InputError
-from llava_pose.off import OffMesh, read_off
+from llava_pose.inference.drawing import load_font
+from llava_pose.pose import categories
+from llava_pose.pose.categories import Category
+from llava_pose.pose.meshes import OffMesh, read_off
+from llava_pose.utils.config import require_folder
 from llava_pose.utils.files import write_atomic
 from llava_pose.utils.output_folder import own_folder
 

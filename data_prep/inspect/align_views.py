@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from data_prep.render.mesh import Mesh
 from data_prep.render.raycast import RayCaster
 from data_prep.render.scene import Camera, Light, render
-from llava_pose.drawing import AXIS_COLOURS
-from llava_pose.off import OffMesh
+from llava_pose.inference.drawing import AXIS_COLOURS
+from llava_pose.pose.meshes import OffMesh
 
 FRONT_VIEW = (0.0, math.radians(12))  # azimuth and elevation: nearly level, so that the floor is seen
 OBLIQUE_VIEW = (math.radians(45), math.radians(28))

@@ -13,9 +13,9 @@ from typing import Any
 from data_prep.inspect.entries import KINDS, Dataset, Entry
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.subcommand import Subcommand
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.geometry import geodesic_angle_of_poses
-from llava_pose.records import Pose
+from llava_pose.pose.geometry import geodesic_angle_of_poses
 from llava_pose.utils.files import write_json
 from llava_pose.utils.output_folder import own_file
 

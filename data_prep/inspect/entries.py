@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llava_pose.records import Pose
+from llava_pose.data.records import Pose
 
 Kind = Literal["raw", "prepared", "records", "instructions", "captions", "predictions"]
 KINDS: Mapping[Kind, str] = {

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llava_pose.drawing import AXIS_COLOURS, project_axes
-from llava_pose.records import Pose
+from llava_pose.data.records import Pose
+from llava_pose.inference.drawing import AXIS_COLOURS, project_axes
 
 _LABELLED = ("front", "up")
 

@@ -23,11 +23,11 @@ from data_prep.inspect.statistics import statistics
 from data_prep.inspect.stats_report import report_text
 from data_prep.inspect.subcommand import Subcommand
 from data_prep.inspect.wireframes import Wireframes
+from llava_pose.data.images import load_rgb
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.geometry import canonicalize
-from llava_pose.metrics import pose_error
-from llava_pose.pictures import load_rgb
-from llava_pose.records import Pose
+from llava_pose.pose.geometry import canonicalize
+from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.files import is_regular, write_atomic
 from llava_pose.utils.output_folder import own_file
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import (
+from data_prep.inspect.entries import Dataset, Entry, Kind, Problem
+from data_prep.inspect.texts import caption_entry, instruction_entry, picture_of
+from data_prep.raw.imagenet3d import (
     AnnotationError,
     RawLayout,
     filter_reason,
@@ -23,11 +25,9 @@ from data_prep.imagenet3d import (
     read_annotation,
     read_list,
 )
-from data_prep.inspect.entries import Dataset, Entry, Kind, Problem
-from data_prep.inspect.texts import caption_entry, instruction_entry, picture_of
-from llava_pose.config import read_yaml
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, Prediction, parse_json, read_jsonl
 from llava_pose.errors import InputError
-from llava_pose.records import METADATA_FILE, ObjectRecord, Pose, Prediction, parse_json, read_jsonl
+from llava_pose.utils.config import read_yaml
 from llava_pose.utils.files import is_plain_name, is_regular, open_regular, read_text
 
 _MOST_BYTES = 1 << 36  # of a train.json, as training reads it

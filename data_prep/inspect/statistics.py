@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.inspect.entries import KINDS, Dataset, Entry
-from llava_pose import categories
-from llava_pose.conversation import POSE_TOKEN
-from llava_pose.geometry import canonicalize
-from llava_pose.metrics import pose_error
+from llava_pose.data.conversation import POSE_TOKEN
+from llava_pose.pose import categories
+from llava_pose.pose.geometry import canonicalize
+from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.files import file_digest, is_regular
 
 BIN_DEGREES = 10

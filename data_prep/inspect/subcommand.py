@@ -1,4 +1,4 @@
-"""What each of `llava-pose inspect`'s commands is; data_prep.inspect_data runs them."""
+"""What each of `llava-pose inspect`'s commands is; data_prep.inspect.command runs them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Subcommand(NamedTuple):
-    """Arguments of :func:`llava_pose.config.command`, and what is to be run."""
+    """Arguments of :func:`llava_pose.utils.config.command`, and what is to be run."""
 
     config_class: type
     run: Callable[[Any], str | None]  # gives the text that the command answers with, if it answers

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.caption_lines import OK, CaptionLine
+from data_prep.caption.lines import OK, CaptionLine
 from data_prep.inspect.entries import Entry, Problem
-from llava_pose.conversation import POSE_TOKEN
+from llava_pose.data.conversation import POSE_TOKEN
+from llava_pose.data.records import Pose, is_size
 from llava_pose.errors import InputError
-from llava_pose.records import Pose, is_size
 from llava_pose.utils.files import inside, is_regular, of_split
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from data_prep.render.mesh import Mesh
 from data_prep.render.raycast import RayCaster
-from llava_pose.geometry import camera_center, project_points
-from llava_pose.off import OffMesh
-from llava_pose.records import Pose
+from llava_pose.data.records import Pose
+from llava_pose.pose.geometry import camera_center, project_points
+from llava_pose.pose.meshes import OffMesh
 
 _SHARP = math.cos(math.radians(32))  # edges whose faces meet at more than this are drawn
 _SAME_PLACE = 1e-5  # of the bounding-box diagonal: vertices nearer than that are one

@@ -10,9 +10,9 @@ import numpy as np
 from data_prep.inspect.entries import Entry
 from data_prep.inspect.wireframe import Wireframe
 from data_prep.render.raycast import require_embree
-from llava_pose import categories
 from llava_pose.errors import InputError
-from llava_pose.off import read_off
+from llava_pose.pose import categories
+from llava_pose.pose.meshes import read_off
 from llava_pose.utils.files import is_plain_name, is_regular
 
 logger = logging.getLogger(__name__)

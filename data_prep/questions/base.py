@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from data_prep.scenes import Scene, category_of
-from llava_pose.records import ObjectRecord, Pose
+from data_prep.scene.scenes import Scene, category_of
+from llava_pose.data.records import ObjectRecord, Pose
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _SAME_ANGLE = 1e-9
@@ -25,7 +25,7 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Told:
-    """What the words of a turn tell of an object: CATEGORY or an aspect of its pose (``data_prep.facts``)."""
+    """What the words of a turn tell of an object: CATEGORY or an aspect of its pose (``data_prep.scene.facts``)."""
 
     record: str
     aspect: str

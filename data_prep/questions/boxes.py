@@ -22,9 +22,9 @@ from data_prep.questions.base import (
     told,
 )
 from data_prep.questions.single import draw_options, expect_options
-from data_prep.scenes import Scene, box_text, category_of, noun, parse_box, same_box
-from llava_pose.conversation import POSE_TOKEN, object_words
-from llava_pose.records import ObjectRecord, Pose
+from data_prep.scene.scenes import Scene, box_text, category_of, noun, parse_box, same_box
+from llava_pose.data.conversation import POSE_TOKEN, object_words
+from llava_pose.data.records import ObjectRecord, Pose
 
 _MOST_AT_ONCE = 4
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from data_prep.caption_check import check_words
-from data_prep.caption_grammar import CAPTION_ASPECTS, check_caption, scene_caption
-from data_prep.caption_lines import GRAMMAR, OK, CaptionLine
-from data_prep.captions import caption_templates, caption_words, offline_caption
+from data_prep.caption.check import check_words
+from data_prep.caption.grammar import CAPTION_ASPECTS, check_caption, scene_caption
+from data_prep.caption.lines import GRAMMAR, OK, CaptionLine
 from data_prep.questions.base import (
     CATEGORY,
     Asking,
@@ -22,9 +21,10 @@ from data_prep.questions.base import (
     readings,
     told,
 )
-from data_prep.scenes import Scene, category_of
-from llava_pose.conversation import CAPTION_QUESTIONS, mirror_sides
-from llava_pose.records import ObjectRecord, Pose
+from data_prep.scene.scenes import Scene, category_of
+from data_prep.scene.viewpoint_words import caption_templates, caption_words, offline_caption
+from llava_pose.data.conversation import CAPTION_QUESTIONS, mirror_sides
+from llava_pose.data.records import ObjectRecord, Pose
 
 # what swapping left and right does not mirror
 _HANDED = re.compile(

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_prep.facts import ALL_ASPECTS
 from data_prep.questions.base import (
     CATEGORY,
     Asking,
@@ -29,11 +28,12 @@ from data_prep.questions.base import (
     told,
 )
 from data_prep.questions.words import ask_choice, ask_yes_no, check_choice, check_yes_no
-from data_prep.scenes import Scene, category_of, noun
-from llava_pose.categories import Category
-from llava_pose.conversation import POSE_TOKEN, object_words
-from llava_pose.metrics import symmetric_pose_error
-from llava_pose.records import ObjectRecord, Pose
+from data_prep.scene.facts import ALL_ASPECTS
+from data_prep.scene.scenes import Scene, category_of, noun
+from llava_pose.data.conversation import POSE_TOKEN, object_words
+from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.pose.categories import Category
+from llava_pose.pose.metrics import symmetric_pose_error
 
 _WRONG_FROM = math.radians(45)  # a given pose that far from the true one is wrong, whatever the category's symmetry
 _TELLS_APART = math.radians(30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data_prep.caption_lines import CaptionLine
+from data_prep.caption.lines import CaptionLine
 from data_prep.questions.base import Kind
 from data_prep.questions.boxes import BoxJointKind, BoxKind, LocateKind, SeveralKind
 from data_prep.questions.captioned import CaptionKind

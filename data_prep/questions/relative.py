@@ -1,4 +1,4 @@
-"""Questions about two objects of one picture, computed from their poses (``data_prep.relations``).
+"""Questions about two objects of one picture, computed from their poses (``data_prep.scene.relations``).
 
 Which of two is nearer is asked of objects of one kind only, since the unit of distance is the object's own size. The order
 in which the two are named is chosen so that the first is right as often as the second.
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from data_prep import relations
-from data_prep.facts import DISTANCE, HEADING, HEIGHT
 from data_prep.questions.base import (
     CATEGORY,
     Asking,
@@ -25,8 +23,10 @@ from data_prep.questions.base import (
     resolve_all,
     told,
 )
-from data_prep.scenes import Scene, category_of
-from llava_pose.records import ObjectRecord, Pose
+from data_prep.scene import relations
+from data_prep.scene.facts import DISTANCE, HEADING, HEIGHT
+from data_prep.scene.scenes import Scene, category_of
+from llava_pose.data.records import ObjectRecord, Pose
 
 
 @dataclass(frozen=True)

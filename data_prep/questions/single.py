@@ -21,9 +21,8 @@ from data_prep.questions.base import (
     split_listing,
     told,
 )
-from data_prep.scenes import Scene, category_of, noun
-from llava_pose import categories
-from llava_pose.conversation import (
+from data_prep.scene.scenes import Scene, category_of, noun
+from llava_pose.data.conversation import (
     DESCRIBED_ANSWER,
     DESCRIBED_QUESTIONS,
     JOINT_ANSWER,
@@ -34,7 +33,8 @@ from llava_pose.conversation import (
     mirror_sides,
     object_words,
 )
-from llava_pose.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.pose import categories
 
 _LIST_LENGTHS = (3, 4, 5, 6, 8)
 _SIDE_WORDS = re.compile(r"\b(left|right)\b", re.IGNORECASE)

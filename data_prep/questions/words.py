@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from data_prep.facts import PREDICATES, Predicate, correction
 from data_prep.questions.base import (
     CATEGORY,
     LETTERS,
@@ -25,10 +24,11 @@ from data_prep.questions.base import (
     resolve_all,
     told,
 )
-from data_prep.scenes import Scene, category_of
-from data_prep.topics import TOPICS, Topic
-from llava_pose.categories import Category
-from llava_pose.records import ObjectRecord, Pose
+from data_prep.scene.facts import PREDICATES, Predicate, correction
+from data_prep.scene.scenes import Scene, category_of
+from data_prep.scene.topics import TOPICS, Topic
+from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.pose.categories import Category
 
 _BRIEFLY_YES_NO = " Answer yes or no."
 _BY_LETTER = "\nAnswer with the letter."

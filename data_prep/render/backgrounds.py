@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
-from llava_pose.pictures import load_rgb
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -33,7 +33,7 @@ def photo_background(path: Path, width: int, height: int, rng: np.random.Generat
     """A random part of a photograph, (height, width, 3) float32 sRGB in [0, 1], mirrored half the time.
 
     Raises:
-        InputError: as :func:`llava_pose.pictures.load_rgb`.
+        InputError: as :func:`llava_pose.data.images.load_rgb`.
     """
     photo = load_rgb(path, upright=True, remedy="remove it from --backgrounds or replace it")
     scale = max(width / photo.width, height / photo.height)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.imagenet3d import RawLayout, write_annotation, write_list
 from data_prep.pool import map_processes
-from llava_pose import categories
-from llava_pose.config import command, read_yaml, save_config
+from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
 from llava_pose.errors import InputError
+from llava_pose.pose import categories
+from llava_pose.utils.config import command, read_yaml, save_config
 from llava_pose.utils.files import write_atomic
 from llava_pose.utils.output_folder import is_unused, own_folder
 

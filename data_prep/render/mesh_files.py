@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from llava_pose.data.images import DECODING_ERRORS, FORMATS, MAX_PIXELS, to_rgb
 from llava_pose.errors import InputError
-from llava_pose.pictures import DECODING_ERRORS, FORMATS, MAX_PIXELS, to_rgb
 from llava_pose.utils.files import inside, is_regular, read_bytes, unsafe_name
 
 from .mesh import Mesh

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_pose import categories
 from llava_pose.errors import InputError
+from llava_pose.pose import categories
 from llava_pose.utils.files import file_digest, is_plain_name, is_regular, shortened
 
 from .mesh import Mesh

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from llava_pose.config import require
 from llava_pose.errors import InputError
+from llava_pose.utils.config import require
 
 from .mesh_files import axes_to_canonical, require_trimesh
 from .mesh_folder import MeshFolderSource, category_of

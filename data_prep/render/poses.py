@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
-from data_prep.imagenet3d import RawLayout, filter_reason, parse_object, read_annotation, read_list
+from data_prep.raw.imagenet3d import RawLayout, filter_reason, parse_object, read_annotation, read_list
+from llava_pose.data.records import METADATA_FILE, read_records
 from llava_pose.errors import InputError
-from llava_pose.geometry import TWO_PI
-from llava_pose.records import METADATA_FILE, read_records
+from llava_pose.pose.geometry import TWO_PI
 
 from .mesh_folder import category_of
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from llava_pose.geometry import TWO_PI, camera_center
+from llava_pose.pose.geometry import TWO_PI, camera_center
 
 from .mesh import Mesh
 from .poses import NaturalPoses, PoseDistribution

@@ -1,6 +1,6 @@
 """One image: a mesh before a pinhole camera, lit, occluded, antialiased and laid over a background.
 
-The camera is docs/POSE.md's: see :mod:`llava_pose.geometry`. The mesh stands still in its canonical frame, which is the
+The camera is docs/POSE.md's: see :mod:`llava_pose.pose.geometry`. The mesh stands still in its canonical frame, which is the
 frame of everything here: lights and occluders are given in it too.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llava_pose.geometry import camera_center, project_points, rotation_matrix
+from llava_pose.pose.geometry import camera_center, project_points, rotation_matrix
 
 from .raycast import Hits, RayCaster
 

@@ -1,7 +1,7 @@
 """`llava-pose sheet`: pictures with predicted axes, what a system gets right and wrong, to be looked at.
 
 ``llava-pose sheet --data prepared --split val --predictions predictions.jsonl --out sheet.png``
-draws the predicted pose of each object as solid axes and the true one as thin dashed ones (llava_pose.drawing).
+draws the predicted pose of each object as solid axes and the true one as thin dashed ones (llava_pose.inference.drawing).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from eval.systems import canonical_category, read_systems, require_annotation
-from llava_pose.config import command, require, require_folder, require_seed
-from llava_pose.drawing import AXIS_COLOURS, draw_axes, load_font
+from eval.compared import canonical_category, read_systems, require_annotation
+from llava_pose.data.images import load_rgb, to_rgb
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.errors import InputError, joined, left_out
-from llava_pose.metrics import pose_error
-from llava_pose.pictures import load_rgb, to_rgb
-from llava_pose.records import ObjectRecord, Pose, Prediction, read_records
+from llava_pose.inference.drawing import AXIS_COLOURS, draw_axes, load_font
+from llava_pose.pose.metrics import pose_error
+from llava_pose.utils.config import command, require, require_folder, require_seed
 from llava_pose.utils.files import inside, write_atomic
 from llava_pose.utils.output_folder import own_file
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.report.sections import Cell, Section, row
 from eval.report.table import name_of_test
-from llava_pose.categories import CUSTOM_META_CLASS, META_CLASSES
+from llava_pose.pose.categories import CUSTOM_META_CLASS, META_CLASSES
 
 AVERAGE = "Avg"
 # the report's abbreviations, in its order

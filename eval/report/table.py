@@ -117,7 +117,7 @@ def paired_table(scores: Figures) -> str:
 
 
 def name_of_test(scores: Figures) -> str:
-    """Which test the p-values of a comparison are of (:func:`llava_pose.metrics.paired_accuracy_test`)."""
+    """Which test the p-values of a comparison are of (:func:`llava_pose.pose.metrics.paired_accuracy_test`)."""
     return "permuting instances" if scores["n_instances"] < scores["n"] else "McNemar, exact"
 
 

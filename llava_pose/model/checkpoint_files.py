@@ -24,8 +24,8 @@ from torch.nn.modules.module import (
 )
 from transformers import PreTrainedConfig
 
+from llava_pose.data.records import parse_json
 from llava_pose.errors import InputError
-from llava_pose.records import parse_json
 from llava_pose.utils.files import is_regular, read_text, shortened, unsafe_name
 
 CONFIG_FILE = "config.json"

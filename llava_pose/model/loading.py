@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
 
-from llava_pose.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import (
     ADAPTER_CONFIG,
@@ -269,7 +269,7 @@ def require_fit(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.
     Raises:
         InputError: their image or pose tokens are not the same, or not of the vocabulary.
     """
-    config = underlying_model(model).config
+    config = unwrap_model(model).config
     for name in ("image_token_id", "pose_token_id"):
         ours, theirs = getattr(config, name), getattr(processor, name)
         if ours != theirs or not 0 <= theirs < config.text_config.vocab_size:
@@ -279,7 +279,7 @@ def require_fit(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.
             )
 
 
-def underlying_model(model: nn.Module) -> LlavaPoseForConditionalGeneration:
+def unwrap_model(model: nn.Module) -> LlavaPoseForConditionalGeneration:
     """The LLaVA-pose model itself, whether or not an adapter is wrapped round it."""
     while not isinstance(model, LlavaPoseForConditionalGeneration):
         model = model.get_base_model() if hasattr(model, "get_base_model") else model.module

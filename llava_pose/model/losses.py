@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_pose.geometry import geodesic_angle, rotation_matrix
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.pose_head import PoseHeadOutput
 from llava_pose.model.rotation import RotationRepresentation
+from llava_pose.pose.geometry import geodesic_angle, rotation_matrix
 
 POSE_TERMS = ("rotation", "location", "confidence")
 

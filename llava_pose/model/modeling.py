@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.llava.modeling_llava import LlavaModel
 
+from llava_pose.data.conversation import IGNORE_INDEX
 from llava_pose.model.checkpoint_files import NO_CODE
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
@@ -25,8 +26,6 @@ from llava_pose.model.pose_head import (
     PoseTokenRow,
     ZeroStartLinear,
 )
-
-IGNORE_INDEX = -100
 
 
 @dataclass

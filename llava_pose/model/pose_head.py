@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_pose.geometry import angles_from_rotation, rotation_matrix
+from llava_pose.data.records import Pose
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.rotation import rotation_representation
-from llava_pose.records import Pose
+from llava_pose.pose.geometry import angles_from_rotation, rotation_matrix
 
 _LOCATION_SIZE = 3
 
@@ -266,17 +265,3 @@ class PoseTokenOutput(PoseTokenRow):
     def forward(self, states: Tensor) -> Tensor:
         """(..., hidden size) states -> (...) to add to the logits of `<pose6D>`."""
         return F.linear(states.to(self.change.dtype), self.change).squeeze(-1)
-
-
-def pose_targets_of(pose: Pose, *, width: float, height: float, viewport: float) -> list[float]:
-    """The six numbers the model learns of a pose: three angles in radians and the normalised location (NaN if unknown)."""
-    location = (pose.distance, pose.px, pose.py)
-    if any(value is None or not math.isfinite(value) for value in location) or pose.distance <= 0:
-        return [*pose.angles, math.nan, math.nan, math.nan]
-    side = max(width, height)
-    return [
-        *pose.angles,
-        math.log(viewport / (pose.distance * side)),
-        pose.px / width - 0.5,
-        pose.py / height - 0.5,
-    ]

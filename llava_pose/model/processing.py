@@ -12,10 +12,9 @@ from tokenizers import AddedToken
 from transformers import LlavaProcessor
 from transformers.image_utils import get_image_size, to_numpy_array
 
-from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.data.conversation import IGNORE_INDEX, IMAGE_TOKEN, POSE_TOKEN, ChatTooLongError
 from llava_pose.errors import InputError
 
-IGNORE_INDEX = -100
 SPECIAL_TOKENS = (
     AddedToken(IMAGE_TOKEN, special=True, normalized=False),
     # The space before it is part of it. Else a lone space would be the token that predicts it, whose state pretrained models
@@ -40,10 +39,6 @@ CHAT_TEMPLATES = {
     "{%- else -%}{{ show(message.content) }}{{ ' ' }}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}",
 }
-
-
-class ChatTooLongError(InputError):
-    """A chat has more tokens than max_length."""
 
 
 @dataclass(frozen=True)

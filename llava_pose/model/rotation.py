@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_pose.geometry import angles_to_bins, bins_to_angles, rotation_matrix
+from llava_pose.pose.geometry import angles_to_bins, bins_to_angles, rotation_matrix
 
 BINS = 40
 DECODING = "smoothed bins"  # of :meth:`decode`, for files of answers: to be named anew when one changes, so that none mixes two

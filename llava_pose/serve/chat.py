@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from llava_pose.config import command, require
 from llava_pose.errors import InputError
-from llava_pose.predictor import ChatAnswer, PosePredictor
+from llava_pose.inference.predictor import ChatAnswer, PosePredictor
 from llava_pose.serve.session import ChatSession, angles_in_degrees, open_picture
+from llava_pose.utils.config import command, require
 from llava_pose.utils.files import atomic_file, printable
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import IO
 
 from PIL import Image
 
+from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
-from llava_pose.pictures import load_rgb
 from llava_pose.serve.limits import DECODING_BYTES, DECODING_SECONDS, LARGEST_SIDE
 
 REMEDY = "give a JPEG, PNG or WebP file"

@@ -8,8 +8,8 @@ import socket
 import tempfile
 from dataclasses import dataclass, field
 
-from llava_pose.config import command, require
 from llava_pose.errors import InputError
+from llava_pose.utils.config import command, require
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def demo(config: DemoConfig) -> None:
         if error.name != "gradio":
             raise
         raise InputError("the demo needs gradio; install it with: pip install 'llava-pose[demo]'") from error
-    from llava_pose.predictor import PosePredictor
+    from llava_pose.inference.predictor import PosePredictor
 
     predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
     # a folder that only this demo knows: Gradio's own is shared by whatever else uses it on this machine

@@ -15,10 +15,10 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.middleware import Middleware
 
-from llava_pose.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS
-from llava_pose.drawing import AXIS_COLOURS
+from llava_pose.data.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS
 from llava_pose.errors import InputError
-from llava_pose.predictor import PosePredictor
+from llava_pose.inference.drawing import AXIS_COLOURS
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.serve.decoding import decode_apart
 from llava_pose.serve.gate import NOT_HERE, Gate, Uploads
 from llava_pose.serve.limits import KEPT_SECONDS, QUESTION_CHARACTERS, QUESTIONS_AT_ONCE, UPLOAD_BYTES

@@ -9,13 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
-from llava_pose.drawing import draw_axes
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.data.images import load_rgb
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.geometry import canonicalize
-from llava_pose.pictures import load_rgb
-from llava_pose.predictor import ChatAnswer, PosePredictor, assumed_viewport
-from llava_pose.records import Pose
+from llava_pose.inference.drawing import draw_axes
+from llava_pose.inference.predictor import ChatAnswer, PosePredictor, assumed_viewport
+from llava_pose.pose.geometry import canonicalize
 
 
 def open_picture(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from eval.baselines.neural_mesh_geometry import Cuboid, cuboid_points
-from eval.baselines.neural_mesh_grid import published_grid
-from eval.baselines.neural_mesh_search import Meshes, PoseSearch, Starts, classify_and_search
-from llava_pose.config import command
+from eval.systems.neural_mesh.geometry import Cuboid, cuboid_points
+from eval.systems.neural_mesh.grid import published_grid
+from eval.systems.neural_mesh.search import Meshes, PoseSearch, Starts, classify_and_search
 from llava_pose.errors import InputError
+from llava_pose.utils.config import command
 from llava_pose.utils.files import write_json
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from scipy.linalg import logm
 from scipy.spatial.transform import Rotation
 
-from llava_pose.config import command
 from llava_pose.errors import InputError
-from llava_pose.geometry import rotation_matrix
-from llava_pose.metrics import pose_error
+from llava_pose.pose.geometry import rotation_matrix
+from llava_pose.pose.metrics import pose_error
+from llava_pose.utils.config import command
 from llava_pose.utils.files import write_json
 
 HALF_TURNS = 200
@@ -85,7 +85,7 @@ def benchmark(config: BenchmarkConfig) -> list[Row]:
     pred, true = rng.uniform(0, 2 * math.pi, (2, config.errors, 3))
     few = min(config.errors, config.logm_errors)
 
-    ours = _measure("llava_pose.metrics.pose_error", pose_error, pred, true, repeats=config.repeats)
+    ours = _measure("llava_pose.pose.metrics.pose_error", pose_error, pred, true, repeats=config.repeats)
     rows = [
         ours,
         _measure("scipy Rotation, vectorised", scipy_rotation_error, pred, true, repeats=config.repeats, ours=ours),

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from eval.baselines.linear_probe import LEARNING_RATES
-from eval.baselines.probe_training import MOMENTUM, ProbeTrainer, ProbeWeights, TrainedProbes, batch_order
-from llava_pose.config import command
+from eval.systems.linear_probe.probe import LEARNING_RATES
+from eval.systems.linear_probe.training import MOMENTUM, ProbeTrainer, ProbeWeights, TrainedProbes, batch_order
 from llava_pose.errors import InputError
-from llava_pose.geometry import bins_to_angles
-from llava_pose.metrics import pose_error
 from llava_pose.model.rotation import BINS
+from llava_pose.pose.geometry import bins_to_angles
+from llava_pose.pose.metrics import pose_error
+from llava_pose.utils.config import command
 from llava_pose.utils.files import write_json
 
 CLS = ("cls3", "cls6", "cls9", "cls10", "cls11", "cls12")

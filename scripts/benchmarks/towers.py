@@ -32,17 +32,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
-from llava_pose import categories
-from llava_pose.config import command, require_folder
+from llava_pose.data.images import load_rgb
+from llava_pose.data.records import ObjectRecord, read_records
 from llava_pose.errors import InputError
-from llava_pose.geometry import angles_from_rotation
-from llava_pose.metrics import pose_error, summarize_errors
 from llava_pose.model.checkpoint_files import NO_CODE, SAFE
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
 from llava_pose.model.modeling import space_to_depth
 from llava_pose.model.rotation import ROTATION_NAMES, RotationRepresentation, rotation_representation
-from llava_pose.pictures import load_rgb
-from llava_pose.records import ObjectRecord, read_records
+from llava_pose.pose import categories
+from llava_pose.pose.geometry import angles_from_rotation
+from llava_pose.pose.metrics import pose_error, summarize_errors
+from llava_pose.utils.config import command, require_folder
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava_pose.records import ObjectRecord, Pose, write_records
+from llava_pose.data.records import ObjectRecord, Pose, write_records
 
 SIDE = 240
 VIEWPORT = 900.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.align import CONFIG_FILE, TABLE_FILES, main
-from data_prep.alignment import (
+from data_prep.raw.alignment import (
     AlignmentTable,
     builtin_table,
     parse_table,
@@ -19,12 +19,12 @@ from data_prep.alignment import (
     rotation_of_turns,
     turned_angles,
 )
-from data_prep.imagenet3d import plain, read_annotation
-from llava_pose import categories
-from llava_pose.categories import Category
+from data_prep.raw.imagenet3d import plain, read_annotation
 from llava_pose.errors import InputError
-from llava_pose.geometry import canonicalize, geodesic_angle_of_poses, project_points, rotation_matrix
-from llava_pose.off import read_off
+from llava_pose.pose import categories
+from llava_pose.pose.categories import Category
+from llava_pose.pose.geometry import canonicalize, geodesic_angle_of_poses, project_points, rotation_matrix
+from llava_pose.pose.meshes import read_off
 
 TABLE_FILE = TABLE_FILES["both"]
 TABLE = {

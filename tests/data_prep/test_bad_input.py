@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.imagenet3d import write_annotation, write_list
-from data_prep.prepare import PrepareConfig, main, prepare
+from data_prep.prepare.command import PrepareConfig, main, prepare
+from data_prep.raw.imagenet3d import write_annotation, write_list
+from llava_pose.data.images import PADDING_COLOUR
+from llava_pose.data.records import ObjectRecord, read_jsonl, read_records
 from llava_pose.errors import InputError
-from llava_pose.pictures import PADDING_COLOUR
-from llava_pose.records import ObjectRecord, read_jsonl, read_records
 
 COLORS = {
     "left top": (200, 30, 40),

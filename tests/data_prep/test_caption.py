@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.caption import CaptionConfig, caption, main
-from data_prep.caption_lines import read_captions
+from data_prep.caption.command import CaptionConfig, caption, main
+from data_prep.caption.lines import read_captions
 from llava_pose.errors import InputError
-from llava_pose.served_model import map_threads
+from llava_pose.utils.openai_client import map_threads
 from tests.data_prep.made_scenes import make_prepared, make_records
 from tests.misbehaving import GOOD, Script, kill_at_line, serving
 
@@ -323,7 +323,7 @@ def test_a_killed_run_loses_and_doubles_nothing(tmp_path, server):
     out = tmp_path / "captions.jsonl"
     server.delay = 0.1
     argv = ["--data", str(prepared), "--out", str(out), "--api-base", server.url, "--model", "tester"]
-    command = [sys.executable, "-m", "data_prep.caption", *argv, "--concurrency", "2"]
+    command = [sys.executable, "-m", "data_prep.caption.command", *argv, "--concurrency", "2"]
     kill_at_line(command, out, 4)
     done = out.read_bytes().count(b"\n")
     assert 4 <= done < 20

@@ -7,14 +7,14 @@ import random
 
 import pytest
 
-from data_prep.caption_check import MOST_WORDS, check_words, read_answer
-from data_prep.caption_grammar import check_caption, scene_caption
-from data_prep.caption_prompt import RULES, describe_object, first_messages, prompt_text
+from data_prep.caption.check import MOST_WORDS, check_words, read_answer
+from data_prep.caption.grammar import check_caption, scene_caption
+from data_prep.caption.prompt import RULES, describe_object, first_messages, prompt_text
 from data_prep.questions.base import Mismatch
-from data_prep.scenes import make_scenes
-from llava_pose.conversation import POSE_TOKEN
-from llava_pose.records import ObjectRecord, Pose
-from llava_pose.served_model import next_messages
+from data_prep.scene.scenes import make_scenes
+from llava_pose.data.conversation import POSE_TOKEN
+from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.utils.openai_client import next_messages
 from tests.data_prep.made_scenes import make_records
 
 

@@ -18,10 +18,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from data_prep.caption import CaptionConfig, caption
-from data_prep.caption_prompt import first_messages
-from data_prep.scenes import make_scenes
-from llava_pose.model.tiny import tiny_tokenizer
+from data_prep.caption.command import CaptionConfig, caption
+from data_prep.caption.prompt import first_messages
+from data_prep.scene.scenes import make_scenes
+from llava_pose.backbones.tiny import tiny_tokenizer
 from tests.data_prep.made_scenes import make_prepared, make_records
 
 ANSWER = json.dumps({"objects": [1], "caption": "Here stands a car <pose6D>."})

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from data_prep.export import ExportConfig, export, main
-from data_prep.imagenet3d import filter_reason, read_annotation
-from data_prep.prepare import PrepareConfig, prepare
-from data_prep.processed import raw_annotation, read_processed
+from data_prep.prepare.command import PrepareConfig, prepare
+from data_prep.raw.imagenet3d import filter_reason, read_annotation
+from data_prep.raw.processed import raw_annotation, read_processed
+from llava_pose.data.records import ObjectRecord, read_records, write_records
 from llava_pose.errors import InputError
-from llava_pose.geometry import project_points
-from llava_pose.records import ObjectRecord, read_records, write_records
+from llava_pose.pose.geometry import project_points
 
 POINTS = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
 PUBLISHED = {  # the keys that the published preprocessing writes
@@ -213,7 +213,7 @@ def test_running_again_writes_only_what_has_changed(raw_dataset: Any, tmp_path: 
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
     assert (out / "train/images/car/a_00.JPEG").stat().st_ino == untouched
 
-    from data_prep.imagenet3d import write_annotation
+    from data_prep.raw.imagenet3d import write_annotation
 
     write_annotation(raw_dataset.layout.annotation("car", "b"), [raw_dataset.object(azimuth=1.0)])
     prepared_from(raw_dataset, prepared)
@@ -315,7 +315,7 @@ def test_command_line(raw_dataset: Any, tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_real_photographs_come_back(photos: Path, tmp_path: Path) -> None:
-    from data_prep.imagenet3d import write_list
+    from data_prep.raw.imagenet3d import write_list
 
     root = tmp_path / "raw"
     root.mkdir()

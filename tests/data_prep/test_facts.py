@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_prep import relations
-from data_prep.facts import ASKS_FRONT, PREDICATES, between, correction
-from data_prep.topics import TOPICS
-from llava_pose import categories
-from llava_pose.conversation import mirror_sides
-from llava_pose.geometry import flip_pose, project_points
-from llava_pose.records import Pose
+from data_prep.scene import relations
+from data_prep.scene.facts import ASKS_FRONT, PREDICATES, between, correction
+from data_prep.scene.topics import TOPICS
+from llava_pose.data.conversation import mirror_sides
+from llava_pose.data.records import Pose
+from llava_pose.pose import categories
+from llava_pose.pose.geometry import flip_pose, project_points
 
 FRONT, UP, OWN_LEFT = np.array([0.0, -1, 0]), np.array([0.0, 0, 1]), np.array([1.0, 0, 0])
 

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.imagenet3d import read_annotation
-from data_prep.journal import Journal
-from data_prep.prepare_image import ImageJob, ImageOptions, ImageResult, prepare_image
+from data_prep.prepare.image import ImageJob, ImageOptions, ImageResult, prepare_image
+from data_prep.prepare.journal import Journal
+from data_prep.raw.imagenet3d import read_annotation
+from llava_pose.data.records import ObjectRecord, write_jsonl
 from llava_pose.errors import InputError
-from llava_pose.records import ObjectRecord, write_jsonl
 from tests.conftest import RawDataset
 from tests.data_prep.damaged_input import npz_of_pickle, zipped
 

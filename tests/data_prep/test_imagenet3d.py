@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.imagenet3d import (
+from data_prep.raw.imagenet3d import (
     AnnotatedObject,
     AnnotationError,
     RawLayout,
@@ -26,7 +26,7 @@ from data_prep.imagenet3d import (
     write_annotation,
     write_list,
 )
-from data_prep.safe_npz import read_npz
+from data_prep.raw.safe_npz import read_npz
 from llava_pose.errors import InputError
 
 GOOD = {

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from data_prep.inspect.align_views import FRONT_VIEW, OBLIQUE_VIEW, draw_view, standing
-from data_prep.inspect_data import main
+from data_prep.inspect.command import main
 from data_prep.render.mesh import off_text
 from data_prep.render.parametric import build
-from llava_pose.off import OffMesh, read_off
+from llava_pose.pose.meshes import OffMesh, read_off
 
 GREEN = np.array([0, 200, 83])
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.imagenet3d import RawLayout, read_annotation, write_annotation, write_list
+from data_prep.inspect.command import main
 from data_prep.inspect.diff import compare
 from data_prep.inspect.reading import open_dataset
-from data_prep.inspect_data import main
-from data_prep.prepare import main as prepare
-from llava_pose.records import Pose, Prediction, read_records, write_jsonl
+from data_prep.prepare.command import main as prepare
+from data_prep.raw.imagenet3d import RawLayout, read_annotation, write_annotation, write_list
+from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
 
 
 @pytest.fixture

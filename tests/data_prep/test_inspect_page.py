@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.inspect.command import main
 from data_prep.inspect.page import PageConfig, choose
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.wireframe import Wireframe
-from data_prep.inspect_data import main
-from data_prep.prepare import main as prepare
-from llava_pose.geometry import project_points
-from llava_pose.off import OffMesh, read_off
-from llava_pose.records import Pose, Prediction, read_records, write_jsonl
+from data_prep.prepare.command import main as prepare
+from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
+from llava_pose.pose.geometry import project_points
+from llava_pose.pose.meshes import OffMesh, read_off
 
 CUBE_CORNERS = np.array([[x, y, z] for x in (-0.3, 0.3) for y in (-0.3, 0.3) for z in (-0.3, 0.3)])
 CUBE_FACES = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]

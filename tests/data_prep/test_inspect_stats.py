@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.caption import main as caption
+from data_prep.caption.command import main as caption
+from data_prep.inspect.command import main
 from data_prep.inspect.entries import Dataset, Entry
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.statistics import statistics
 from data_prep.inspect.stats_report import report_text
-from data_prep.inspect_data import main
-from data_prep.instructions import main as instruct
-from data_prep.prepare import main as prepare
+from data_prep.instruct.command import main as instruct
+from data_prep.prepare.command import main as prepare
+from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
 from llava_pose.errors import InputError
-from llava_pose.records import Pose, Prediction, read_records, write_jsonl
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.instructions import (
+from data_prep.instruct.command import (
     QUESTIONS,
     InstructConfig,
     draw_kinds,
@@ -22,9 +22,9 @@ from data_prep.instructions import (
     make_samples,
     write_json_array,
 )
-from llava_pose.conversation import POSE_TOKEN, describe_pose, validate_sample
+from llava_pose.data.conversation import POSE_TOKEN, describe_pose, validate_sample
+from llava_pose.data.records import ObjectRecord, Pose, write_records
 from llava_pose.errors import InputError
-from llava_pose.records import ObjectRecord, Pose, write_records
 
 CATEGORIES = ("car", "aeroplane", "scissors", "bottle", "cup")
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.inspect_data import main as inspect
-from data_prep.prepare import main as prepare
-from llava_pose.records import read_records
+from data_prep.inspect.command import main as inspect
+from data_prep.prepare.command import main as prepare
+from llava_pose.data.records import read_records
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "DATA.md"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from data_prep.imagenet3d import write_annotation, write_list
-from data_prep.prepare import PrepareConfig, main, prepare
-from data_prep.shards import Shard
+from data_prep.prepare.command import PrepareConfig, main, prepare
+from data_prep.prepare.shards import Shard
+from data_prep.raw.imagenet3d import write_annotation, write_list
+from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
-from llava_pose.records import read_records
 from tests.conftest import RawDataset
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def run(dataset: Any, out: Path, **options: Any) -> Path:
 
 def command(dataset: Any, out: Path, *words: str) -> list[str]:
     options = ["--data-root", str(dataset.root), "--out", str(out), "--splits", "train", "--size", "32"]
-    return [sys.executable, "-m", "data_prep.prepare", *options, *words]
+    return [sys.executable, "-m", "data_prep.prepare.command", *options, *words]
 
 
 def tree(out: Path) -> dict[str, bytes]:
@@ -227,7 +227,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(raw_dataset: Any,
 
 MEMORY = """
 import resource, sys
-from data_prep.prepare import PrepareConfig, prepare
+from data_prep.prepare.command import PrepareConfig, prepare
 options = dict(zip(("data_root", "out", "splits"), sys.argv[1:4]))
 prepare(PrepareConfig(**options, size=16, crop="whole", workers=int(sys.argv[4])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

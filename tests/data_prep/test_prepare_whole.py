@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.crop import Crop, whole_crop
-from data_prep.imagenet3d import write_annotation
-from data_prep.instructions import InstructConfig, instruct
-from data_prep.prepare import PrepareConfig, prepare
-from llava_pose.geometry import project_points
-from llava_pose.pictures import PADDING_COLOUR
-from llava_pose.records import Prediction, read_predictions, read_records, write_jsonl
+from data_prep.instruct.command import InstructConfig, instruct
+from data_prep.prepare.command import PrepareConfig, prepare
+from data_prep.prepare.crop import Crop, whole_crop
+from data_prep.raw.imagenet3d import write_annotation
+from llava_pose.data.images import PADDING_COLOUR
+from llava_pose.data.records import Prediction, read_predictions, read_records, write_jsonl
+from llava_pose.pose.geometry import project_points
 
 POINTS = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))
 CAMERA = ("azimuth", "elevation", "theta", "distance", "px", "py")
@@ -127,7 +127,7 @@ def prepared(raw_dataset: Any, tmp_path: Path) -> Path:
 
 
 def test_instruct_and_the_samples_of_training_take_it(prepared: Path, tiny_base: Path, tmp_path: Path) -> None:
-    from llava_pose.dataset import TrainingSamples, read_samples
+    from llava_pose.data.dataset import PoseDataset, read_samples
     from llava_pose.model.loading import load_processor
 
     result = instruct(InstructConfig(data=str(prepared), out=str(tmp_path / "train.json"), questions_per_object=2))
@@ -146,7 +146,7 @@ def test_instruct_and_the_samples_of_training_take_it(prepared: Path, tiny_base:
             else:
                 assert sample["poses"] == [records[name].pose.to_dict()]
             assert sample["viewport"] == records[name].viewport * records[name].focal
-    encoded = TrainingSamples(samples, prepared, load_processor(tiny_base), flip=True)
+    encoded = PoseDataset(samples, prepared, load_processor(tiny_base), flip=True)
     pictures = [encoded[i].image for i in range(len(encoded))]
     assert all(picture.size == (128, 128) for picture in pictures)
 

@@ -11,16 +11,16 @@ from functools import cache
 
 import pytest
 
-from data_prep.caption import grammar_line
-from data_prep.instructions import InstructConfig, SampleWriter, deal, instruct, main
+from data_prep.caption.command import grammar_line
+from data_prep.instruct.command import InstructConfig, SampleWriter, deal, instruct, main
+from data_prep.instruct.rederive import rederive
 from data_prep.questions import boxes, captioned, given, relative, single
 from data_prep.questions.base import LETTERS, Balance, Mismatch, Turn, listing, phrasings, split_listing, told
 from data_prep.questions.kinds import KIND_NAMES
-from data_prep.rederive import rederive
-from data_prep.scenes import category_of, noun
-from llava_pose import categories
-from llava_pose.conversation import POSE_TOKEN, mirror_sides, object_words, validate_sample
-from llava_pose.records import ObjectRecord
+from data_prep.scene.scenes import category_of, noun
+from llava_pose.data.conversation import POSE_TOKEN, mirror_sides, object_words, validate_sample
+from llava_pose.data.records import ObjectRecord
+from llava_pose.pose import categories
 from tests.data_prep.made_scenes import make_prepared, make_records
 
 

@@ -14,11 +14,11 @@ import pytest
 import trimesh
 from PIL import Image
 
+from data_prep.raw.safe_npz import read_npz
 from data_prep.render.generate import main, render
 from data_prep.render.options import RenderConfig
-from data_prep.safe_npz import read_npz
 from llava_pose.errors import InputError
-from llava_pose.geometry import project_points
+from llava_pose.pose.geometry import project_points
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.imagenet3d import RawLayout, write_annotation, write_list
+from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
 from data_prep.render.generate import render as render_set
 from data_prep.render.materials import one_color, paint_groups, random_paint
 from data_prep.render.mesh import axis_rotation, join
@@ -21,9 +21,9 @@ from data_prep.render.sampling import ViewDistribution, draw_camera, draw_light
 from data_prep.render.scene import Camera, render
 from data_prep.render.skins import Pattern, PatternSkin, PictureSkin
 from data_prep.render.surroundings import draw_distractors
+from llava_pose.data.records import ObjectRecord, Pose, write_records
 from llava_pose.errors import InputError
-from llava_pose.geometry import rotation_matrix
-from llava_pose.records import ObjectRecord, Pose, write_records
+from llava_pose.pose.geometry import rotation_matrix
 
 GREY = (0.5, 0.5, 0.5)
 

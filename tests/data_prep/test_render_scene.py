@@ -23,7 +23,7 @@ from data_prep.render.sampling import (
 )
 from data_prep.render.scene import Camera, Light, Rendering, linear_to_srgb, render, srgb_to_linear
 from data_prep.render.surroundings import draw_occluders
-from llava_pose.geometry import project_points
+from llava_pose.pose.geometry import project_points
 
 RED, GREEN, BLUE, GREY = (0.9, 0.05, 0.05), (0.05, 0.8, 0.05), (0.05, 0.05, 0.9), (0.5, 0.5, 0.5)
 FROM_EVERYWHERE = Light(direction=np.array([0.0, 0.0, 1.0]), key=np.zeros(3), ambient=np.ones(3), fill=0.0)

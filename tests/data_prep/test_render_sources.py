@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from data_prep.raw.safe_npz import read_npz
 from data_prep.render import sweethome3d
 from data_prep.render.generate import render
 from data_prep.render.mesh_files import MeshError
@@ -20,9 +21,8 @@ from data_prep.render.options import RenderConfig
 from data_prep.render.plan import Selection, companions, plan
 from data_prep.render.sources import Instance, MeshSource, ParametricSource
 from data_prep.render.sweethome3d import SweetHome3DSource, read_table
-from data_prep.safe_npz import read_npz
-from llava_pose import categories
 from llava_pose.errors import InputError
+from llava_pose.pose import categories
 
 PACKAGE = Path(sweethome3d.DEFAULT_FOLDER)
 SHARED_CAD = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos" / "CAD"

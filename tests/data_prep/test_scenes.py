@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_prep.scenes import Scene, box_text, make_scenes, noun, parse_box, same_box
-from llava_pose.conversation import mirror_sides
-from llava_pose.geometry import project_points
-from llava_pose.records import ObjectRecord, Pose
+from data_prep.scene.scenes import Scene, box_text, make_scenes, noun, parse_box, same_box
+from llava_pose.data.conversation import mirror_sides
+from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.pose.geometry import project_points
 from tests.data_prep.made_scenes import make_records
 
 

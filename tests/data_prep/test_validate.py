@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.caption import CaptionConfig, caption
-from data_prep.instructions import InstructConfig, instruct
-from data_prep.instructions import main as instruct_main
-from data_prep.validate import ValidateConfig, main, validate
-from llava_pose.conversation import POSE_TOKEN, mirror_sides
+from data_prep.caption.command import CaptionConfig, caption
+from data_prep.instruct.command import InstructConfig, instruct
+from data_prep.instruct.command import main as instruct_main
+from data_prep.instruct.validate import ValidateConfig, main, validate
+from llava_pose.data.conversation import POSE_TOKEN, mirror_sides
 from llava_pose.errors import InputError
 from tests.data_prep.made_scenes import make_prepared, make_records
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.prepare import PrepareConfig, prepare
+from data_prep.prepare.command import PrepareConfig, prepare
 
 
 @pytest.fixture

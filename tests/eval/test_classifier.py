@@ -24,21 +24,21 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from data_prep.prepare import PrepareConfig, prepare
-from eval.baselines.classifier import ClassifierConfig, build_classifier, load_classifier, main, predict, run
-from eval.baselines.classifier_model import PoseClassifier, PoseClassifierConfig
-from eval.baselines.classifier_trainer import ClassifierTrainer
-from eval.baselines.record_images import RecordImages
-from eval.baselines.trained_classifier import TrainedClassifierConfig
-from eval.baselines.trained_classifier import run as run_trained
-from llava_pose.config import parse_config
+from data_prep.prepare.command import PrepareConfig, prepare
+from eval.systems.classifier.command import ClassifierConfig, build_classifier, load_classifier, main, predict, run
+from eval.systems.classifier.model import PoseClassifier, PoseClassifierConfig
+from eval.systems.classifier.trained import TrainedClassifierConfig
+from eval.systems.classifier.trained import run as run_trained
+from eval.systems.classifier.trainer import ClassifierTrainer
+from eval.systems.record_images import RecordImages
+from llava_pose.backbones.assemble import AssembleConfig, assemble
+from llava_pose.data.records import read_predictions, read_records, write_jsonl
 from llava_pose.errors import InputError
-from llava_pose.geometry import angles_from_rotation, angles_to_bins, bins_to_angles
-from llava_pose.metrics import pose_error
-from llava_pose.model.assemble import AssembleConfig, assemble
 from llava_pose.model.loading import load_model
-from llava_pose.records import read_predictions, read_records, write_jsonl
-from llava_pose.trainer import NonFiniteLossError
+from llava_pose.pose.geometry import angles_from_rotation, angles_to_bins, bins_to_angles
+from llava_pose.pose.metrics import pose_error
+from llava_pose.train.trainer import NonFiniteLossError
+from llava_pose.utils.config import parse_config
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
 
-from eval.baselines.linear_probe import LinearProbeConfig, hold_out, run
-from eval.baselines.probe_backbone import load_probe_backbone
-from eval.baselines.probe_features import build_features
-from eval.linear_probing import main
+from eval.systems.linear_probe.backbone import load_probe_backbone
+from eval.systems.linear_probe.command import main
+from eval.systems.linear_probe.features import build_features
+from eval.systems.linear_probe.probe import LinearProbeConfig, hold_out, run
+from llava_pose.data.images import load_rgb
+from llava_pose.data.records import ObjectRecord, Pose, read_predictions, read_records, write_records
 from llava_pose.errors import InputError
-from llava_pose.geometry import angles_to_bins, bins_to_angles
-from llava_pose.metrics import pose_error
-from llava_pose.pictures import load_rgb
-from llava_pose.records import ObjectRecord, Pose, read_predictions, read_records, write_records
+from llava_pose.pose.geometry import angles_to_bins, bins_to_angles
+from llava_pose.pose.metrics import pose_error
 from tests.eval.test_task import start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -189,7 +189,7 @@ def test_two_processes_predict_what_one_does(recipe, tmp_path):
     for count in (1, 2):
         out = tmp_path / f"by{count}"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        command = [*launcher, "-m", "eval.linear_probing", *words, "--output-dir", str(out)]
+        command = [*launcher, "-m", "eval.systems.linear_probe.command", *words, "--output-dir", str(out)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append([(p.id, p.pose.angles) for p in read_predictions(out / "vit" / "predictions.jsonl")])

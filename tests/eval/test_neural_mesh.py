@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import ViTImageProcessor
 
-from eval.baselines.classifier import load_classifier
-from eval.baselines.neural_mesh import NeuralMeshRunConfig, load_neural_mesh, main, predict, run
-from eval.baselines.neural_mesh_data import MeshImages
+from eval.systems.classifier.command import load_classifier
+from eval.systems.neural_mesh.command import NeuralMeshRunConfig, load_neural_mesh, main, predict, run
+from eval.systems.neural_mesh.data import MeshImages
+from llava_pose.data.records import read_predictions, read_records, write_jsonl, write_records
 from llava_pose.errors import InputError
-from llava_pose.geometry import project_points
-from llava_pose.metrics import pose_error
 from llava_pose.model.loading import load_model
-from llava_pose.records import read_predictions, read_records, write_jsonl, write_records
+from llava_pose.pose.geometry import project_points
+from llava_pose.pose.metrics import pose_error
 
 ROOT = Path(__file__).resolve().parents[2]
 BOXES = {"car": ((-0.2, -0.4, -0.15), (0.2, 0.4, 0.15)), "guitar": ((-0.15, -0.05, -0.45), (0.15, 0.05, 0.45))}
@@ -136,7 +136,14 @@ def test_two_processes_remember_and_learn_what_one_does(recipe, tmp_path):
     run(NeuralMeshRunConfig(**values))
     apart = {**values, "output_dir": str(tmp_path / "apart"), "per_device_train_batch_size": 3, "ddp_backend": "gloo"}
     (tmp_path / "recipe.json").write_text(json.dumps(apart))  # JSON is YAML
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "eval.baselines.neural_mesh"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "eval.systems.neural_mesh.command",
+    ]
     done = subprocess.run(
         [sys.executable, *launch, "--config", str(tmp_path / "recipe.json")],
         cwd=ROOT,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from eval.baselines.neural_mesh_geometry import (
+from eval.systems.neural_mesh.geometry import (
     Cuboid,
     cuboid_of_cads,
     cuboid_points,
@@ -19,7 +19,7 @@ from eval.baselines.neural_mesh_geometry import (
     sphere_points,
 )
 from llava_pose.errors import InputError
-from llava_pose.geometry import angles_from_rotation, camera_center, project_points
+from llava_pose.pose.geometry import angles_from_rotation, camera_center, project_points
 
 BOX = Cuboid((-0.1, -0.4, -0.2), (0.2, 0.3, 0.25))
 MESHES = {"sphere": sphere_points(300, 0.4), "cuboid": cuboid_points(300, BOX)}

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from transformers import ResNetConfig, SwinConfig, ViTConfig
 
-from eval.baselines.neural_mesh_bank import FeatureBank, clutter_contrast, neighbours, vertex_contrast
-from eval.baselines.neural_mesh_features import pyramid_layers
-from eval.baselines.neural_mesh_geometry import Cuboid, cuboid_points
-from eval.baselines.neural_mesh_model import NeuralMesh, NeuralMeshConfig, sample_features
-from llava_pose.geometry import camera_center, project_points
+from eval.systems.neural_mesh.bank import FeatureBank, clutter_contrast, neighbours, vertex_contrast
+from eval.systems.neural_mesh.features import pyramid_layers
+from eval.systems.neural_mesh.geometry import Cuboid, cuboid_points
+from eval.systems.neural_mesh.model import NeuralMesh, NeuralMeshConfig, sample_features
+from llava_pose.backbones.tiny import tiny_vision_config
 from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig
-from llava_pose.model.tiny import tiny_vision_config
+from llava_pose.pose.geometry import camera_center, project_points
 
 
 def small_resnet() -> ResNetConfig:

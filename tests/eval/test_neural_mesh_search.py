@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from eval.baselines.neural_mesh_geometry import Cuboid, SurfacePoints, cuboid_points, sphere_points
-from eval.baselines.neural_mesh_grid import (
+from eval.systems.neural_mesh.geometry import Cuboid, SurfacePoints, cuboid_points, sphere_points
+from eval.systems.neural_mesh.grid import (
     Cameras,
     covering_grid,
     expected_cameras,
@@ -18,7 +18,7 @@ from eval.baselines.neural_mesh_grid import (
     published_grid,
     uniform_grid,
 )
-from eval.baselines.neural_mesh_search import (
+from eval.systems.neural_mesh.search import (
     SCORES,
     Meshes,
     PoseSearch,
@@ -28,7 +28,7 @@ from eval.baselines.neural_mesh_search import (
     interpolated,
     turned,
 )
-from llava_pose.geometry import geodesic_angle, rotation_matrix
+from llava_pose.pose.geometry import geodesic_angle, rotation_matrix
 
 RADIUS, BOX = 0.4, Cuboid((-0.22, -0.4, -0.15), (0.22, 0.38, 0.2))
 SIDE, DISTANCE, SCALE = 28, 5.0, 1.0  # positions across, object units, pictures an object unit

@@ -9,10 +9,10 @@ import math
 import numpy as np
 import pytest
 
-from eval.baselines.orient_anything import OrientAnythingConfig, convert, main, pose_from_orient_anything
+from eval.systems.orient_anything import OrientAnythingConfig, convert, main, pose_from_orient_anything
+from llava_pose.data.records import read_predictions
 from llava_pose.errors import InputError
-from llava_pose.geometry import geodesic_angle, project_points, rotation_matrix
-from llava_pose.records import read_predictions
+from llava_pose.pose.geometry import geodesic_angle, project_points, rotation_matrix
 from tests.data_prep.made_scenes import make_prepared, make_record
 
 # all octants of the view, rotations of both signs, both poles

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from eval.joint import main as joint_main
-from llava_pose.records import read_records, write_records
+from eval.benchmark.joint import main as joint_main
+from llava_pose.data.records import read_records, write_records
 from tests.eval.test_task import CATEGORIES, QUICK, SIDE, make_prepared, recipe_file, words
 
 BOXES = {

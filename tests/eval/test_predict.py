@@ -16,17 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.instructions import InstructConfig, instruct
+from data_prep.instruct.command import InstructConfig, instruct
 from eval.predict import PredictConfig, main, predict, predict_batch, run_settings, settings_file
 from eval.score import main as score_main
-from llava_pose import categories
-from llava_pose.config import read_yaml
-from llava_pose.conversation import to_messages
+from llava_pose.data.conversation import to_messages
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, read_records, write_records
 from llava_pose.errors import InputError
-from llava_pose.metrics import pose_error
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full, load_processor
-from llava_pose.predictor import PosePredictor
-from llava_pose.records import ObjectRecord, Pose, Prediction, read_predictions, read_records, write_records
+from llava_pose.pose import categories
+from llava_pose.pose.metrics import pose_error
+from llava_pose.utils.config import read_yaml
 
 SIDE = 32
 CATEGORIES = ["car", "cup", "chair"]

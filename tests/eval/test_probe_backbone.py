@@ -41,7 +41,7 @@ from transformers import (
     ViTModel,
 )
 
-from eval.baselines.probe_backbone import ProbeBackbone, load_probe_backbone
+from eval.systems.linear_probe.backbone import ProbeBackbone, load_probe_backbone
 from llava_pose.errors import InputError
 from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eval.baselines.probe_training import ProbeTrainer, batch_order, cosine_factor
+from eval.systems.linear_probe.training import ProbeTrainer, batch_order, cosine_factor
 
 RATES = (1e-3, 2e-2, 0.1)
 

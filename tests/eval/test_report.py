@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.compared import align
 from eval.figures import score_comparison
 from eval.report.contact_sheet import ContactSheetConfig, SheetItem, choose, main, render_sheet
 from eval.report.plots import categories_figure, curve_figure, save_figure
 from eval.report.table import MOST_CATEGORIES, meta_class_table, paired_table, score_text, system_table, text_table
-from eval.systems import align
-from llava_pose.drawing import AXIS_COLOURS
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_jsonl, write_jsonl, write_records
 from llava_pose.errors import InputError
-from llava_pose.records import ObjectRecord, Pose, Prediction, read_jsonl, write_jsonl, write_records
+from llava_pose.inference.drawing import AXIS_COLOURS
 
 TRUE = Pose(1.0, 0.0, 0.0, 5.0, 48.0, 32.0)
 

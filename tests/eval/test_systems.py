@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from eval.systems import align, canonical_category, read_systems
+from eval.compared import align, canonical_category, read_systems
+from llava_pose.data.records import Pose, Prediction
 from llava_pose.errors import InputError
-from llava_pose.records import Pose, Prediction
 
 POSE = Pose(0.1, 0.2, 0.3)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from eval.report.report_table import ABBREVIATIONS, published_rows
 from eval.report.sections import Cell, Section, as_markdown, as_text
 from eval.tables import TablesConfig, main, output_paths, tables
-from llava_pose import categories
 from llava_pose.errors import InputError
+from llava_pose.pose import categories
 
 TRUE = {"azimuth": 1.0, "elevation": 0.0, "theta": 0.0}
 # a category of each meta class, in the columns' order, known ones and novel ones
@@ -348,7 +348,7 @@ def test_options_that_make_no_sense_are_named(options, match):
 
 
 def test_bad_files_end_with_one_sentence_and_exit_code_2(tmp_path, capsys):
-    """What the readers refuse (tests of eval.systems and the records) reaches the user of tables too."""
+    """What the readers refuse (tests of eval.compared and the records) reaches the user of tables too."""
     empty, no_truth, no_id = (tmp_path / f"{name}.jsonl" for name in ("empty", "no_truth", "no_id"))
     empty.write_text("")
     write(no_truth, [{"id": "1", "category": "car"}])

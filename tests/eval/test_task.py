@@ -20,16 +20,13 @@ import torch
 import yaml
 from PIL import Image
 
-from eval.baselines.classifier import load_classifier
-from eval.joint import main as joint_main
-from eval.open_vocabulary import OpenVocabularyConfig, known_and_novel
-from eval.open_vocabulary import main as open_vocabulary_main
-from eval.task import STAGES
+from eval.benchmark.joint import main as joint_main
+from eval.benchmark.open_vocabulary import OpenVocabularyConfig, known_and_novel
+from eval.benchmark.open_vocabulary import main as open_vocabulary_main
+from eval.benchmark.task import STAGES
+from eval.systems.classifier.command import load_classifier
 from llava_pose import cli
-from llava_pose.config import read_yaml
-from llava_pose.errors import InputError
-from llava_pose.model.loading import load_full
-from llava_pose.records import (
+from llava_pose.data.records import (
     ObjectRecord,
     Pose,
     Prediction,
@@ -38,6 +35,9 @@ from llava_pose.records import (
     write_jsonl,
     write_records,
 )
+from llava_pose.errors import InputError
+from llava_pose.model.loading import load_full
+from llava_pose.utils.config import read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CATEGORIES = ("car", "bus", "agitator_truck", "chair")  # two known ones of the taxonomy, two novel ones
@@ -371,7 +371,7 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
     ("systems", "sentence"),
     [
         ([], "systems: there is none"),
-        (["general"], "field 'systems' must be of type dict"),
+        (["general"], "field 'systems' must be a list, each of it a mapping"),
         ([{"kind": "classifier"}], "systems, number 1: expected a mapping with a name"),
         ([classifier("a/b")], "the name 'a/b' must do for a folder"),
         ([classifier(), classifier()], "systems, number 2: the name 'general' is taken"),
@@ -382,7 +382,7 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
         ([{**classifier(), "oracle": "yes"}], "oracle must be true or false"),
         ([{**classifier(), "options": [1]}], "options must be 'field: value' lines"),
         ([classifier(max_step=3)], "system 'general': options: there is no field 'max_step'; did you mean 'max_steps'"),
-        ([classifier(max_steps="many")], "system 'general': options: the field 'max_steps' must be of type int"),
+        ([classifier(max_steps="many")], "system 'general': options: the field 'max_steps' must be a whole number"),
         ([classifier(rotation="euler")], "system 'general': --rotation euler: not known"),
         ([classifier(data="elsewhere")], "system 'general': the option 'data' is set by the task"),
         ([{"name": "v", "kind": "llava-pose"}], "system 'v': v: give one of model"),
@@ -444,10 +444,10 @@ def test_a_stage_is_what_the_task_takes_it_for(kind: str) -> None:
 )
 def test_the_recipes_name_options_that_there_are(name: str, prepared: Path, tmp_path: Path) -> None:
     """Every system of them is built, with its options checked, on another data set."""
-    from eval.task import Scope, build_systems
-    from llava_pose.config import parse_config
+    from eval.benchmark.task import Scope, build_systems
+    from llava_pose.utils.config import parse_config
 
-    task = import_module("eval.open_vocabulary" if "open" in name else "eval.joint")
+    task = import_module("eval.benchmark.open_vocabulary" if "open" in name else "eval.benchmark.joint")
     config_class = task.OpenVocabularyConfig if "open" in name else task.JointConfig
     given = ["--data", str(prepared), "--output-dir", str(tmp_path / "out")]
     recipe = REPOSITORY / "scripts" / "recipes" / f"{name}.yaml"

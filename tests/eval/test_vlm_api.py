@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from eval.baselines.vlm_api import VlmApiConfig, main, run
-from eval.baselines.vlm_prompt import (
+from eval.systems.vlm_api import VlmApiConfig, main, run
+from eval.systems.vlm_prompt import (
     CONVENTION,
     EXAMPLES,
     RANGES,
@@ -21,12 +21,12 @@ from eval.baselines.vlm_prompt import (
     first_messages,
     read_answer,
 )
-from llava_pose import categories
+from llava_pose.data.records import read_predictions, read_records
 from llava_pose.errors import InputError
-from llava_pose.geometry import camera_center, canonicalize, rotation_matrix
-from llava_pose.metrics import pose_error
-from llava_pose.records import read_predictions, read_records
-from llava_pose.served_model import BadAnswer
+from llava_pose.pose import categories
+from llava_pose.pose.geometry import camera_center, canonicalize, rotation_matrix
+from llava_pose.pose.metrics import pose_error
+from llava_pose.utils.openai_client import BadAnswer
 from tests.data_prep.made_scenes import make_prepared, make_record
 from tests.misbehaving import Script, kill_at_line, serving
 
@@ -350,7 +350,7 @@ def test_a_killed_run_loses_and_doubles_nothing(tmp_path, server):
     server.delay = 0.1
     out = tmp_path / "run" / "predictions.jsonl"
     argv = ["--data", str(prepared), "--output-dir", str(out.parent), "--api-base", server.url, "--model", "tester"]
-    command = [sys.executable, "-m", "eval.baselines.vlm_api", *argv, "--concurrency", "2"]
+    command = [sys.executable, "-m", "eval.systems.vlm_api", *argv, "--concurrency", "2"]
     kill_at_line(command, out, 4)
     done = out.read_bytes().count(b"\n")
     with open(out, "ab") as file:

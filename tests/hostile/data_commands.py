@@ -119,12 +119,12 @@ COMMANDS = {
         lambda out: lines_of(out / "processed/val/lists/car/mesh01.txt") == GOOD,
     ),
     "caption": Command(
-        "data_prep.caption",
+        "data_prep.caption.command",
         lambda prepared, out: ["--data", prepared, "--split", "val", "--out", out / "captions.jsonl"],
         lambda out: lines_of(out / "captions.jsonl") == GOOD,
     ),
     "instruct": Command(
-        "data_prep.instructions",
+        "data_prep.instruct.command",
         lambda prepared, out: ["--data", prepared, "--split", "val", "--out", out / "train.json", "--kinds", "pose"],
         lambda out: (
             {sample["record"] for sample in json.loads((out / "train.json").read_text())}
@@ -147,13 +147,13 @@ COMMANDS = {
         before=predictions_of,
     ),
     "inspect": Command(
-        "data_prep.inspect_data",
+        "data_prep.inspect.command",
         lambda prepared, out: [prepared],
         lambda out: True,  # its text is looked at in the tests
         code=0,
     ),
     "inspect-page": Command(
-        "data_prep.inspect_data",
+        "data_prep.inspect.command",
         lambda prepared, out: ["page", prepared, "--out", out / "page.html"],
         lambda out: (out / "page.html").read_text().count("data:image/jpeg") == GOOD,
         code=0,

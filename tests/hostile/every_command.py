@@ -21,11 +21,11 @@ import yaml
 from safetensors.torch import load
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from data_prep.instructions import InstructConfig, instruct
-from data_prep.prepare import PrepareConfig, prepare
+from data_prep.instruct.command import InstructConfig, instruct
+from data_prep.prepare.command import PrepareConfig, prepare
 from llava_pose import cli
-from llava_pose.records import Pose, Prediction, read_records, write_jsonl
-from llava_pose.training import TrainConfig, train
+from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
+from llava_pose.train.training import TrainConfig, train
 from tests.conftest import REPOSITORY, RawDataset
 from tests.eval.test_task import QUICK, make_prepared
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.imagenet3d import write_annotation, write_list
-from data_prep.inspect_data import main as inspect_main
-from data_prep.prepare import PrepareConfig, prepare
-from data_prep.prepare import main as prepare_main
-from data_prep.safe_npz import read_npz
+from data_prep.inspect.command import main as inspect_main
+from data_prep.prepare.command import PrepareConfig, prepare
+from data_prep.prepare.command import main as prepare_main
+from data_prep.raw.imagenet3d import write_annotation, write_list
+from data_prep.raw.safe_npz import read_npz
 from eval.score import main as score_main
+from llava_pose.data.records import read_jsonl, read_records
 from llava_pose.errors import InputError
-from llava_pose.off import off_vertices, read_off, turned_off
-from llava_pose.records import read_jsonl, read_records
+from llava_pose.pose.meshes import off_vertices, read_off, turned_off
 from tests.hostile.data_commands import COMMANDS, POSE, device, fifo, picture, prepared_with, record, sparse, time_limit
 
 ENDLESS = {"fifo": fifo, "device": device, "sparse": sparse}

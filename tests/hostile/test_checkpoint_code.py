@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
 
+from llava_pose.backbones.tiny import tiny_tokenizer
 from llava_pose.cli import main
+from llava_pose.data.records import ObjectRecord, Pose, write_records
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_full, load_processor
-from llava_pose.model.tiny import tiny_tokenizer
-from llava_pose.records import ObjectRecord, Pose, write_records
-from llava_pose.tuning import add_lora
+from llava_pose.train.trainable import add_lora
 from scripts import convert_deit3, fetch_small_weights
 
 Change = Callable[[Path, Path], None]

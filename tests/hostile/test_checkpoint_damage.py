@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, ViTImageProcessor
 
-from data_prep.prepare import PrepareConfig, prepare
-from eval.baselines.classifier_model import PoseClassifier, PoseClassifierConfig
-from eval.baselines.network import load_backbone, load_network
-from eval.baselines.neural_mesh_model import NeuralMesh, NeuralMeshConfig
-from eval.baselines.probe_backbone import load_probe_backbone
+from data_prep.prepare.command import PrepareConfig, prepare
+from eval.systems.classifier.model import PoseClassifier, PoseClassifierConfig
+from eval.systems.linear_probe.backbone import load_probe_backbone
+from eval.systems.network import load_backbone, load_network
+from eval.systems.neural_mesh.model import NeuralMesh, NeuralMeshConfig
+from llava_pose.backbones.assemble import AssembleConfig, assemble
+from llava_pose.backbones.tiny import tiny_vision_config
 from llava_pose.cli import main
+from llava_pose.data.records import read_predictions
 from llava_pose.errors import InputError
-from llava_pose.model.assemble import AssembleConfig, assemble
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full
-from llava_pose.model.tiny import tiny_vision_config
-from llava_pose.predictor import PosePredictor
-from llava_pose.records import read_predictions
 
 Change = Callable[[Path], Any]
 QUICKLY = 20  # seconds, on a machine that does other things as well; what is refused took minutes or all memory

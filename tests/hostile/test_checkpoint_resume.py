@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_pose.checkpoints import last_complete_checkpoint
 from llava_pose.cli import main
-from llava_pose.run import COMPLETE_MARK, DONE_MARK
-from llava_pose.training import TrainConfig, train
+from llava_pose.train.checkpoints import last_complete_checkpoint
+from llava_pose.train.run import COMPLETE_MARK, DONE_MARK
+from llava_pose.train.training import TrainConfig, train
 from tests.llava_pose.conftest import RECIPE, TrainingData, base, training_data  # noqa: F401 (fixtures)
 
 Change = Callable[[Path, Path], Any]

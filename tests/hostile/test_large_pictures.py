@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_pose.data.images import MAX_SQUARE, load_rgb, shrink
 from llava_pose.errors import InputError
-from llava_pose.metrics import pose_error
-from llava_pose.pictures import MAX_SQUARE, load_rgb, shrink
-from llava_pose.predictor import PosePredictor
+from llava_pose.inference.predictor import PosePredictor
+from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.decoding import decode_apart
 from llava_pose.serve.limits import DECODING_BYTES, LARGEST_SIDE
 from tests.llava_pose.small_models import model_for, small_processor
@@ -102,7 +102,7 @@ _PREDICT = """
 import resource
 from PIL import Image
 from tests.llava_pose.small_models import model_for, small_processor
-from llava_pose.predictor import PosePredictor
+from llava_pose.inference.predictor import PosePredictor
 processor = small_processor()
 predictor = PosePredictor(model_for(processor), processor)
 predictor.predict([Image.new("RGB", (64, 64))], ["car"])

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from data_prep.caption import main as caption_main
-from data_prep.inspect_data import main as inspect_main
-from eval.baselines.vlm_api import main as vlm_main
+from data_prep.caption.command import main as caption_main
+from data_prep.inspect.command import main as inspect_main
 from eval.score import main as score_main
+from eval.systems.vlm_api import main as vlm_main
 from eval.tables import main as tables_main
 from llava_pose.utils.files import printable
 from tests.hostile.data_commands import POSE, picture, prepared_with, record

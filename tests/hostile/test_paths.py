@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from data_prep.inspect_data import main as inspect_main
-from data_prep.validate import main as validate_main
-from eval.baselines.record_images import select_records
+from data_prep.inspect.command import main as inspect_main
+from data_prep.instruct.validate import main as validate_main
 from eval.predict import main as predict_main
-from llava_pose.dataset import TrainingSamples, read_samples
+from eval.systems.record_images import select_records
+from llava_pose.data.dataset import PoseDataset, read_samples
+from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
-from llava_pose.records import read_records
 from llava_pose.utils.files import inside, is_plain_name, of_split, unsafe_name
 from tests.hostile.data_commands import COMMANDS, GOOD, picture, prepared_with, record
 from tests.llava_pose.small_models import small_processor
@@ -170,7 +170,7 @@ def test_an_image_of_a_train_json_that_leads_out_is_not_learned_from(tmp_path: P
     path = tmp_path / "train.json"
     path.write_text(json.dumps([sample(image), sample("val/car/n0_00.JPEG")]), encoding="utf-8")
     with pytest.raises(InputError, match=r"sample|surrogate"):
-        TrainingSamples(read_samples(path), prepared, small_processor())
+        PoseDataset(read_samples(path), prepared, small_processor())
     if "\ud800" not in image:
         assert validate_main(["--data", str(prepared), str(path)]) == 2
 
@@ -210,11 +210,11 @@ def test_a_split_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
     for name, command in COMMANDS.items():
         assert command.run(prepared, tmp_path / name) == 0
         assert command.done(tmp_path / name)
-    assert len(TrainingSamples([sample("val/car/n0_00.JPEG")], prepared, small_processor())) == 1
+    assert len(PoseDataset([sample("val/car/n0_00.JPEG")], prepared, small_processor())) == 1
 
 
 def test_folders_of_the_raw_layout_may_be_links(raw_dataset: Any, tmp_path: Path) -> None:
-    from data_prep.prepare import PrepareConfig, prepare
+    from data_prep.prepare.command import PrepareConfig, prepare
 
     raw_dataset.add("n1")
     for name in ("images", "annotations", "lists"):

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.prepare import PrepareConfig, prepare
+from data_prep.prepare.command import PrepareConfig, prepare
 from data_prep.render.backgrounds import photo_background
 from data_prep.render.mesh_files import MeshError, read_mesh
-from eval.baselines.record_images import MirroredRecords
-from llava_pose.dataset import TrainingSamples
+from eval.systems.record_images import MirroredRecords
+from llava_pose.data.dataset import PoseDataset
+from llava_pose.data.images import check_picture, load_rgb, sent_picture
+from llava_pose.data.records import read_jsonl, read_records
 from llava_pose.errors import InputError
-from llava_pose.pictures import check_picture, load_rgb, sent_picture
-from llava_pose.records import read_jsonl, read_records
 from tests.hostile.data_commands import COMMANDS, device, fifo, picture, prepared_with, record, sparse, time_limit
 from tests.llava_pose.small_models import small_processor
 
@@ -145,7 +145,7 @@ def test_training_names_it_before_the_first_step(hostile: Path, ghostscript: Pat
         for number in range(3)
     ]
     with time_limit(20), pytest.raises(InputError, match=r"sample 's2': .*n2_00"):
-        TrainingSamples(samples, hostile, small_processor())
+        PoseDataset(samples, hostile, small_processor())
     with time_limit(20), pytest.raises(InputError, match="n2_00"):
         MirroredRecords(read_records(hostile, "val"), hostile / "val", None, [])
     assert not ghostscript.exists()

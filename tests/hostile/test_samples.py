@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llava_pose.dataset import TrainingSamples, read_samples
+from llava_pose.data.dataset import PoseDataset, read_samples
 from llava_pose.errors import InputError
 from tests.hostile.data_commands import POSE, picture, time_limit
 from tests.llava_pose.small_models import small_processor
@@ -117,7 +117,7 @@ def test_a_bad_sample_is_named(prepared: Path, tmp_path: Path, kind: str) -> Non
     with pytest.raises(InputError, match="sample 1") if kind != "azimuth_huge_integer" else pytest.raises(InputError):
         read_samples(path)
     with pytest.raises(InputError, match=f"sample {kind!r}" if kind != "id_missing" else "sample None"):
-        TrainingSamples([sample("good"), sample(kind, **BAD[kind])], prepared, small_processor(), flip=True, augment=2)
+        PoseDataset([sample("good"), sample(kind, **BAD[kind])], prepared, small_processor(), flip=True, augment=2)
 
 
 def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
@@ -134,26 +134,26 @@ def test_all_of_them_are_named_at_once(tmp_path: Path) -> None:
 def test_pictures_and_lengths_are_named_with_the_rest(prepared: Path) -> None:
     samples = [sample("good"), sample("gone", image="val/car/none.JPEG"), sample("long", **LONG), sample("x", width=0)]
     with pytest.raises(InputError, match="3 of 4 samples cannot be learned from") as caught:
-        TrainingSamples(samples, prepared, small_processor(), positions=256)
+        PoseDataset(samples, prepared, small_processor(), positions=256)
 
     for name in ("gone", "long", "x"):
         assert f"\n  sample {name!r}: " in str(caught.value)
     assert "more than the 256 positions of the language model" in str(caught.value)
-    assert len(TrainingSamples(samples[:1], prepared, small_processor(), positions=256)) == 1
-    left = TrainingSamples([samples[0], samples[2]], prepared, small_processor(), positions=256, drop_long=True)
+    assert len(PoseDataset(samples[:1], prepared, small_processor(), positions=256)) == 1
+    left = PoseDataset([samples[0], samples[2]], prepared, small_processor(), positions=256, drop_long=True)
     assert len(left) == 1
 
 
 def test_all_that_are_longer_than_asked_are_named(prepared: Path) -> None:
     samples = [sample("good"), sample("long", **LONG), sample("longer", **LONG)]
     with pytest.raises(InputError, match="'long'") as caught:
-        TrainingSamples(samples, prepared, small_processor(), max_length=200)
+        PoseDataset(samples, prepared, small_processor(), max_length=200)
     assert "sample 'longer'" in str(caught.value)
 
 
 def test_many_samples_are_looked_at_quickly(prepared: Path) -> None:
     with time_limit(20):
-        assert len(TrainingSamples([sample(str(n)) for n in range(20_000)], prepared, small_processor(), positions=900))
+        assert len(PoseDataset([sample(str(n)) for n in range(20_000)], prepared, small_processor(), positions=900))
 
 
 def test_the_command_ends_before_the_first_step(tiny_base: Path, prepared: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_command_ends_before_the_first_step(tiny_base: Path, prepared: Path,
     words = [
         sys.executable,
         "-m",
-        "llava_pose.training",
+        "llava_pose.train.training",
         "--model",
         tiny_base,
         "--data",

@@ -33,11 +33,11 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from data_prep.instructions import InstructConfig, instruct
-from llava_pose.geometry import TWO_PI
-from llava_pose.model.assemble import AssembleConfig, assemble
-from llava_pose.model.tiny import tiny_tokenizer
-from llava_pose.records import ObjectRecord, Pose, write_records
+from data_prep.instruct.command import InstructConfig, instruct
+from llava_pose.backbones.assemble import AssembleConfig, assemble
+from llava_pose.backbones.tiny import tiny_tokenizer
+from llava_pose.data.records import ObjectRecord, Pose, write_records
+from llava_pose.pose.geometry import TWO_PI
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 48

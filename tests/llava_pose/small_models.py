@@ -23,9 +23,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from llava_pose.backbones.tiny import tiny_tokenizer
 from llava_pose.model import LlavaPoseConfig, LlavaPoseForConditionalGeneration, LlavaPoseProcessor
 from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS
-from llava_pose.model.tiny import tiny_tokenizer
 
 # ids in a model that no tokenizer goes with
 VOCABULARY, PAD_ID, IMAGE_ID, POSE_ID = 40, 0, 3, 4

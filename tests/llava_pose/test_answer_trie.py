@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_pose.answer_trie import AnswerTrie
+from llava_pose.inference.answer_trie import AnswerTrie
 
 END, LAST = 90, 99  # what follows every answer, and the token that every answer of these tests ends with
 

@@ -40,9 +40,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.backbones.assemble import AssembleConfig, assemble, main
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.assemble import AssembleConfig, assemble, main
 from llava_pose.model.loading import load_full, load_model, load_processor
 from tests.llava_pose.small_models import project_tokenizer
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from eval.baselines.record_images import RecordImages
-from llava_pose.augmentation import Augmentation
-from llava_pose.dataset import TrainingSamples
-from llava_pose.geometry import geodesic_angle_of_poses, project_points
+from eval.systems.record_images import RecordImages
+from llava_pose.data.augmentation import Augmentation
+from llava_pose.data.dataset import PoseDataset
+from llava_pose.data.images import PADDING_COLOUR
+from llava_pose.data.records import Pose, pose_targets_of, read_records
 from llava_pose.model.loading import load_processor
-from llava_pose.model.pose_head import pose_targets_of
-from llava_pose.pictures import PADDING_COLOUR
-from llava_pose.records import Pose, read_records
+from llava_pose.pose.geometry import geodesic_angle_of_poses, project_points
 
 WIDTH, HEIGHT, VIEWPORT = 160, 120, 700.0
 POSE = Pose(0.7, 0.4, -0.2, distance=5.0, px=90.0, py=55.0)
@@ -109,8 +108,8 @@ def test_samples_have_so_many_changed_pictures_each(training_data, base: Path):
     samples = [s for s in training_data.samples if s.get("flippable")][:2]
     samples[0]["kinds"], samples[1]["kinds"] = ["pose"], ["caption"]
     processor = load_processor(base)
-    plain = TrainingSamples(samples, training_data.prepared, processor, flip=True)
-    changed = TrainingSamples(samples, training_data.prepared, processor, flip=True, augment=3)
+    plain = PoseDataset(samples, training_data.prepared, processor, flip=True)
+    changed = PoseDataset(samples, training_data.prepared, processor, flip=True, augment=3)
     assert len(changed) == 3 * len(plain) == 12
     for item in range(12):
         one, again, before = changed[item], changed[item], plain[item % 4]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from llava_pose import categories
-from llava_pose.categories import META_CLASSES, Category
 from llava_pose.errors import InputError
-from llava_pose.geometry import flip_pose, project_points
-from llava_pose.metrics import pose_error, symmetric_pose_error
+from llava_pose.pose import categories
+from llava_pose.pose.categories import META_CLASSES, Category
+from llava_pose.pose.geometry import flip_pose, project_points
+from llava_pose.pose.metrics import pose_error, symmetric_pose_error
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ALIASES = {

@@ -26,12 +26,12 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_pose.drawing import draw_axes
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.geometry import TWO_PI
-from llava_pose.metrics import pose_error
-from llava_pose.predictor import PosePredictor
-from llava_pose.records import Pose
+from llava_pose.inference.drawing import draw_axes
+from llava_pose.inference.predictor import PosePredictor
+from llava_pose.pose.geometry import TWO_PI
+from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.chat import main
 from llava_pose.serve.session import ChatSession, angles_in_degrees, open_picture
 

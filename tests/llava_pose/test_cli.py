@@ -108,8 +108,7 @@ def test_an_unknown_command_is_one_sentence(run, word):
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert f"there is no command '{word}'" in err
-    for name in COMMANDS:
-        assert name in err
+    assert ("did you mean chat?" if word.strip().lower() == "chat" else "--help lists them") in err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -117,8 +116,8 @@ def test_a_wrong_option_is_named(run, name):
     code, out, err = run(name, *REQUIRED.get(name, []), "--no-such-option", "3")
     assert (code, out) == (2, "")
     assert "--no-such-option" in err.splitlines()[-1]
-    assert err.startswith(f"usage: llava-pose {name}")
-    assert "Traceback" not in err
+    assert err.startswith("error: there is no option --no-such-option")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)

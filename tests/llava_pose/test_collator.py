@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from llava_pose.collator import SAMPLE_NAMES, PoseCollator
-from llava_pose.dataset import EncodedSample
-from llava_pose.model.processing import IGNORE_INDEX
+from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.data.conversation import IGNORE_INDEX
+from llava_pose.data.dataset import EncodedSample
 from tests.llava_pose.small_models import CONVNEXT_CHANNELS, model_for, small_processor
 
 

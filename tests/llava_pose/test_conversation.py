@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_pose import categories, conversation
-from llava_pose.conversation import (
+from llava_pose.data import conversation
+from llava_pose.data.conversation import (
     CAPTION_QUESTIONS,
     JOINT_ANSWER,
     JOINT_QUESTIONS,
@@ -25,8 +25,9 @@ from llava_pose.conversation import (
     to_messages,
     validate_sample,
 )
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.records import Pose
+from llava_pose.pose import categories
 
 
 def make_sample(**changes) -> dict:

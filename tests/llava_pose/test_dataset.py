@@ -13,14 +13,12 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from llava_pose.collator import SAMPLE_NAMES, PoseCollator
-from llava_pose.conversation import space_poses
-from llava_pose.dataset import TrainingSamples, read_samples
+from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.data.conversation import IGNORE_INDEX, ChatTooLongError, space_poses
+from llava_pose.data.dataset import PoseDataset, read_samples
+from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
-from llava_pose.geometry import rotation_matrix
-from llava_pose.model.pose_head import pose_targets_of
-from llava_pose.model.processing import IGNORE_INDEX, ChatTooLongError
-from llava_pose.records import Pose
+from llava_pose.pose.geometry import rotation_matrix
 from tests.llava_pose.small_models import small_processor
 
 POSE = {"azimuth": 0.7, "elevation": 0.2, "theta": -0.1, "distance": 5.0, "px": 30.0, "py": 10.0}
@@ -56,8 +54,8 @@ def sample(*texts: str, poses: list[dict] | None = None, **changes: Any) -> dict
     return {name: value for name, value in values.items() if value is not ...}
 
 
-def dataset(data: Path, *samples: dict[str, Any], **options: Any) -> TrainingSamples:
-    return TrainingSamples(samples or [sample()], data, small_processor(), **options)
+def dataset(data: Path, *samples: dict[str, Any], **options: Any) -> PoseDataset:
+    return PoseDataset(samples or [sample()], data, small_processor(), **options)
 
 
 def numbers(pose: dict[str, float]) -> list[float]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava_pose.model.loading import load_model
-from llava_pose.training import TrainConfig, train
+from llava_pose.train.training import TrainConfig, train
 
 pytestmark = pytest.mark.distributed
 

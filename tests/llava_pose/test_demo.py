@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_pose.metrics import pose_error
-from llava_pose.records import Pose
+from llava_pose.data.records import Pose
+from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.demo import main
 from tests.llava_pose.browser import Page, find_browser
 from tests.llava_pose.demo_server import Answer, Server, ask, start

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llava_pose.drawing import AXES, AXIS_COLOURS, draw_axes, project_axes
-from llava_pose.geometry import project_points
-from llava_pose.records import Pose
+from llava_pose.data.records import Pose
+from llava_pose.inference.drawing import AXES, AXIS_COLOURS, draw_axes, project_axes
+from llava_pose.pose.geometry import project_points
 
 PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
 SIZE = (200, 160)
@@ -129,7 +129,7 @@ def test_a_pose_that_is_not_finite_is_refused():
     ],
 )
 def test_on_photographed_cars_the_front_arrow_points_out_of_the_front(category, name, side):
-    from data_prep.imagenet3d import RawLayout, parse_object, read_annotation
+    from data_prep.raw.imagenet3d import RawLayout, parse_object, read_annotation
 
     layout = RawLayout(PHOTOS)
     with Image.open(layout.image(category, name)) as picture:

@@ -16,11 +16,11 @@ import torch
 from PIL import Image, ImageOps
 from transformers import ViTImageProcessor
 
-from llava_pose.dataset import TrainingSamples
+from llava_pose.data.dataset import PoseDataset
+from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
-from llava_pose.feature_cache import FeatureCache, build_feature_cache
 from llava_pose.model import LlavaPoseForConditionalGeneration
-from llava_pose.pictures import load_rgb
+from llava_pose.train.feature_cache import FeatureCache, build_feature_cache
 from tests.llava_pose.small_models import CLIP_PATCH, clip_config, small_model, small_processor
 
 IMAGES = [f"train/{index}.png" for index in range(5)]
@@ -118,7 +118,7 @@ def test_samples_get_the_features_of_their_picture_and_orientation(data: Path, c
         {"id": str(i), "image": IMAGES[i], "conversations": turns, "poses": [], "flippable": i > 0} for i in (0, 3)
     ]
     processor = small_processor(patch_size=CLIP_PATCH)
-    items = list(TrainingSamples(samples, data, processor, flip=True, cache=cache))
+    items = list(PoseDataset(samples, data, processor, flip=True, cache=cache))
     wanted = [(IMAGES[0], False), (IMAGES[3], False), (IMAGES[3], True)]
     assert len(items) == len(wanted)
     assert all(np.array_equal(item.image, cache[key]) for item, key in zip(items, wanted, strict=True))

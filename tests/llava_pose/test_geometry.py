@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from llava_pose.geometry import (
+from llava_pose.pose.geometry import (
     angles_from_rotation,
     angles_to_bins,
     bins_to_angles,

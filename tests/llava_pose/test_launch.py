@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_pose.training import TrainConfig, train
+from llava_pose.train.training import TrainConfig, train
 from tests.llava_pose.conftest import REPOSITORY, Launcher, free_port
 
 LAUNCHERS = sorted((REPOSITORY / "scripts" / "launch").glob("*.sh"))
@@ -55,8 +55,8 @@ def two_step_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 JOINED_BY = {
-    "join_processes": "from llava_pose.distributed import join_processes; join_processes()",
-    "a recipe": "from llava_pose.run import RunConfig; RunConfig(output_dir='run', use_cpu=True)",
+    "join_processes": "from llava_pose.utils.distributed import join_processes; join_processes()",
+    "a recipe": "from llava_pose.train.run import RunConfig; RunConfig(output_dir='run', use_cpu=True)",
 }
 
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model import LlavaPoseForConditionalGeneration
-from llava_pose.model.loading import ADAPTER_CONFIG, load_full, load_model, load_processor, underlying_model
-from llava_pose.tuning import ALWAYS_TUNED, add_lora
+from llava_pose.model.loading import ADAPTER_CONFIG, load_full, load_model, load_processor, unwrap_model
+from llava_pose.train.trainable import ALWAYS_TUNED, add_lora
 
 BASES = ["base", "other_base"]  # tied and untied embeddings, norm and no norm, two kinds of towers and templates
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -48,7 +48,7 @@ def outputs_of(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
     chat = processor.encode_chat(CHAT)
     ids = torch.from_numpy(chat.input_ids)[None]
     coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    inner = underlying_model(model)
+    inner = unwrap_model(model)
     with torch.inference_mode():
         output = model(
             input_ids=ids,
@@ -341,7 +341,7 @@ def test_auto_classes_know_the_model(full_checkpoint):
 
 def test_import_brings_in_torch_only_with_the_model():
     program = (
-        "import sys, llava_pose, llava_pose.geometry, llava_pose.metrics\n"
+        "import sys, llava_pose, llava_pose.pose.geometry, llava_pose.pose.metrics\n"
         "print('torch' in sys.modules, 'transformers' in sys.modules)\n"
         "from llava_pose import LlavaPoseConfig\n"
         "from transformers import AutoConfig\n"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from llava_pose.geometry import rotation_matrix
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
 from llava_pose.model.pose_head import PoseHeadOutput
 from llava_pose.model.rotation import rotation_representation
+from llava_pose.pose.geometry import rotation_matrix
 
 SVD = rotation_representation("svd9d")
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from llava_pose.backbones.merge import MergeConfig, main, merge, probe, require_same_outputs
 from llava_pose.errors import InputError
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full, load_model, load_processor
-from llava_pose.model.merge import MergeConfig, main, merge, probe, require_same_outputs
-from llava_pose.predictor import PosePredictor
-from llava_pose.training import TrainConfig, train
-from llava_pose.tuning import add_lora
+from llava_pose.train.trainable import add_lora
+from llava_pose.train.training import TrainConfig, train
 
 
 def save_adapter(base: Path, folder: Path, *, tune_vision: bool = False) -> Path:

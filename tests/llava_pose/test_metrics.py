@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from llava_pose.geometry import angles_from_rotation, rotation_matrix
-from llava_pose.metrics import (
+from llava_pose.pose.geometry import angles_from_rotation, rotation_matrix
+from llava_pose.pose.metrics import (
     accuracy,
     bootstrap_interval,
     count_not_finite,

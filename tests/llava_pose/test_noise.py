@@ -26,7 +26,7 @@ def test_everything_else_is_heard():
     """From the same loggers and of the same kind; the real packages are loaded, and say their lines in vain."""
     code, lines = said(
         "import logging, warnings\n"
-        "from llava_pose.noise import quiet_others\n"
+        "from llava_pose.utils.other_packages import quiet_others\n"
         "quiet_others()\n"
         "quiet_others()\n"
         "import bitsandbytes\n"

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.render.mesh import axis_rotation
 from llava_pose.errors import InputError
-from llava_pose.off import read_off, turned_off
+from llava_pose.pose.meshes import read_off, turned_off
 
 SQUARE = "OFF\n4 1 4\n0 0 0\n1 0 0\n1 1 0\n0 1 0.5\n4 0 1 2 3\n"
 

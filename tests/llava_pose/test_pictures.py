@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_pose.data.images import PADDING_COLOUR, load_rgb, square_picture, to_rgb
 from llava_pose.errors import InputError
-from llava_pose.pictures import PADDING_COLOUR, load_rgb, square_picture, to_rgb
 
 LEFT, RIGHT = (200, 40, 30), (20, 60, 220)
 ORIENTATION = 0x0112

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from llava_pose.geometry import geodesic_angle_of_poses, rotation_matrix
+from llava_pose.data.records import Pose
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.pose_head import (
     ImageTokens,
@@ -22,7 +22,7 @@ from llava_pose.model.pose_head import (
     pose_targets_of,
 )
 from llava_pose.model.rotation import ROTATION_NAMES
-from llava_pose.records import Pose
+from llava_pose.pose.geometry import geodesic_angle_of_poses, rotation_matrix
 
 POSE = Pose(1.2, 0.3, -0.4, distance=5.0, px=70.0, py=20.0)
 PICTURE = {"width": 160.0, "height": 90.0, "viewport": 700.0}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from llava_pose.conversation import JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOKEN, describe_pose
+from llava_pose.data.conversation import JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOKEN, describe_pose
+from llava_pose.data.images import PADDING_COLOUR, square_picture
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.metrics import pose_error
+from llava_pose.inference.predictor import ChatAnswer, PosePredictor
 from llava_pose.model.loading import load_full, load_processor
-from llava_pose.pictures import PADDING_COLOUR, square_picture
-from llava_pose.predictor import ChatAnswer, PosePredictor
-from llava_pose.records import Pose
-from llava_pose.tuning import add_lora
+from llava_pose.pose.metrics import pose_error
+from llava_pose.train.trainable import add_lora
 
 OBJECTS = ["car", "dining table", "pair of scissors", "cup"]  # questions of different lengths
 CANDIDATES = {

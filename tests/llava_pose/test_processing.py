@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
-from llava_pose.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.backbones.tiny import tiny_tokenizer
+from llava_pose.data.conversation import IGNORE_INDEX, IMAGE_TOKEN, POSE_TOKEN, ChatTooLongError
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_processor
-from llava_pose.model.processing import CHAT_TEMPLATES, IGNORE_INDEX, ChatTooLongError, LlavaPoseProcessor, input_size
-from llava_pose.model.tiny import tiny_tokenizer
+from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor, input_size
 from tests.llava_pose.small_models import model_for, small_processor
 
 # each turn on a line of its own, and no token that ends an answer

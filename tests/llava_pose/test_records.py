@@ -8,8 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from llava_pose.errors import InputError
-from llava_pose.records import (
+from llava_pose.data.records import (
     ObjectRecord,
     Pose,
     Prediction,
@@ -21,6 +20,7 @@ from llava_pose.records import (
     write_jsonl,
     write_records,
 )
+from llava_pose.errors import InputError
 
 POSE = Pose(0.1, -0.2, 0.3, 5.0, 100.5, 90.25)
 

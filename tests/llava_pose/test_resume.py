@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llava_pose.checkpoints import COMPLETE_MARK, last_complete_checkpoint
-from llava_pose.model.assemble import AssembleConfig, assemble
-from llava_pose.training import DONE_MARK, TrainConfig, train
+from llava_pose.backbones.assemble import AssembleConfig, assemble
+from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
+from llava_pose.train.training import DONE_MARK, TrainConfig, train
 
 KILLED = -signal.SIGKILL
 STEPS = 9

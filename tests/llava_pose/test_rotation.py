@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 from scipy.special import ive
 from torch import Tensor
 
-from llava_pose.geometry import angles_from_rotation, angles_to_bins, geodesic_angle, rotation_matrix
 from llava_pose.model.rotation import (
     BINS,
     ROTATION_NAMES,
@@ -20,6 +19,7 @@ from llava_pose.model.rotation import (
     rotation_representation,
     special_orthogonalize,
 )
+from llava_pose.pose.geometry import angles_from_rotation, angles_to_bins, geodesic_angle, rotation_matrix
 
 BIN = 2 * math.pi / BINS
 

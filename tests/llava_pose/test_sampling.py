@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llava_pose.collator import PoseCollator
-from llava_pose.dataset import TrainingSamples
+from llava_pose.data.collator import PoseCollator
+from llava_pose.data.dataset import PoseDataset
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_processor
-from llava_pose.sampling import LengthGroups
-from llava_pose.training import TrainConfig, train
+from llava_pose.train.length_groups import LengthGroups
+from llava_pose.train.training import TrainConfig, train
 from tests.llava_pose.test_training import read_log
 
 
@@ -59,11 +59,11 @@ def test_the_lengths_of_a_dataset_are_those_of_its_items(recipe: dict[str, Any],
     samples = training_data.samples[:4]
     samples[1]["conversations"][0]["value"] += " Take your time, and look at all of the picture before you answer."
     processor = load_processor(recipe["model"])
-    data = TrainingSamples(samples, training_data.prepared, processor, flip=True, augment=2)
+    data = PoseDataset(samples, training_data.prepared, processor, flip=True, augment=2)
     lengths = data.lengths()
     assert lengths == [len(data[i].input_ids) for i in range(len(data))]
     options = {"flip": True, "augment": 2, "max_length": max(lengths) - 1, "drop_long": True}
-    shorter = TrainingSamples(samples, training_data.prepared, processor, **options)
+    shorter = PoseDataset(samples, training_data.prepared, processor, **options)
     assert shorter.lengths() == [len(shorter[i].input_ids) for i in range(len(shorter))] < lengths
 
 

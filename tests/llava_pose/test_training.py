@@ -18,18 +18,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.integrations import get_available_reporting_integrations
 
-from llava_pose import categories
-from llava_pose.collator import SAMPLE_NAMES, PoseCollator
-from llava_pose.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN, object_words
-from llava_pose.dataset import TrainingSamples
+from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN, object_words
+from llava_pose.data.dataset import PoseDataset
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.metrics import pose_error
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_model, load_processor
-from llava_pose.predictor import PosePredictor
-from llava_pose.records import Pose
-from llava_pose.trainer import LostWeightsError, NonFiniteLossError, require_saved_adapter
-from llava_pose.training import DONE_MARK, TrainConfig, build_model, main, train
-from llava_pose.tuning import part_of
+from llava_pose.pose import categories
+from llava_pose.pose.metrics import pose_error
+from llava_pose.train.trainable import part_of
+from llava_pose.train.trainer import LostWeightsError, NonFiniteLossError, require_saved_adapter
+from llava_pose.train.training import DONE_MARK, TrainConfig, build_model, main, train
 from tests.llava_pose.conftest import RECIPE
 
 FULL = {"language": "full", "tune_vision": True}
@@ -92,7 +92,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one(recipe, training_data, uneven_
 
     # means of each sample's own mean, which is what accumulation gives without counts, are something else
     processor, model = load_processor(values["model"]), load_model(values["model"])
-    data = TrainingSamples(uneven_samples[:8], training_data.prepared, processor)
+    data = PoseDataset(uneven_samples[:8], training_data.prepared, processor)
     batches = [PoseCollator(processor)([data[i]]) for i in range(8)]
     with torch.no_grad():
         losses = [model(**{k: v for k, v in batch.items() if k != SAMPLE_NAMES}).loss.item() for batch in batches]
@@ -374,7 +374,7 @@ def test_qlora_learns_and_its_adapter_comes_back(few, base: Path):
     log = read_log(folder)
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
     processor = load_processor(folder)
-    data = TrainingSamples(json.loads(Path(few["train_json"]).read_text()), few["data"], processor)
+    data = PoseDataset(json.loads(Path(few["train_json"]).read_text()), few["data"], processor)
     batch = PoseCollator(processor)([data[i] for i in range(len(data))])
     del batch[SAMPLE_NAMES]
     with torch.no_grad():

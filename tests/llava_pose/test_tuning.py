@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from llava_pose.model import LlavaPoseForConditionalGeneration
 from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig
-from llava_pose.model.loading import underlying_model
-from llava_pose.tuning import (
+from llava_pose.model.loading import unwrap_model
+from llava_pose.train.trainable import (
     ALWAYS_TUNED,
     add_lora,
     count_parameters,
@@ -167,7 +167,7 @@ def test_a_step_of_lora_moves_no_weight_of_the_base():
 @pytest.mark.parametrize("tied", [False, True])
 def test_of_the_embedding_one_row_learns(tied: bool):
     wrapped = add_lora(model(tied=tied), **LORA, tune_vision=False)
-    base = underlying_model(wrapped)
+    base = unwrap_model(wrapped)
     ids = torch.arange(40)[None]
     states = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
 
@@ -188,7 +188,7 @@ def test_a_frozen_tower_stays_in_evaluation_while_the_rest_trains():
         if isinstance(tuned, LlavaPoseForConditionalGeneration):
             freeze_for(tuned, language="full", tune_embeddings=True, tune_vision=False)
         tuned.train()
-        base = underlying_model(tuned)
+        base = unwrap_model(tuned)
         assert not any(module.training for module in base.model.vision_tower.modules())
         assert base.training
         assert all(module.training for module in base.model.language_model.modules())
@@ -196,7 +196,7 @@ def test_a_frozen_tower_stays_in_evaluation_while_the_rest_trains():
         assert not any(module.training for module in tuned.modules())
     for tuned in (model(), add_lora(model(), **LORA, tune_vision=True)):
         tuned.train()
-        assert underlying_model(tuned).model.vision_tower.training
+        assert unwrap_model(tuned).model.vision_tower.training
 
 
 # Small parts

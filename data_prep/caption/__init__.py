@@ -1,0 +1,1 @@
+"""Captions of whole pictures, by a grammar or by a served model."""

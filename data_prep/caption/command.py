@@ -1,0 +1,286 @@
+"""``llava-pose caption``: a caption for each prepared picture, with `<pose6D>` after each object that it names.
+
+By default a grammar writes them from the poses; with ``--api-base`` a model behind any OpenAI-compatible server does. Each
+line is on disk before the next picture's is awaited, and the same command goes on with what has no line yet.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.caption.api import Captioner
+from data_prep.caption.grammar import check_caption, scene_caption
+from data_prep.caption.lines import GRAMMAR, OK, CaptionLine, read_captions
+from data_prep.caption.prompt import first_messages
+from data_prep.scene.scenes import Scene, make_scenes
+from llava_pose.data.images import check_picture
+from llava_pose.data.records import METADATA_FILE, append_jsonl, drop_torn_line, read_records, write_jsonl
+from llava_pose.errors import InputError, left_out
+from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
+from llava_pose.utils.files import printable, write_json
+from llava_pose.utils.openai_client import Endpoint, map_threads, require_client, token_account
+from llava_pose.utils.output_folder import own_file
+
+logger = logging.getLogger(__name__)
+_LINES_AT_ONCE = 256  # of the grammar's, which need no saving one by one
+
+
+@dataclass
+class CaptionConfig:
+    """What ``llava-pose caption`` does."""
+
+    data: str | None = field(default=None, metadata={"help": "the prepared folder, as llava-pose prepare writes it"})
+    out: str | None = field(default=None, metadata={"help": "the file to write, such as captions.jsonl"})
+    split: str = field(default="train", metadata={"help": "which split of the prepared folder"})
+    seed: int = field(default=0, metadata={"help": "draws the grammar's sentences, for each picture by its name"})
+    api_base: str | None = field(
+        default=None,
+        metadata={"help": "an OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY"},
+    )
+    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    concurrency: int = field(default=8, metadata={"help": "requests at a time"})
+    attempts: int = field(
+        default=3, metadata={"help": "answers to ask for, each with what was wrong, before a picture counts as failed"}
+    )
+    tries: int = field(default=6, metadata={"help": "requests for one answer while the server is busy or silent"})
+    first_wait: float = field(
+        default=1.0, metadata={"help": "seconds before the second try, doubled for each further one"}
+    )
+    timeout: float = field(default=120.0, metadata={"help": "seconds to wait for one answer"})
+    max_tokens: int = field(default=400, metadata={"help": "tokens of one answer at most"})
+    temperature: float = field(default=0.7, metadata={"help": "of the model's sampling"})
+    send_images: bool = field(
+        default=True, metadata={"help": "send the picture with its annotations (no: for a model that sees none)"}
+    )
+    price_in: float = field(default=0.0, metadata={"help": "price of a million tokens sent, for the account of costs"})
+    price_out: float = field(default=0.0, metadata={"help": "price of a million tokens received"})
+    most: int = field(default=0, metadata={"help": "stop after so many pictures; 0 is all"})
+    retry_failed: bool = field(default=False, metadata={"help": "ask again for the pictures that failed before"})
+    dry_run: bool = field(default=False, metadata={"help": "print the prompts, send nothing, write nothing"})
+
+    def __post_init__(self) -> None:
+        if (self.api_base is None) != (self.model is None):
+            raise InputError("--api-base and --model: give both, or neither for captions of the grammar")
+        for name in ("concurrency", "attempts", "tries", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}: must be at least 1, not {getattr(self, name)}")
+        for name in ("first_wait", "temperature", "price_in", "price_out", "most"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{name}: must not be negative, but is {getattr(self, name)}")
+        if not 0 < self.timeout < float("inf"):
+            raise InputError(f"--timeout: must be over 0, not {self.timeout}")
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """The file, and how many of its captions are usable and how many failed."""
+
+    path: Path
+    ok: int
+    failed: int
+
+
+def caption(config: CaptionConfig) -> CaptionResult | None:
+    """Write a line for each picture of a split; nothing and None for a dry run.
+
+    Raises:
+        InputError: the prepared folder or an earlier file is unusable, the server refuses or does not answer, or records or
+            pictures cannot be used: all others have their line.
+    """
+    require(config.data, "--data")
+    if config.api_base is not None and not config.dry_run:
+        require_client()
+    prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
+    faults: list[InputError] = []
+    scenes = _pictures(prepared, config.split, faults)
+    if config.dry_run:
+        _print_prompts(scenes, config)
+        return None
+    require(config.out, "--out")
+    out = Path(config.out)
+    with own_file(out, "--out", "caption"):
+        known = _earlier_lines(out, config)
+        save_config(_settings(config), _settings_file(out))
+        wanted = [image for image in scenes if image not in known]
+        if config.most:
+            wanted = wanted[: config.most]
+        _write_lines(out, wanted, scenes, prepared, config, known)
+        _put_in_order(out, known)
+        result = _report(out, known, config)
+    if faults:
+        raise left_out(faults, f"{out}: {len(faults)} records or pictures cannot be used and have no caption")
+    return result
+
+
+def _pictures(prepared: Path, split: str, faults: list[InputError]) -> dict[str, Scene]:
+    """Picture, relative to the prepared folder -> scene, in the order of the records; what cannot be used is in ``faults``."""
+    records = read_records(prepared, split, faults=faults)
+    if not records and not faults:
+        raise InputError(f"{prepared / split / METADATA_FILE}: there is no record in it; run llava-pose prepare")
+    scenes = make_scenes(records)
+    pictures = {}
+    for file_name, scene in {record.file_name: scenes[record.id] for record in records}.items():
+        try:
+            check_picture(prepared / split, file_name)
+            pictures[f"{split}/{file_name}"] = scene
+        except InputError as error:
+            faults.append(error)
+    return pictures
+
+
+def _earlier_lines(out: Path, config: CaptionConfig) -> dict[str, CaptionLine]:
+    """The lines that an earlier run has left, without those that are to be asked for again."""
+    if not out.exists():
+        return {}
+    drop_torn_line(out)
+    known = read_captions(out)
+    settings_file = _settings_file(out)
+    earlier = read_yaml(settings_file) if settings_file.is_file() else {}
+    for name, value in _settings(config).items():
+        if known and earlier.get(name) != value:
+            raise InputError(
+                f"--out {out}: was written with {name} {earlier.get(name)}, not {value}; give another file"
+            )
+    if config.retry_failed:
+        again = {image for image, line in known.items() if line.status != OK}
+        known = {image: line for image, line in known.items() if image not in again}
+        write_jsonl(out, (line.to_dict() for line in known.values()))
+    return known
+
+
+def _settings_file(out: Path) -> Path:
+    return out.with_suffix(".yaml")
+
+
+def _settings(config: CaptionConfig) -> dict[str, Any]:
+    """What one file's captions have in common; several splits may share a file."""
+    if config.model is None:
+        return {"writer": GRAMMAR, "seed": config.seed}
+    return {"writer": config.model, "temperature": config.temperature, "send_images": config.send_images}
+
+
+def _write_lines(
+    out: Path,
+    wanted: Sequence[str],
+    scenes: dict[str, Scene],
+    prepared: Path,
+    config: CaptionConfig,
+    known: dict[str, CaptionLine],
+) -> None:
+    """Append a line for each picture, and add it to ``known``."""
+    bar = tqdm(total=len(wanted), desc=f"caption {config.split}", unit="image", mininterval=1.0)
+    with bar:
+        for lines in _made(wanted, scenes, prepared, config):
+            append_jsonl(out, (line.to_dict() for line in lines))
+            known.update((line.image, line) for line in lines)
+            bar.update(len(lines))
+
+
+def _made(
+    wanted: Sequence[str], scenes: dict[str, Scene], prepared: Path, config: CaptionConfig
+) -> Iterator[list[CaptionLine]]:
+    if config.api_base is None or config.model is None:
+        for start in range(0, len(wanted), _LINES_AT_ONCE):
+            yield [grammar_line(image, scenes[image], config.seed) for image in wanted[start : start + _LINES_AT_ONCE]]
+        return
+    endpoint = Endpoint(
+        config.api_base,
+        config.model,
+        timeout=config.timeout,
+        tries=config.tries,
+        first_wait=config.first_wait,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+    )
+    captioner = Captioner(endpoint, attempts=config.attempts, send_images=config.send_images)
+    try:
+        lines = map_threads(
+            lambda image: captioner.caption(image, scenes[image], prepared / image),
+            iter(wanted),
+            threads=config.concurrency,
+            stop=captioner.stop,
+        )
+        for line in lines:
+            yield [line]
+    finally:
+        captioner.close()
+
+
+def grammar_line(image: str, scene: Scene, seed: int) -> CaptionLine:
+    """The grammar's caption of one picture: the same for the same seed and name, whatever other pictures there are."""
+    text, objects = scene_caption(scene, random.Random(f"{seed}:{image}"))
+    check_caption(scene, text, [record.pose for record in objects])
+    return CaptionLine(image, OK, text, tuple(record.id for record in objects), GRAMMAR)
+
+
+def _put_in_order(out: Path, known: dict[str, CaptionLine]) -> None:
+    """Several requests at a time end in any order; the finished file does not show it."""
+    write_jsonl(out, (known[image].to_dict() for image in sorted(known)))
+
+
+def _print_prompts(scenes: dict[str, Scene], config: CaptionConfig) -> None:
+    for image in list(scenes)[: config.most or None]:
+        messages = first_messages(scenes[image], None)
+        line = json.dumps({"image": image, "messages": messages}, ensure_ascii=False)
+        sys.stdout.write(f"{printable(line)}\n")
+
+
+def _report(out: Path, known: dict[str, CaptionLine], config: CaptionConfig) -> CaptionResult:
+    summary = summarize(known.values(), config.price_in, config.price_out)
+    write_json(out.with_name(f"{out.stem}_summary.json"), summary)
+    result = CaptionResult(out, summary["ok"], summary["failed"])
+    account = ""
+    if config.api_base is not None:
+        account = f"; {summary['prompt_tokens']} tokens sent and {summary['completion_tokens']} received"
+        if config.price_in or config.price_out:
+            account += f", cost {summary['cost']}"
+    logger.info(
+        "%d captions are in %s, %d pictures failed%s; next: llava-pose instruct --data %s --split %s --captions %s "
+        "--out train.json",
+        result.ok,
+        out,
+        result.failed,
+        account,
+        config.data,
+        config.split,
+        out,
+    )
+    return result
+
+
+def summarize(lines: Iterable[CaptionLine], price_in: float, price_out: float) -> dict[str, Any]:
+    """The account of a file: captions, failures by reason, tokens and cost, over all runs that wrote it."""
+    lines = list(lines)
+    sent, received = sum(line.prompt_tokens for line in lines), sum(line.completion_tokens for line in lines)
+    good = [line for line in lines if line.status == OK]
+    return {
+        "ok": len(good),
+        "failed": len(lines) - len(good),
+        "failed_because": dict(Counter(line.reason for line in lines if line.status != OK).most_common()),
+        "objects_named": sum(len(line.objects) for line in good),
+        "different_captions": len({line.caption for line in good}),
+        "attempts": sum(line.attempts for line in lines),
+        **token_account(sent, received, price_in, price_out),
+    }
+
+
+main = command(
+    CaptionConfig,
+    caption,
+    prog="llava-pose caption",
+    description="Write a caption for each prepared picture, with <pose6D> after each object that it names.",
+    example="llava-pose caption --data prepared --out captions.jsonl",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

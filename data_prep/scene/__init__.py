@@ -1,0 +1,1 @@
+"""One picture with all its objects, and what is true of them."""

@@ -1,0 +1,170 @@
+"""Viewpoint words computed from a pose, and the offline grammar that makes a caption of them.
+
+Two sides must not be confused, so every phrase says whose side it means:
+
+- The object's own side. In the object frame up is +z and the front faces -y, so the own left is ``up x front`` =
+  (0, 0, 1) x (0, -1, 0) = **+x**: "its front-left" means that the camera sees the front and the own left side. The
+  camera stands at ``d (cos e sin a, -cos e cos a, sin e)``: on the own left for an azimuth between 0 and pi.
+- The viewer's side: the left of the picture. "faces the viewer's left", "tilted to the viewer's left".
+
+A horizontal flip swaps left and right in both, which is what ``llava_pose.data.conversation.mirror_sides`` does to a text.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import NamedTuple
+
+from llava_pose.data.conversation import POSE_TOKEN, object_words
+from llava_pose.data.records import Pose
+from llava_pose.pose.categories import Category
+from llava_pose.pose.geometry import canonicalize, rotation_matrix
+
+# Azimuth sectors of 45 degrees, centred on 0, 45, …
+SIDES = ("front", "front-left", "left", "rear-left", "rear", "rear-right", "right", "front-right")
+
+# Sectors of 45 degrees in the picture, counter-clockwise from the right.
+PICTURE_DIRECTIONS = (
+    "faces the viewer's right",
+    "points up and to the viewer's right",
+    "points up in the picture",
+    "points up and to the viewer's left",
+    "faces the viewer's left",
+    "points down and to the viewer's left",
+    "points down in the picture",
+    "points down and to the viewer's right",
+)
+
+_LEVEL = math.radians(10)  # a lower camera elevation counts as level with the object
+_HIGH = math.radians(40)
+_POLAR = math.radians(75)  # nearer to the pole, no side of the object is seen, and tilt means nothing
+_TILTED = math.radians(10)
+_UPSIDE_DOWN = math.radians(135)
+_DECIMALS = 9  # of what is compared with an edge, so that a pose and its mirror image fall on the same side of it
+_FRONTAL = math.radians(35)  # the front points at the camera, or away from it, within this angle
+
+# The pose stands before the words that tell it: in the other order, it could be read from the caption's own words,
+# which training shows to the model, instead of from the picture.
+CAPTIONS = (
+    "{An_object} at {pose}, {seen}{tilt}.",
+    "A picture of {an_object} at {pose}, {seen}{tilt}; it {facing}.",
+    "{An_object} at {pose}. It {facing} and is {seen}{tilt}.",
+    "The picture shows {an_object} at {pose} that {facing}, {seen}{tilt}.",
+)
+SIDELESS_CAPTIONS = (
+    "{An_object} at {pose}, {seen}{tilt}.",
+    "A picture of {an_object} at {pose}, {seen}{tilt}.",
+    "The picture shows {an_object} at {pose}, {seen}{tilt}.",
+)
+UPLESS_CAPTIONS = (  # of a bow, which has a front and no upper end
+    "{An_object} at {pose}. It {facing}.",
+    "A picture of {an_object} at {pose}; it {facing}.",
+    "The picture shows {an_object} at {pose} that {facing}.",
+)
+BARE_CAPTIONS = (
+    "{An_object} at {pose}.",
+    "A picture of {an_object} at {pose}.",
+    "The picture shows {an_object} at {pose}.",
+)
+
+
+class Viewpoint(NamedTuple):
+    """A pose in words.
+
+    side: the object's own side that the camera sees, one of ``SIDES``; None from straight above or below.
+    height: where the camera stands: "at its own height", "slightly from above", "from high above", "from straight
+        above", and the same below.
+    facing: where the front points: "faces the camera", "faces the viewer's left", "points down in the picture", …
+    tilt: "tilted to the viewer's left", "upside down", …; "" if it stands upright or is seen along its vertical.
+    """
+
+    side: str | None
+    height: str
+    facing: str
+    tilt: str
+
+    @property
+    def seen(self) -> str:
+        """ "seen from its front-left, slightly from above"."""
+        if self.side is None:
+            return f"seen {self.height}"
+        return f"seen from its {self.side}, {self.height}"
+
+
+def describe_viewpoint(pose: Pose) -> Viewpoint:
+    """The words for a pose (angles in radians, any range); see the module's text for whose left is meant.
+
+    Raises:
+        ValueError: an angle is not finite.
+    """
+    if not all(math.isfinite(angle) for angle in pose.angles):
+        raise ValueError(f"a pose without finite angles has no words: {pose}")
+    azimuth, elevation, theta = (float(angle) for angle in canonicalize(*pose.angles))
+    polar = abs(elevation) > _POLAR
+    side = None if polar else SIDES[_sector(azimuth)]
+    return Viewpoint(side, _height(elevation), _facing(pose), "" if polar else _tilt(theta))
+
+
+def _height(elevation: float) -> str:
+    if abs(elevation) < _LEVEL:
+        return "at its own height"
+    direction = "above" if elevation > 0 else "below"
+    if abs(elevation) > _POLAR:
+        return f"from straight {direction}"
+    if abs(elevation) < _HIGH:
+        return f"slightly from {direction}"
+    return f"from {'high above' if elevation > 0 else 'far below'}"
+
+
+def _facing(pose: Pose) -> str:
+    # the object's front (0, -1, 0) in the camera frame: x to the viewer's right, y up, z towards the viewer
+    right, up, towards = (float(-x) for x in rotation_matrix(*pose.angles)[:, 1])
+    if round(abs(towards) - math.cos(_FRONTAL), _DECIMALS) > 0:
+        return "faces the camera" if towards > 0 else "faces away from the camera"
+    return PICTURE_DIRECTIONS[_sector(math.atan2(up, right))]
+
+
+def _sector(angle: float) -> int:
+    """Which eighth of a turn, the first centred on 0. An angle on an edge goes to the even one, as its mirror image does."""
+    return round(round(angle / (math.pi / 4), _DECIMALS)) % 8
+
+
+def _tilt(theta: float) -> str:
+    if round(abs(theta) - _TILTED, _DECIMALS) < 0:
+        return ""
+    if round(abs(theta) - _UPSIDE_DOWN, _DECIMALS) > 0:
+        return "upside down"
+    return f"tilted to the viewer's {'left' if theta > 0 else 'right'}"  # theta > 0 turns counter-clockwise
+
+
+def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
+    """A caption with one `<pose6D>`, made without any model.
+
+    What no picture shows is not told: sides of a bottle, a table or a cup, and above and below of an hourglass.
+
+    Args:
+        rng: draws the phrasing.
+    """
+    return rng.choice(caption_templates(category)).format(**caption_words(pose, category))
+
+
+def caption_templates(category: Category) -> tuple[str, ...]:
+    """Those that tell nothing which the category's symmetry or mirror plane takes away."""
+    if category.has_up:
+        return CAPTIONS if category.has_front else SIDELESS_CAPTIONS
+    return UPLESS_CAPTIONS if category.has_front else BARE_CAPTIONS
+
+
+def caption_words(pose: Pose, category: Category) -> dict[str, str]:
+    """What fills the slots of :func:`caption_templates`."""
+    words = describe_viewpoint(pose)
+    an_object = object_words(category)["an_object"]
+    return {
+        "an_object": an_object,
+        "An_object": an_object[:1].upper() + an_object[1:],
+        "pose": POSE_TOKEN,
+        "seen": words.seen if caption_templates(category) is CAPTIONS else f"seen {words.height}",
+        "facing": words.facing,
+        "tilt": f", {words.tilt}" if words.tilt else "",
+    }

@@ -1,0 +1,1 @@
+"""The report's tasks: systems trained, predicted and compared from one YAML."""

@@ -1,0 +1,217 @@
+"""Which systems answered which samples: prediction files joined, and systems put over the same samples."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions
+from llava_pose.errors import InputError
+from llava_pose.pose import categories
+from llava_pose.pose.metrics import pose_error
+
+logger = logging.getLogger(__name__)
+
+SampleRule = Literal["same", "common", "all"]
+_NO_NAME = "unnamed"  # what read_predictions calls a system that its file does not name
+SAME_TRUTH = 1e-3  # radians: two files may round the same annotation differently
+_NAMED_IDS = 3  # how many ids a message names
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated object, as the prediction files describe it."""
+
+    id: str
+    category: str
+    true: Pose
+    object_status: str
+    source: str
+    instance: str = ""
+
+    @property
+    def occluded(self) -> bool:
+        return self.object_status != "status_good"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems over the same samples.
+
+    Attributes:
+        samples: in the order of the first system's file.
+        answers: for each system its predictions in the order of ``samples``; None where it gave none for a sample.
+    """
+
+    samples: list[Sample]
+    answers: dict[str, list[Prediction | None]]
+
+
+def canonical_category(name: str) -> str:
+    """The taxonomy's name of a category, or the name as it stands but for case, spaces and hyphens."""
+    category = categories.find(name)
+    return re.sub(r"[\s_\-]+", "_", name.strip()).lower() if category is None else category.name
+
+
+def read_systems(paths: Sequence[str], names: Sequence[str] | None = None) -> dict[str, list[Prediction]]:
+    """The predictions of each system, from files that hold one system each or several mixed.
+
+    A file that names no system gives its own name (without the suffix) to the system.
+
+    Args:
+        paths: predictions.jsonl files.
+        names: one a file, for files that hold one system: what that system is called, whatever the file says.
+
+    Raises:
+        InputError: a file is bad (see :func:`llava_pose.data.records.read_predictions`), the names do not fit the files, or
+            two files answer the same sample under the same system name.
+    """
+    if names and len(names) != len(paths):
+        raise InputError(f"--names gives {len(names)} names for {len(paths)} prediction files; give one name a file")
+    systems: dict[str, dict[str, Prediction]] = {}
+    origin: dict[tuple[str, str], str] = {}
+    for number, path in enumerate(paths):
+        predictions = read_predictions(path)
+        in_file = sorted({prediction.system for prediction in predictions})
+        if names and len(in_file) > 1:
+            raise InputError(f"{path}: holds {len(in_file)} systems ({', '.join(in_file)}); leave out --names")
+        for prediction in predictions:
+            own = Path(path).stem if prediction.system == _NO_NAME else prediction.system
+            system = names[number] if names else own
+            first = origin.setdefault((system, prediction.id), str(path))
+            if first != str(path) or prediction.id in systems.get(system, {}):
+                raise InputError(
+                    f"{path}: system '{system}' answers the id '{prediction.id}' that {first} answers already; "
+                    "tell the systems apart with --names, one name a file"
+                )
+            systems.setdefault(system, {})[prediction.id] = prediction
+    for system, answers in systems.items():
+        _warn_of_degrees(system, answers.values())
+    return {system: list(answers.values()) for system, answers in systems.items()}
+
+
+def _warn_of_degrees(system: str, predictions: Iterable[Prediction]) -> None:
+    """Any angle is a right angle in radians, but a file full of large ones was hardly meant so."""
+    for kind in ("pose", "true"):
+        poses = [pose for p in predictions if (pose := getattr(p, kind)) is not None]
+        angles = np.array([pose.angles for pose in poses], dtype=np.float64).reshape(-1, 3)
+        large = np.where(np.isfinite(angles), np.abs(angles), 0.0).max(axis=1) > 2.5 * math.pi
+        if len(angles) and large.mean() > 0.5:
+            logger.warning(
+                "%s: %d of %d poses in '%s' have an angle over 450 degrees if taken as radians; "
+                "prediction files hold radians: were these written in degrees?",
+                system,
+                int(large.sum()),
+                len(angles),
+                kind,
+            )
+
+
+def align(systems: Mapping[str, Sequence[Prediction]], rule: SampleRule = "same") -> Comparison:
+    """Put systems over the same samples.
+
+    Args:
+        systems: each system's predictions, ids unique within a system.
+        rule: what to do where systems answered different samples. "same": refuse. "common": keep the samples that all
+            of them answered. "all": keep every sample, and let a missing answer count as a failure.
+
+    Raises:
+        InputError: there is no system, the samples differ and the rule is "same", none is common, or two systems
+            disagree about a sample's annotation.
+    """
+    if not systems:
+        raise InputError("there are no predictions to score")
+    by_id = {system: {p.id: p for p in predictions} for system, predictions in systems.items()}
+    order = dict.fromkeys(id_ for answers in by_id.values() for id_ in answers)
+    common = [id_ for id_ in order if all(id_ in answers for answers in by_id.values())]
+    if len(common) < len(order):
+        sentence = _difference(by_id, order)
+        if rule == "same":
+            raise InputError(
+                f"{sentence}; score them with --samples common (only what all answered) or "
+                "--samples all (a missing answer counts as a failure)"
+            )
+        if rule == "common" and not common:
+            raise InputError(f"{sentence}, and no sample is common to all; check that the ids are written alike")
+        kept = common if rule == "common" else list(order)
+        logger.warning("%s; scored over %s (--samples %s)", sentence, _samples(len(kept)), rule)
+    kept = list(order) if rule == "all" else common
+    samples = [_join({system: answers[id_] for system, answers in by_id.items() if id_ in answers}) for id_ in kept]
+    _require_same_truth(by_id, samples)
+    return Comparison(samples, {system: [answers.get(id_) for id_ in kept] for system, answers in by_id.items()})
+
+
+def _difference(by_id: Mapping[str, Mapping[str, Prediction]], order: Iterable[str]) -> str:
+    parts = []
+    for system, answers in by_id.items():
+        missing = [id_ for id_ in order if id_ not in answers]
+        if missing:
+            named = ", ".join(f"'{id_}'" for id_ in missing[:_NAMED_IDS])
+            more = f" and {len(missing) - _NAMED_IDS} more" if len(missing) > _NAMED_IDS else ""
+            parts.append(f"'{system}' has no answer for {_samples(len(missing))} ({named}{more})")
+    return "the systems answered different samples: " + "; ".join(parts)
+
+
+def _samples(count: int) -> str:
+    return f"{count} sample{'' if count == 1 else 's'}"
+
+
+def _join(answers: Mapping[str, Prediction]) -> Sample:
+    """One sample from what the systems' files say of it; a file may leave out what another has."""
+    first = next(iter(answers.values()))
+    for system, answer in answers.items():
+        if canonical_category(answer.category) != canonical_category(first.category):
+            raise InputError(
+                f"the systems disagree about the true category of '{first.id}': '{first.category}' in "
+                f"'{first.system}', '{answer.category}' in '{system}'; score them over the same annotations"
+            )
+    return Sample(
+        first.id,
+        first.category,
+        first.true,
+        object_status=next(
+            (a.object_status for a in answers.values() if a.object_status != "status_good"), "status_good"
+        ),
+        source=next((a.source for a in answers.values() if a.source), ""),
+        instance=next((a.instance for a in answers.values() if a.instance), ""),
+    )
+
+
+def require_annotation(prediction: Prediction, record: ObjectRecord, where: str) -> None:
+    """A line that was made on another annotation than the object's would be scored against its own.
+
+    Raises:
+        InputError: category or pose are others; the message begins with ``where``.
+    """
+    if canonical_category(prediction.category) != canonical_category(record.category):
+        raise InputError(
+            f"{where} is of the category {prediction.category!r}, and the data's object is {record.category!r}; predict anew "
+            "on this data"
+        )
+    off = float(pose_error(prediction.true.angles, record.pose.angles))
+    if off > SAME_TRUTH:
+        raise InputError(
+            f"{where} says that its true pose is {math.degrees(off):.1f} degrees from the data's; predict anew on this data"
+        )
+
+
+def _require_same_truth(by_id: Mapping[str, Mapping[str, Prediction]], samples: Sequence[Sample]) -> None:
+    for system, answers in by_id.items():
+        answered = [sample for sample in samples if sample.id in answers]
+        theirs = np.array([answers[sample.id].true.angles for sample in answered]).reshape(-1, 3)
+        ours = np.array([sample.true.angles for sample in answered]).reshape(-1, 3)
+        apart = pose_error(theirs, ours)
+        if apart.size and apart.max() > SAME_TRUTH:
+            worst = int(apart.argmax())
+            raise InputError(
+                f"the systems disagree about the true pose of '{answered[worst].id}' by "
+                f"{math.degrees(apart[worst]):.3g} degrees ('{system}' against the first); "
+                "score them over the same annotations, in radians"
+            )

@@ -1,0 +1,1 @@
+"""Pose classifiers on any backbone."""

@@ -1,0 +1,1 @@
+"""Neural mesh models: NMM-Sphere and NOVUM."""

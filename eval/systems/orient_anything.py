@@ -1,0 +1,168 @@
+"""`llava-pose orient-anything`: answers in the convention of Orient Anything to prediction lines.
+
+Orient Anything (Wang et al., ICML 2025, arXiv 2412.18605; github.com/SpatialVision/Orient-Anything) says azimuth, polar and
+rotation in degrees, and a confidence. Its ``utils.get_proj2D_XYZ(phi, theta, gamma)``, which its app calls with minus the
+rotation as gamma, draws the object's front, right and top into the picture (x right, y up); at rotation 0
+
+    front = (-sin phi, -cos phi sin theta)    right = (-cos phi, sin phi sin theta)    top = (0, cos theta)
+
+and a positive rotation turns all three counter-clockwise, as ``render_3D_axis`` turns its picture by PIL's ``rotate``. Ours,
+with R of docs/POSE.md at theta 0, are minus R's second, minus its first, and its third column:
+
+    front = (-sin a, -sin e cos a)            right = (-cos a, sin e sin a)            top = (0, cos e)
+
+so that azimuth, elevation and theta are azimuth, polar and rotation, with neither an offset nor a sign between them. Version 2
+(github.com/SpatialVision/Orient-Anything-V2) turns an object with front +x and top +z before a camera on +x by
+``Rx(rotation) Ry(elevation) Rz(-azimuth)``, which is the same rotation again. The tests hold both forms against
+``geometry.rotation_matrix``. Both see the object from a camera that looks at its middle, as our poses are defined.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava_pose.data.records import Pose, Prediction, read_jsonl, read_records, write_jsonl
+from llava_pose.errors import InputError
+from llava_pose.pose.geometry import canonicalize
+from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.files import open_regular
+from llava_pose.utils.output_folder import own_file
+
+logger = logging.getLogger(__name__)
+SYSTEM = "Orient-Anything"
+# field -> what it may be called, the second names being those of version 2's inference
+_NAMES = {
+    "azimuth": ("azimuth", "ref_az_pred"),
+    "polar": ("polar", "elevation", "ref_el_pred"),
+    "rotation": ("rotation", "ref_ro_pred"),
+}
+_RANGES = {"azimuth": (-360.0, 360.0), "polar": (-90.0, 90.0), "rotation": (-180.0, 180.0)}
+
+
+@dataclass
+class OrientAnythingConfig:
+    """Which answers, for which objects."""
+
+    answers: str | None = field(
+        default=None, metadata={"help": "JSON lines or CSV: id, azimuth, polar, rotation in degrees, confidence"}
+    )
+    data: str | None = field(default=None, metadata={"help": "the prepared folder that was answered"})
+    out: str | None = field(default=None, metadata={"help": "predictions.jsonl to write"})
+    split: str = field(default="val", metadata={"help": "split of the prepared folder"})
+    system: str = field(default=SYSTEM, metadata={"help": "name in the tables"})
+
+
+def pose_from_orient_anything(azimuth: Any, polar: Any, rotation: Any) -> tuple[Any, Any, Any]:
+    """Azimuth, elevation and theta (radians, canonical ranges) of Orient Anything's angles in degrees, of any shape (...).
+
+    Angles are the same in both conventions (see above); one that is not finite stays so.
+    """
+    return canonicalize(*(np.radians(angle) for angle in (azimuth, polar, rotation)))
+
+
+def convert(config: OrientAnythingConfig) -> Path:
+    """Write a prediction for each object of the split; an object without an answer gets a line without a pose.
+
+    Raises:
+        InputError: a file or a line is bad, an answer is for no object of the split, or an object has two.
+    """
+    for option in ("answers", "data", "out"):
+        require(getattr(config, option), f"--{option}")
+    require_folder(config.data, "--data", "make it with llava-pose prepare")
+    records = read_records(config.data, config.split)
+    ids = {record.id for record in records}
+    answers: dict[str, tuple[Pose | None, float | None]] = {}
+    for where, value in _lines(Path(config.answers)):
+        id_ = str(value.get("id") or "")
+        if id_ not in ids:
+            raise InputError(
+                f"{where}: the id {id_!r} is no object of {Path(config.data) / config.split}; check --split"
+            )
+        if id_ in answers:
+            raise InputError(f"{where}: the id {id_!r} stands on two lines; delete one of them")
+        answers[id_] = _pose(value, where), _number(value.get("confidence"), f"{where}: 'confidence'")
+    if not answers:
+        raise InputError(f"--answers {config.answers}: there is no answer in it")
+    lines = []
+    for record in records:
+        pose, confidence = answers.get(record.id, (None, None))
+        lines.append(
+            Prediction.of(record, system=config.system, pose=pose, pred_category=None, confidence=confidence).to_dict()
+        )
+    with own_file(config.out, "--out", "orient-anything"):
+        write_jsonl(config.out, lines)
+    without = sum(line["pose"] is None for line in lines)
+    logger.info(
+        "%d predictions of %s are in %s, %d of them without a pose; next: llava-pose score %s --out scores.json",
+        len(lines),
+        config.system,
+        config.out,
+        without,
+        config.out,
+    )
+    return Path(config.out)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """("file:line", fields) of JSON lines, or of a CSV with a header where the name ends in .csv."""
+    if path.suffix.lower() != ".csv":
+        yield from read_jsonl(path)
+        return
+    try:
+        with open_regular(path, "r", newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            for value in reader:
+                yield f"{path}:{reader.line_num}", value
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file ({error.strerror}); check the path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); give CSV or JSON lines") from error
+
+
+def _pose(value: Mapping[str, Any], where: str) -> Pose | None:
+    """The pose of a line; None if all its angles are empty, which is how an answer is said to be missing."""
+    angles = {}
+    for name, names in _NAMES.items():
+        given = next((n for n in names if n in value), None)
+        if given is None:
+            raise InputError(f"{where}: there is no '{name}'; give id, azimuth, polar and rotation in degrees")
+        angle = _number(value[given], f"{where}: '{given}'")
+        low, high = _RANGES[name]
+        if angle is not None and not low <= angle <= high and math.isfinite(angle):
+            raise InputError(
+                f"{where}: '{given}' is {angle:g}, not in {low:g} to {high:g} degrees; "
+                "give the angles that Orient Anything's get_3angle returns, not the numbers of its bins"
+            )
+        angles[name] = angle
+    if all(angle is None for angle in angles.values()):
+        return None
+    return Pose(*map(float, pose_from_orient_anything(*(math.nan if a is None else a for a in angles.values()))))
+
+
+def _number(value: Any, where: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} must be a number, not {value!r}") from error
+
+
+main = command(
+    OrientAnythingConfig,
+    convert,
+    prog="llava-pose orient-anything",
+    description="Turn answers in Orient Anything's convention (azimuth, polar, rotation) into prediction lines.",
+    example="llava-pose orient-anything --answers angles.csv --data prepared --out orient_anything.jsonl",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,338 @@
+"""`llava-pose vlm-api`: poses from any vision-language model behind an OpenAI-compatible server, as one row of the tables.
+
+Each object's prepared picture is sent with the convention in words (``vlm_prompt``). What cannot be read is asked for again
+with the reason, then recorded as a failure: a line without a pose. A line also holds what the answer cost, under ``request``,
+which the scorer leaves alone. ``OUTPUT_DIR/predictions_summary.json`` counts answers, failures by reason, tokens and cost over
+all runs that wrote the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from eval.predict import claim_output
+from eval.systems.record_images import select_records
+from eval.systems.vlm_prompt import VlmAnswer, candidate_words, first_messages, read_answer
+from llava_pose.data.images import check_picture
+from llava_pose.data.records import (
+    METADATA_FILE,
+    ObjectRecord,
+    Prediction,
+    append_jsonl,
+    drop_torn_line,
+    read_jsonl,
+    read_records,
+    write_jsonl,
+)
+from llava_pose.errors import InputError, joined, left_out
+from llava_pose.pose import categories
+from llava_pose.pose.categories import Category
+from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.files import file_digest, printable, write_json
+from llava_pose.utils.openai_client import (
+    Endpoint,
+    Reply,
+    ServedModel,
+    TokenLimit,
+    map_threads,
+    require_client,
+    token_account,
+)
+from llava_pose.utils.output_folder import own_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class VlmApiConfig:
+    """Which server, which objects, and where the lines go."""
+
+    data: str | None = field(default=None, metadata={"help": "the prepared folder"})
+    output_dir: str | None = field(default=None, metadata={"help": "predictions.jsonl and its account go there"})
+    api_base: str | None = field(
+        default=None,
+        metadata={"help": "an OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY"},
+    )
+    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
+    system: str | None = field(default=None, metadata={"help": "name in the tables; default: the model's"})
+    task: Literal["pose", "joint"] = field(
+        default="pose", metadata={"help": "pose: the category is given; joint: category and pose are asked for"}
+    )
+    categories: list[str] | None = field(
+        default=None, metadata={"help": "candidates of the joint task; default: every category of the prepared folder"}
+    )
+    predict_split: str = field(default="val", metadata={"help": "split of the prepared folder"})
+    predict_categories: list[str] | None = field(default=None, metadata={"help": "ask for objects of these only"})
+    sample: int = field(
+        default=0, metadata={"help": "ask for so many objects, drawn by --seed; 0 is all; a larger number adds to them"}
+    )
+    seed: int = field(default=0, metadata={"help": "draws the sample"})
+    concurrency: int = field(default=8, metadata={"help": "requests at a time"})
+    attempts: int = field(
+        default=3, metadata={"help": "answers to ask for, each with what was wrong, before an object counts as failed"}
+    )
+    tries: int = field(default=6, metadata={"help": "requests for one answer while the server is busy or silent"})
+    first_wait: float = field(
+        default=1.0, metadata={"help": "seconds before the second try, doubled for each further one"}
+    )
+    timeout: float = field(default=120.0, metadata={"help": "seconds to wait for one answer"})
+    max_tokens: int = field(default=400, metadata={"help": "tokens of one answer at most; models that think need more"})
+    token_limit: TokenLimit = field(
+        default="max_tokens",
+        metadata={"help": "the server's name of that limit; OpenAI's newer models want the second"},
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": "of the model's sampling; default: the server's own (0 repeats best)"}
+    )
+    price_in: float = field(default=0.0, metadata={"help": "price of a million tokens sent, for the account of costs"})
+    price_out: float = field(default=0.0, metadata={"help": "price of a million tokens received"})
+    retry_failed: bool = field(default=False, metadata={"help": "ask again for the objects that failed before"})
+    dry_run: bool = field(default=False, metadata={"help": "print the prompts, send nothing, write nothing"})
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "attempts", "tries", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: must be at least 1, not {getattr(self, name)}")
+        for name in ("first_wait", "temperature", "price_in", "price_out", "sample"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise InputError(f"--{name.replace('_', '-')}: must not be negative, but is {value}")
+        if not 0 < self.timeout < float("inf"):
+            raise InputError(f"--timeout: must be over 0, not {self.timeout}")
+
+
+def run(config: VlmApiConfig) -> Path | None:
+    """Ask for each object that has no line yet, and return ``OUTPUT_DIR/predictions.jsonl``; None for a dry run.
+
+    Raises:
+        InputError: the data or an earlier file is unusable, or the server refuses or does not answer.
+    """
+    require(config.data, "--data")
+    prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
+    faults: list[InputError] = []
+    records = _records(prepared, config, faults)
+    words = candidate_words(_candidates(prepared, config)) if config.task == "joint" else None
+    wanted = _drawn(records, config)
+    if config.dry_run:
+        for record in wanted:
+            messages = first_messages(record, _category(record.category), words, None)
+            line = json.dumps({"id": record.id, "messages": messages}, ensure_ascii=False)
+            sys.stdout.write(f"{printable(line)}\n")
+        return None
+    for option in ("output_dir", "api_base", "model"):
+        require(getattr(config, option), f"--{option.replace('_', '-')}")
+    system = config.system or config.model
+    out = Path(config.output_dir) / "predictions.jsonl"
+    with own_file(out, "--output-dir", "vlm-api"):
+        claim_output(out, _settings(config, records, words, prepared, system))
+        known = _earlier_lines(out, records, system)
+        done = {id_ for id_, line in known.items() if line.get("pose") is not None or not config.retry_failed}
+        if done:
+            logger.info("%s: %d of %d objects are answered already", out, len(done), len(records))
+        left = [record for record in wanted if record.id not in done]
+        try:
+            if left:
+                _ask_for(left, prepared, words, system, config, out, known)
+        finally:  # of an object that was asked for again, the last line alone
+            if known:
+                write_jsonl(out, (known[record.id] for record in records if record.id in known))
+        _report(out, list(known.values()), system, config)
+    if faults:
+        raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and have not been asked for")
+    return out
+
+
+def _records(prepared: Path, config: VlmApiConfig, faults: list[InputError]) -> list[ObjectRecord]:
+    """Those whose pictures can be sent; what is wrong with the others goes to ``faults``."""
+    split = config.predict_split
+    usable = []
+    for record in select_records(prepared, split, config.predict_categories, "--predict-categories", faults=faults):
+        try:
+            check_picture(prepared / split, record.file_name)
+            usable.append(record)
+        except InputError as error:
+            faults.append(error)
+    if not usable:
+        raise joined(faults, f"{prepared / split}: none of its objects can be used")
+    return usable
+
+
+def _category(name: str) -> Category:
+    return categories.get(name, allow_custom=True)
+
+
+def _candidates(prepared: Path, config: VlmApiConfig) -> list[Category]:
+    """Those of the joint task, in alphabetical order of their canonical names."""
+    names: Iterable[str] | None = config.categories
+    if not names:
+        splits = [path.parent.name for path in prepared.glob(f"*/{METADATA_FILE}")]
+        names = {record.category for split in splits for record in read_records(prepared, split, faults=[])}
+    found = {category.name: category for category in map(_category, names)}
+    return [found[name] for name in sorted(found)]
+
+
+def _drawn(records: Sequence[ObjectRecord], config: VlmApiConfig) -> list[ObjectRecord]:
+    """A sample in the order of the records; a larger sample of the same seed holds a smaller one."""
+    if not config.sample or config.sample >= len(records):
+        return list(records)
+    ranks = sorted(records, key=lambda record: hashlib.blake2b(f"{config.seed}:{record.id}".encode()).digest())
+    chosen = {record.id for record in ranks[: config.sample]}
+    return [record for record in records if record.id in chosen]
+
+
+def _settings(
+    config: VlmApiConfig,
+    records: Sequence[ObjectRecord],
+    words: dict[str, str] | None,
+    prepared: Path,
+    system: str,
+) -> dict[str, Any]:
+    """What decides an answer. The server's address, the sample and how long is waited do not."""
+    prompt = first_messages(records[0], _category(records[0].category), words, None)
+    metadata = prepared / config.predict_split / METADATA_FILE
+    return {
+        "model": config.model,
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "data": str(prepared.resolve()),
+        "split": config.predict_split,
+        "task": config.task,
+        "categories": sorted(words.values()) if words else [],
+        "predict_categories": sorted({_category(name).name for name in config.predict_categories or []}),
+        "system": system,
+        "records_digest": file_digest(metadata),
+        "prompt": hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest(),
+    }
+
+
+def _earlier_lines(out: Path, records: Sequence[ObjectRecord], system: str) -> dict[str, dict[str, Any]]:
+    """Id -> line that an earlier run has left; the last one where a failure has been asked for again."""
+    if not out.exists():
+        return {}
+    drop_torn_line(out)
+    known: dict[str, dict[str, Any]] = {}
+    ids = {record.id for record in records}
+    for where, value in read_jsonl(out):
+        line = Prediction.from_dict(value, where=where)
+        if line.system != system or line.id not in ids:
+            raise InputError(f"{where}: is no answer of '{system}' for this split; choose another --output-dir")
+        if line.id in known and known[line.id].get("pose") is not None:
+            raise InputError(f"{where}: the id {line.id!r} stands on two lines; delete one of them")
+        known[line.id] = value
+    return known
+
+
+def _ask_for(
+    left: Sequence[ObjectRecord],
+    prepared: Path,
+    words: dict[str, str] | None,
+    system: str,
+    config: VlmApiConfig,
+    out: Path,
+    known: dict[str, dict[str, Any]],
+) -> None:
+    """Append a line for each object as its answer comes, and put it into ``known``; a failure stands until then."""
+    require_client()
+    endpoint = Endpoint(
+        config.api_base,
+        config.model,
+        timeout=config.timeout,
+        tries=config.tries,
+        first_wait=config.first_wait,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        token_limit=config.token_limit,
+    )
+    model = ServedModel(endpoint)
+
+    def ask(record: ObjectRecord) -> dict[str, Any]:
+        picture = prepared / config.predict_split / record.file_name
+        messages = first_messages(record, _category(record.category), words, picture)
+        return _line(
+            record, model.ask(messages, lambda text: read_answer(text, words), attempts=config.attempts), system
+        )
+
+    bar = tqdm(total=len(left), desc=f"ask {config.model}", unit="object", mininterval=1.0)
+    try:
+        with bar:
+            for line in map_threads(ask, iter(left), threads=config.concurrency, stop=model.stop):
+                _add_requests(line["request"], known.get(line["id"], {}).get("request") or {})
+                append_jsonl(out, [line])
+                known[line["id"]] = line
+                bar.update()
+    finally:
+        model.close()
+
+
+def _line(record: ObjectRecord, reply: Reply[VlmAnswer], system: str) -> dict[str, Any]:
+    answer = reply.value
+    prediction = Prediction.of(
+        record,
+        system=system,
+        pose=None if answer is None else answer.pose,
+        pred_category=None if answer is None else answer.category,
+        confidence=None,
+    )
+    request = {name: getattr(reply, name) for name in ("attempts", "prompt_tokens", "completion_tokens", "reason")}
+    return {**prediction.to_dict(), "request": request}
+
+
+def _add_requests(request: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """What the failures before have cost stays in the account."""
+    for name in ("attempts", "prompt_tokens", "completion_tokens"):
+        if earlier.get(name):
+            request[name] = (request.get(name) or 0) + earlier[name]
+
+
+def _report(out: Path, lines: Sequence[dict[str, Any]], system: str, config: VlmApiConfig) -> None:
+    summary = summarize(lines, config.price_in, config.price_out)
+    write_json(out.with_name(f"{out.stem}_summary.json"), summary)
+    cost = f", cost {summary['cost']}" if config.price_in or config.price_out else ""
+    logger.info(
+        "%d answers of %s are in %s, %d failed; %d tokens sent and %d received%s; next: llava-pose score %s --out %s",
+        summary["answered"],
+        system,
+        out,
+        summary["failed"],
+        summary["prompt_tokens"],
+        summary["completion_tokens"],
+        cost,
+        out,
+        out.with_name("scores.json"),
+    )
+
+
+def summarize(lines: Sequence[dict[str, Any]], price_in: float, price_out: float) -> dict[str, Any]:
+    """The account of a file's lines: answers, failures by reason, tokens and cost, over all runs that wrote it."""
+    requests = [line.get("request") or {} for line in lines]
+    sent, received = (sum(r.get(name) or 0 for r in requests) for name in ("prompt_tokens", "completion_tokens"))
+    failed = [r.get("reason") or "unknown" for r, line in zip(requests, lines, strict=True) if line.get("pose") is None]
+    return {
+        "answered": len(lines) - len(failed),
+        "failed": len(failed),
+        "failed_because": dict(Counter(failed).most_common()),
+        "attempts": sum(r.get("attempts") or 0 for r in requests),
+        **token_account(sent, received, price_in, price_out),
+    }
+
+
+main = command(
+    VlmApiConfig,
+    run,
+    prog="llava-pose vlm-api",
+    description="Ask a vision-language model behind an OpenAI-compatible server for the poses of a prepared split.",
+    example="llava-pose vlm-api --api-base http://localhost:8000/v1 --model NAME --data prepared --output-dir runs/vlm",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

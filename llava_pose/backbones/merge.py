@@ -1,0 +1,194 @@
+"""`llava-pose merge`: an adapter and its base to one full checkpoint, which answers as the two did or is not written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
+from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading, require_finite
+from llava_pose.model.loading import (
+    base_of,
+    load_full,
+    load_model,
+    load_processor,
+    read_adapter_config,
+    unwrap_model,
+)
+from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
+from llava_pose.utils.files import sync_folder
+from llava_pose.utils.output_folder import own_new_folder
+
+logger = logging.getLogger(__name__)
+# the largest difference of an output, as a share of its largest value; a weight in 16 bits is rounded to 1 in 500 or finer
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class MergeConfig:
+    checkpoint: str = field(default="", metadata={"help": "folder of the adapter"})
+    out: str = field(default="", metadata={"help": "folder of the full checkpoint, new or empty"})
+    base: str | None = field(
+        default=None, metadata={"help": "the adapter's base, if it has moved or was stored in four bits"}
+    )
+    dtype: str = field(
+        default="auto", metadata={"help": f"of the stored weights, one of {', '.join(DTYPES)}; auto: the base's own"}
+    )
+
+
+def merge(config: MergeConfig) -> Path:
+    """Write the full checkpoint and return its folder.
+
+    The sums are worked out in float32. What was written is read back and asked beside the adapter on its base: a random
+    picture and the first question for a pose.
+
+    Raises:
+        InputError: there is no adapter, its base is not there or is quantised, the folder is taken, or the written
+            checkpoint answers otherwise than the adapter; then nothing is left under ``out``.
+    """
+    require(config.checkpoint, "--checkpoint")
+    require(config.out, "--out")
+    if config.dtype not in DTYPES:
+        raise InputError(f"--dtype {config.dtype}: not known; choose one of {', '.join(DTYPES)}")
+    folder = require_folder(config.checkpoint, "--checkpoint", "give the folder that llava-pose train wrote")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"--checkpoint {folder}: {ADAPTER_CONFIG} is not in it; only an adapter needs merging")
+    with own_new_folder(config.out, "--out", "merge"):
+        return _merge(config, folder, Path(config.out))
+
+
+def _merge(config: MergeConfig, folder: Path, out: Path) -> Path:
+    processor = load_processor(folder)
+    base = _whole_base(folder, config.base)
+    dtype = _stored_dtype(config.dtype, base)
+
+    model = load_model(folder, base=base, dtype=torch.float32)
+    wanted = probe(model, processor)
+    merged = model.merge_and_unload(safe_merge=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as beside:
+        written = Path(beside) / out.name
+        # by the modules' own names, as assemble writes a base
+        require_finite(merged.to(dtype), out, remedy="nothing was written; try --dtype float32")
+        merged.save_pretrained(written, save_original_format=False)
+        processor.save_pretrained(written)
+        save_config({**vars(config), "base": base}, written / "merge.yaml")
+        del model, merged  # one model of full size at a time
+        share = require_same_outputs(wanted, probe(load_full(written, dtype=torch.float32), processor), dtype)
+        sync_folder(written)
+        os.replace(written, out)
+    logger.info(
+        f"{out}: a full checkpoint in {_name(dtype)}; its outputs are the adapter's to {share:.1e} of their size"
+    )
+    logger.info(f"next: llava-pose predict --checkpoint {out} --data PREPARED --split val --out predictions.jsonl")
+    return out
+
+
+def _whole_base(folder: Path, base: str | None) -> str:
+    """The base to merge into; one that was quantised for training only is loaded whole, and that is said.
+
+    Raises:
+        InputError: the base itself is stored quantised.
+    """
+    base = base_of(folder, read_adapter_config(folder), base)
+    if getattr(_config_of(base), "quantization_config", None) is not None:
+        raise InputError(f"{base}: the base is stored quantised; give the whole one with --base")
+    recipe = folder / "train.yaml"
+    quantized = read_yaml(recipe).get("quantize", "none") if recipe.is_file() else "none"
+    if quantized != "none":
+        logger.warning(
+            f"{folder}: was trained on {base} in {quantized}; it is merged into the whole base, where it answers nearly "
+            "as it did on the quantised one; outputs are compared with the adapter on the whole base"
+        )
+    return base
+
+
+def _config_of(base: str) -> Any:
+    with loading(f"{base}: cannot load the base; say where it is with --base"):
+        return AutoConfig.from_pretrained(base, **NO_CODE)
+
+
+def _stored_dtype(name: str, base: str) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    own = _config_of(base).dtype
+    return own if own in TOLERANCES else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@torch.inference_mode()
+def probe(model: nn.Module, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
+    """What a model, bare or behind an adapter, makes of a random picture and the first question for a pose.
+
+    Returns:
+        logits (length, vocabulary), and the pose head's raw rotation, location and confidence (1, …), float32.
+    """
+    words = {"object": "object", "pose": POSE_TOKEN}
+    turns = [
+        {"role": "user", "content": f"{IMAGE_TOKEN}\n{POSE_QUESTIONS[0].format(**words)}"},
+        {"role": "assistant", "content": POSE_ANSWER.format(**words)},
+    ]
+    ids = torch.from_numpy(processor.encode_chat(turns, where="the probe").input_ids)[None]
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
+    pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    inner = unwrap_model(model).eval()
+    output = inner(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
+    predicting = (ids[0, 1:] == processor.pose_token_id).nonzero()[:, 0]
+    poses = inner.read_poses(output.last_hidden_state[0, predicting], output.image_tokens, torch.zeros_like(predicting))
+    return {
+        "logits": output.logits[0].float(),
+        "rotation": poses.raw_rotation.float(),
+        "location": poses.location.float(),
+        "confidence": poses.confidence_logit.float(),
+    }
+
+
+def require_same_outputs(wanted: dict[str, Tensor], found: dict[str, Tensor], dtype: torch.dtype) -> float:
+    """The largest difference, as a share of the output's largest value.
+
+    Args:
+        wanted, found: of :func:`probe`, before and after.
+        dtype: of the stored weights, which sets the tolerance.
+
+    Raises:
+        InputError: it is over the tolerance, or not a number.
+    """
+    shares = {}
+    for name, value in wanted.items():
+        size = max(float(value.abs().max()), 1e-6)
+        shares[name] = float((found[name] - value).abs().max()) / size
+    worst = max(shares, key=lambda name: (not np.isfinite(shares[name]), shares[name]))
+    if not shares[worst] <= TOLERANCES[dtype]:
+        raise InputError(
+            f"the merged model's {worst} differs from the adapter's by {shares[worst]:.1e} of its size, more than "
+            f"{TOLERANCES[dtype]:g}; nothing was written; try --dtype float32, or use the adapter as it is"
+        )
+    return shares[worst]
+
+
+main = command(
+    MergeConfig,
+    merge,
+    prog="llava-pose merge",
+    description="Merge a LoRA checkpoint into its base: one full checkpoint, compared with the adapter before it is kept.",
+    example="llava-pose merge --checkpoint runs/first --out runs/first_merged",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

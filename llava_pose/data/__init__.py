@@ -1,0 +1,1 @@
+"""Records, conversations and pictures, and how they become training samples."""

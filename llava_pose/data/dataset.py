@@ -1,0 +1,277 @@
+"""Training samples: train.json and prepared pictures, as what the collator takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from llava_pose.data.augmentation import UNCHANGED, Augmentation
+from llava_pose.data.conversation import (
+    IGNORE_INDEX,
+    POSE_TOKEN,
+    ChatTooLongError,
+    mirror_sides,
+    to_messages,
+    validate_sample,
+)
+from llava_pose.data.images import check_picture, load_rgb
+from llava_pose.data.records import Pose, parse_json, pose_targets_of
+from llava_pose.errors import InputError, joined
+from llava_pose.pose.geometry import flip_pose
+from llava_pose.utils.distributed import is_first_process
+from llava_pose.utils.files import inside, of_split, read_text
+
+if TYPE_CHECKING:
+    from llava_pose.model.processing import LlavaPoseProcessor
+    from llava_pose.train.feature_cache import FeatureCache
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EncodedSample:
+    """One sample, ready to be collated.
+
+    Attributes:
+        name: for messages.
+        input_ids, labels: (length,) int64.
+        pose_targets: (n, 6), one for each supervised `<pose6D>`.
+        input_poses: (m, 6), one for each `<pose6D>` in a question.
+        image: the picture, or its patches from the cache, or None.
+    """
+
+    name: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    pose_targets: np.ndarray
+    input_poses: np.ndarray
+    image: Image.Image | np.ndarray | None
+
+
+# kinds of questions whose words stay true when the picture is turned, scaled and shifted
+_FREE_OF_PLACES = frozenset(("pose", "joint", "described"))
+
+
+class PoseDataset(Dataset):
+    """The samples of train.json; with ``flip``, each mirror-symmetric one a second time as its mirror image; with
+    ``augment``, each of these so many times, each time changed in another way (:class:`Augmentation`).
+
+    All are items of one epoch, so that what is drawn depends on the sampler's seed alone and a run that was stopped goes on
+    with the same items.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[dict[str, Any]],
+        data: str | os.PathLike[str],
+        processor: LlavaPoseProcessor,
+        *,
+        flip: bool = False,
+        augment: int = 0,
+        cache: FeatureCache | None = None,
+        max_length: int | None = None,
+        drop_long: bool = False,
+        positions: int | None = None,
+    ):
+        """
+        Args:
+            positions: that the language model has, if it has so many and no more.
+
+        Raises:
+            InputError: samples or their pictures are unusable, are longer than max_length and ``drop_long`` is not set, or
+                than the positions, or none is left. The message names the first ten.
+        """
+        self.samples = samples
+        self.data = Path(data)
+        self.processor = processor
+        self.cache = cache
+        if drop_long:
+            max_length = min((limit for limit in (max_length, positions) if limit is not None), default=None)
+        self.max_length = max_length
+        self.augment = augment
+        self._check_samples(None if drop_long else positions)
+        self.items = [(index, False) for index in range(len(samples))]
+        if flip:
+            self.items += [(index, True) for index in range(len(samples)) if samples[index].get("flippable", False)]
+        self._lengths: list[int] | None = None
+        if max_length is not None:
+            self._leave_out_long(drop_long)
+        if not self.items:
+            raise InputError("no training sample is left; check train.json and max_length")
+
+    def _check_samples(self, positions: int | None) -> None:
+        """Found out before training starts, not hours into it."""
+        faults: list[InputError] = []
+        seen: set[str] = set()
+        for sample in self.samples:
+            where = f"sample {sample.get('id')!r}"
+            try:
+                validate_sample(sample, where=where)
+                image = sample.get("image")
+                if image and image not in seen:
+                    seen.add(image)
+                    check_picture(*of_split(self.data, image))
+                if positions is not None:
+                    self._check_length(sample, positions, where)
+            except InputError as error:
+                # a picture's message names its file, not the sample
+                faults.append(error if str(error).startswith(where) else InputError(f"{where}: {error}"))
+        if faults:
+            raise joined(faults, f"{len(faults)} of {len(self.samples)} samples cannot be learned from")
+
+    def _check_length(self, sample: dict[str, Any], positions: int, where: str) -> None:
+        messages = to_messages(sample["conversations"], where=where)
+        # a text has no more tokens than bytes: few samples are so long that they have to be encoded
+        most = sum(len(message["content"].encode()) + self._bytes_a_turn for message in messages)
+        if most + self.processor.count_image_tokens(*self.processor.image_size) <= positions:
+            return
+        length = len(self.processor.encode_chat(messages, where=where).input_ids)
+        if length > positions:
+            raise ChatTooLongError(
+                f"{where}: {length} tokens are more than the {positions} positions of the language model; shorten the text, "
+                "or leave such samples out with drop_long"
+            )
+
+    @cached_property
+    def _bytes_a_turn(self) -> int:
+        """Of what the chat template adds to a turn, at most."""
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+        return len(self.processor.render(chat).encode())
+
+    def _leave_out_long(self, drop_long: bool) -> None:
+        items, self.items, self._lengths = self.items, [], []
+        faults: list[InputError] = []
+        for item in _shown(items):
+            try:
+                length = len(self._encode_text(*item).input_ids)
+            except InputError as error:
+                if drop_long and isinstance(error, ChatTooLongError):
+                    logger.warning(f"dropped: {error}")
+                else:
+                    faults.append(error)
+            else:
+                self.items.append(item)
+                self._lengths.append(length)
+        if faults:
+            raise joined(faults, f"{len(faults)} of {len(items)} samples (mirror images included) cannot be encoded")
+
+    def __len__(self) -> int:
+        return len(self.items) * max(1, self.augment)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each item; all texts are encoded for it, unless they have been for ``max_length``.
+
+        Raises:
+            InputError: a sample's text is unusable.
+        """
+        if self._lengths is None:
+            self._lengths = [len(self._encode_text(*item).input_ids) for item in _shown(self.items)]
+        return self._lengths * max(1, self.augment)
+
+    def __getitem__(self, item: int) -> EncodedSample:
+        item = range(len(self))[item]  # what is past the end ends an iteration
+        index, mirrored = self.items[item % len(self.items)]
+        kinds = self.samples[index].get("kinds")
+        geometric = bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
+        change = Augmentation.of_item(item, self.augment, geometric=geometric)
+        image = self._load_image(self.samples[index].get("image"), mirrored, change)
+        return self._encode_text(index, mirrored, image, change)
+
+    def _load_image(self, image: str | None, mirrored: bool, change: Augmentation) -> Image.Image | np.ndarray | None:
+        if not image:
+            return None
+        if self.cache is not None:
+            return self.cache[image, mirrored]
+        picture = load_rgb(inside(*of_split(self.data, image)))
+        return change.picture(ImageOps.mirror(picture) if mirrored else picture)
+
+    def _encode_text(
+        self, index: int, mirrored: bool, image: Any = None, change: Augmentation = UNCHANGED
+    ) -> EncodedSample:
+        sample = self.samples[index]
+        messages = to_messages(sample["conversations"], where=str(sample["id"]))
+        if mirrored:
+            messages = [{**message, "content": mirror_sides(message["content"])} for message in messages]
+        name = f"sample {sample['id']!r}" + (" (mirrored)" if mirrored else "")
+        chat = self.processor.encode_chat(messages, max_length=self.max_length, where=name)
+        if (chat.labels == IGNORE_INDEX).all():
+            raise InputError(f"{name}: no token is supervised; a sample needs an answer (a turn from 'gpt')")
+        answers, questions = [], []
+        poses = iter(self._pose_numbers(sample, mirrored, change))
+        for message in messages:
+            target = answers if message["role"] == "assistant" else questions
+            target.extend(next(poses) for _ in range(message["content"].count(POSE_TOKEN)))
+        return EncodedSample(name, chat.input_ids, chat.labels, _rows(answers), _rows(questions), image)
+
+    def _pose_numbers(self, sample: dict[str, Any], mirrored: bool, change: Augmentation) -> list[list[float]]:
+        numbers = []
+        for value in sample["poses"]:
+            pose = Pose.from_dict(value, where=f"sample {sample['id']!r}")
+            if None in (pose.distance, pose.px, pose.py):
+                pose, size = replace(pose, distance=None), _NO_SIZE
+            else:
+                size = {name: float(sample[name]) for name in _NO_SIZE}
+            if mirrored:
+                px = np.nan if pose.px is None else pose.px
+                a, e, t, px = flip_pose(*pose.angles, px, size["width"])
+                pose = Pose(float(a), float(e), float(t), pose.distance, float(px), pose.py)
+            pose = change.pose(pose, size["width"], size["height"])
+            size = {**size, "viewport": size["viewport"] * change.scale}
+            numbers.append(pose_targets_of(pose, **size))
+        return numbers
+
+
+def _shown(items: list[tuple[int, bool]]) -> tqdm:
+    return tqdm(items, desc="lengths", unit="sample", delay=2, leave=False, disable=not is_first_process())
+
+
+_MOST_BYTES = 1 << 36  # of a train.json: 69 thousand million
+_NO_SIZE = {"width": 1.0, "height": 1.0, "viewport": 1.0}  # of no effect where the location is unknown
+
+
+def _rows(numbers: list[list[float]]) -> np.ndarray:
+    return np.asarray(numbers, dtype=np.float32).reshape(-1, 6)
+
+
+def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The samples of a train.json, each checked.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON array, is empty, or a sample is malformed.
+    """
+    text = read_text(path, remedy="make it with llava-pose instruct", most=_MOST_BYTES)
+    try:
+        samples = parse_json(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: not valid JSON ({error.msg} at line {error.lineno}); the file may be cut off"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); make it with llava-pose instruct") from error
+    if not isinstance(samples, list) or not samples:
+        raise InputError(
+            f"{path}: expected a JSON array of samples that is not empty; make it with llava-pose instruct"
+        )
+    faults: list[InputError] = []
+    for index, sample in enumerate(samples):
+        where = f"{path}, sample {index}"
+        try:
+            if not isinstance(sample, dict):
+                raise InputError(f"{where} is no JSON object")
+            validate_sample(sample, where=where)
+        except InputError as error:
+            faults.append(error)
+    if faults:
+        raise joined(faults, f"{path}: {len(faults)} of {len(samples)} samples cannot be learned from")
+    return samples

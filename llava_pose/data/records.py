@@ -1,0 +1,495 @@
+"""The two types that every stage passes on: :class:`ObjectRecord` (one annotated object) and :class:`Prediction` (one
+system's answer for one object), with their JSON Lines readers and writers.
+
+Angles are radians. Pixels are edge coordinates of the image the line names: the left edge is 0, the right its width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from llava_pose.errors import InputError, joined
+from llava_pose.utils.files import (
+    append_whole,
+    is_plain_name,
+    is_regular,
+    open_regular,
+    shortened,
+    unsafe_name,
+    write_atomic,
+)
+
+METADATA_FILE = "metadata.jsonl"
+MAX_ANGLE = 4 * math.pi  # radians are written in [0, 2 pi) or (-pi, pi]; what is far outside is in degrees
+MAX_NUMBER = 1e30  # of pixels and lengths in prepared data: beyond it, and beyond its inverse, float32 loses them
+_LONGEST_LINE = 1 << 26  # bytes of a JSON line: 67 million
+_INDEX = re.compile(r"[0-9]{1,9}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A 6D pose (docs/POSE.md). Distance, px and py may be unknown (None) in the answer of a system that has only angles.
+
+    azimuth, elevation, theta: radians. distance: object units. px, py: pixels, where the object's origin projects.
+    """
+
+    azimuth: float
+    elevation: float
+    theta: float
+    distance: float | None = None
+    px: float | None = None
+    py: float | None = None
+
+    @property
+    def angles(self) -> tuple[float, float, float]:
+        return self.azimuth, self.elevation, self.theta
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Pose:
+        """A pose from JSON. An angle that is null or not a number becomes NaN (and scores as an error of pi).
+
+        Raises:
+            InputError: not a mapping, an angle is missing, or a value cannot be a number; ``where`` names the place.
+        """
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: a pose must be an object with azimuth, elevation and theta in radians")
+        values: dict[str, float | None] = {}
+        for name in (f.name for f in fields(cls)):
+            required = name in ("azimuth", "elevation", "theta")
+            if required and name not in value:
+                raise InputError(f"{where}: the pose has no '{name}'; give azimuth, elevation and theta in radians")
+            number = value.get(name)
+            if isinstance(number, bool):  # which Python takes for 0 and 1
+                raise InputError(f"{where}: '{name}' must be a number, not {number}")
+            try:
+                values[name] = (math.nan if required else None) if number is None else float(number)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise InputError(f"{where}: '{name}' must be a number, not {_shorten(number)}") from error
+        return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def annotated(cls, value: Mapping[str, Any], *, where: str) -> Pose:
+        """An annotated pose from JSON: one that can be learned from and measured against.
+
+        Raises:
+            InputError: as :meth:`from_dict`, or :meth:`fault` finds something, or a number is text.
+        """
+        pose = cls.from_dict(value, where=where)
+        text = next((name for name in vars(pose) if isinstance(value.get(name), str)), None)
+        fault = pose.fault() if text is None else f"'{text}' must be a number, not {_shorten(value[text])}"
+        if fault is not None:
+            raise InputError(f"{where}: {fault}; mend or drop it")
+        return pose
+
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON-ready: what is not finite becomes null."""
+        return {name: float(value) if _is_number(value) else None for name, value in vars(self).items()}
+
+    def fault(self) -> str | None:
+        """Return why nothing can be learned from an annotated pose, in words, or None if it can. What is unknown may be."""
+        for name in ("azimuth", "elevation", "theta"):
+            angle = getattr(self, name)
+            if not math.isfinite(angle):
+                return "an angle of its pose is not finite"
+            if abs(angle) > MAX_ANGLE:
+                return f"'{name}' is {angle:g}, which cannot be radians"
+        if self.distance is not None and not is_size(self.distance):
+            return f"'distance' is {self.distance:g} and must be positive, and in units of the object's size"
+        for name in ("px", "py"):
+            pixels = getattr(self, name)
+            if pixels is not None and not abs(pixels) <= MAX_NUMBER:
+                return f"'{name}' is {pixels:g}, a place in no picture"
+        return None
+
+
+def pose_targets_of(pose: Pose, *, width: float, height: float, viewport: float) -> list[float]:
+    """The six numbers the model learns of a pose: three angles in radians and the normalised location (NaN if unknown)."""
+    location = (pose.distance, pose.px, pose.py)
+    if any(value is None or not math.isfinite(value) for value in location) or pose.distance <= 0:
+        return [*pose.angles, math.nan, math.nan, math.nan]
+    side = max(width, height)
+    return [
+        *pose.angles,
+        math.log(viewport / (pose.distance * side)),
+        pose.px / width - 0.5,
+        pose.py / height - 0.5,
+    ]
+
+
+@dataclass(frozen=True)
+class ObjectRecord:
+    """One annotated object and the prepared image that shows it: one line of ``prepared/<split>/metadata.jsonl``.
+
+    Attributes:
+        file_name: the image, relative to the folder of the metadata file.
+        id: unique over the dataset: ``<category>/<name>/<index of the object in its annotation file>``.
+        category: as in the source (``llava_pose.pose.categories`` resolves aliases).
+        pose: in the prepared image.
+        viewport: pixels of the prepared image per unit focal length.
+        focal: focal length (1 in ImageNet3D).
+        width, height: of the prepared image, pixels.
+        bbox: (x1, y1, x2, y2) in the prepared image, not clipped to it.
+        object_status: ``status_good``, ``status_partially``, ``status_barely`` or ``status_bad``.
+        crop: how the raw image became the prepared one: prepared = (raw - (left, top)) * scale.
+        source: where it came from, with every raw field that has no place above, so that nothing is lost.
+
+    Raises:
+        InputError: file_name leads out of its folder, or id or category cannot name files: other commands make paths of them.
+    """
+
+    file_name: str
+    id: str
+    category: str
+    pose: Pose
+    viewport: float
+    width: int
+    height: int
+    bbox: tuple[float, float, float, float]
+    focal: float = 1.0
+    object_status: str = "status_good"
+    crop: dict[str, float] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reason = unsafe_name(self.file_name)
+        if reason is not None:
+            raise InputError(f"'file_name' {shortened(self.file_name)} {reason}; mend the data set")
+        *names, index = self.id.split("/")
+        if len(names) != 2 or not all(map(is_plain_name, names)) or not _INDEX.fullmatch(index):
+            raise InputError(
+                f"'id' must be <category>/<name>/<number of the object>, not {shortened(self.id)}; mend it"
+            )
+        if not is_plain_name(self.category):
+            raise InputError(f"'category' {shortened(self.category)} cannot name a category; mend it")
+
+    @property
+    def occluded(self) -> bool:
+        return self.object_status != "status_good"
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {**vars(self), "crop": dict(self.crop), "source": dict(self.source)}
+        return {**own, "pose": self.pose.to_dict(), "bbox": list(self.bbox)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> ObjectRecord:
+        """A record from JSON.
+
+        Raises:
+            InputError: a field is missing, unknown or malformed, or a true angle is not finite; ``where`` names the place.
+        """
+        known = {f.name for f in fields(cls)}
+        missing = {"file_name", "id", "category", "pose", "viewport", "width", "height", "bbox"} - value.keys()
+        if missing:
+            raise InputError(f"{where}: the record has no '{sorted(missing)[0]}'; run llava-pose prepare again")
+        unknown = value.keys() - known
+        if unknown:
+            raise InputError(f"{where}: unknown field '{sorted(unknown)[0]}'; run llava-pose prepare again")
+        pose = Pose.annotated(value["pose"], where=where)
+        for name in ("file_name", "id", "category", "object_status"):
+            if name in value and not isinstance(value[name], str):
+                raise InputError(f"{where}: '{name}' must be text, not {_shorten(value[name])}")
+        for name in ("width", "height", "viewport", "focal"):
+            if name in value and not is_size(value[name]):
+                raise InputError(f"{where}: '{name}' must be a positive number, not {_shorten(value[name])}")
+        for name in ("crop", "source"):
+            if name in value and not isinstance(value[name], dict):
+                raise InputError(f"{where}: '{name}' must be a JSON object, not {_shorten(value[name])}")
+        crop = value.get("crop", {})
+        if not all(map(_is_place, crop.values())) or not is_size(crop.get("scale", 1)):
+            raise InputError(f"{where}: 'crop' must hold numbers, 'scale' a positive one, not {_shorten(crop)}")
+        if not isinstance(value.get("source", {}).get("image", ""), str):
+            raise InputError(f"{where}: 'image' of 'source' must be text, not {_shorten(value['source']['image'])}")
+        bbox = value["bbox"]
+        if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_place, bbox)):
+            raise InputError(f"{where}: 'bbox' must be four numbers x1, y1, x2, y2, not {_shorten(bbox)}")
+        try:
+            return cls(**{**value, "pose": pose, "bbox": tuple(bbox)})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+
+def is_size(value: Any) -> bool:
+    """Return whether it is a positive number that pixels and lengths can have."""
+    return _is_number(value) and 1 / MAX_NUMBER <= value <= MAX_NUMBER
+
+
+def _is_place(value: Any) -> bool:
+    return _is_number(value) and abs(value) <= MAX_NUMBER
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, Python's or numpy's."""
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def _shorten(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One system's answer for one object: one line of predictions.jsonl, the same for every system there is.
+
+    Attributes:
+        id: the object's id: the same for every system that is compared.
+        system: the system's name.
+        category: the true category.
+        pred_category: the predicted category; None if the system was given it or does not predict it.
+        pose: the predicted pose; None if the system gave none (counts as a failure, with an error of pi).
+        true: the annotated pose.
+        confidence: the system's own, in [0, 1]; None if it has none.
+        object_status: of the annotation, so that scores can tell occluded objects apart.
+        source: the subset of the data the object is from, for grouping; "" if there is one only.
+        instance: the thing that the picture shows, where several pictures may show it: a car, a CAD model; "" if unknown.
+    """
+
+    id: str
+    system: str
+    category: str
+    pred_category: str | None
+    pose: Pose | None
+    true: Pose
+    confidence: float | None = None
+    object_status: str = "status_good"
+    source: str = ""
+    instance: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        pose = None if self.pose is None else self.pose.to_dict()
+        confidence = float(self.confidence) if _is_number(self.confidence) else None
+        return {**asdict(self), "pose": pose, "true": self.true.to_dict(), "confidence": confidence}
+
+    @classmethod
+    def of(
+        cls,
+        record: ObjectRecord,
+        *,
+        system: str,
+        pose: Pose | None,
+        pred_category: str | None,
+        confidence: float | None,
+    ) -> Prediction:
+        """A system's answer for an annotated object."""
+        return cls(
+            id=record.id,
+            system=system,
+            category=record.category,
+            pred_category=pred_category,
+            pose=pose,
+            true=record.pose,
+            confidence=confidence,
+            object_status=record.object_status,
+            source=str(record.source.get("source") or ""),
+            instance=str(record.source.get("instance") or ""),
+        )
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Prediction:
+        """A prediction from JSON; fields that this type has not are left alone, since other people write these files.
+
+        Raises:
+            InputError: a field is missing or malformed, or the true pose is not finite; ``where`` names the place.
+        """
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: expected a JSON object")
+        for name in ("id", "category", "true"):
+            if value.get(name) is None:
+                raise InputError(f"{where}: the prediction has no '{name}'")
+        true = Pose.from_dict(value["true"], where=f"{where}, 'true'")
+        if not all(math.isfinite(angle) for angle in true.angles):
+            raise InputError(f"{where}: an angle of the true pose is not finite; drop the line")
+        raw_pose = value.get("pose")
+        pose = None if raw_pose is None else Pose.from_dict(raw_pose, where=f"{where}, 'pose'")
+        confidence = value.get("confidence")
+        return cls(
+            id=str(value["id"]),
+            system=str(value.get("system") or "unnamed"),
+            category=str(value["category"]),
+            pred_category=None if value.get("pred_category") is None else str(value["pred_category"]),
+            pose=pose,
+            true=true,
+            confidence=float(confidence) if _is_number(confidence) else None,
+            object_status=str(value.get("object_status") or "status_good"),
+            source=str(value.get("source") or ""),
+            instance=str(value.get("instance") or ""),
+        )
+
+
+def parse_json(text: str) -> Any:
+    """JSON from anybody's file.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply to be read, or escapes half of a letter, which no file could be
+            written with again.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("it escapes half of a letter, a lone surrogate") from error
+    return value
+
+
+def read_jsonl(
+    path: str | os.PathLike[str],
+    *,
+    whole_lines_only: bool = False,
+    on_bad_line: Callable[[InputError], None] | None = None,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Pairs of ("file:line", object) from a JSON Lines file; blank lines are passed over.
+
+    Args:
+        whole_lines_only: pass over a last line without a line end, which a killed writer leaves behind.
+        on_bad_line: is given the error of a line that is not a JSON object, and reading goes on after it; by default it
+            is raised.
+
+    Raises:
+        InputError: the file cannot be read or a line is not a JSON object; the message names file and line.
+    """
+    try:
+        with open_regular(path) as file:
+            # bytes: a writer may have been killed in the middle of a letter
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
+                if len(line) > _LONGEST_LINE:
+                    raise InputError(
+                        f"{path}:{number}: the line has more than {_LONGEST_LINE >> 20} MiB; check the path"
+                    )
+                if not line.strip() or (whole_lines_only and not line.endswith(b"\n")):
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    value = _object_of_line(line, where)
+                except InputError as error:
+                    if on_bad_line is None:
+                        raise
+                    on_bad_line(error)
+                    continue
+                yield where, value
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file ({error.strerror}); check the path") from error
+
+
+def _object_of_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8-sig")  # the mark that Windows puts in front is no text
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: cannot read the line (not UTF-8 text); check the path") from error
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        reason = getattr(error, "msg", error)
+        raise InputError(f"{where}: not valid JSON ({reason}); the file may be cut off") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def write_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON Lines atomically. NaN is refused: it is no JSON."""
+    write_atomic(path, "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values))
+
+
+def append_jsonl(path: str | os.PathLike[str], values: Iterable[Mapping[str, Any]]) -> None:
+    """Append lines and force them to disk, all or none of them.
+
+    A process that is killed meanwhile may leave a torn line, which :func:`drop_torn_line` takes away.
+
+    Raises:
+        InputError: the file cannot be written, or its disk is full.
+    """
+    text = "".join(json.dumps(v, ensure_ascii=False, allow_nan=False) + "\n" for v in values)
+    append_whole(path, text.encode("utf-8"))
+
+
+def drop_torn_line(path: str | os.PathLike[str]) -> None:
+    """Cut a last line that has no line end, the trace of a writer that was killed; without a file, do nothing."""
+    if not Path(path).exists():
+        return
+    with open(path, "r+b") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def read_records(
+    prepared: str | os.PathLike[str], split: str, *, faults: list[InputError] | None = None
+) -> list[ObjectRecord]:
+    """The records of one split of a prepared folder.
+
+    Args:
+        faults: gets what is wrong with lines that cannot be used, for callers that go on with the others; by default they
+            are raised together.
+
+    Raises:
+        InputError: there is no such split, or a line is malformed or has the id of another.
+    """
+    path = Path(prepared) / split / METADATA_FILE
+    if not is_regular(path):
+        raise InputError(
+            f"{path}: there is no such file; make it with: llava-pose prepare --data-root … --out {prepared}"
+        )
+    found: list[InputError] = []
+    records: dict[str, ObjectRecord] = {}
+    for where, value in read_jsonl(path, on_bad_line=found.append):
+        try:
+            record = ObjectRecord.from_dict(value, where=where)
+        except InputError as error:
+            found.append(error)
+            continue
+        if record.id in records:
+            found.append(InputError(f"{where}: the id {record.id!r} stands on two lines; ids must be unique"))
+        records.setdefault(record.id, record)
+    if faults is not None:
+        faults += found
+    elif found:
+        raise joined(found, f"{path}: {len(found)} lines cannot be used; mend or drop them")
+    return list(records.values())
+
+
+def write_records(prepared: str | os.PathLike[str], split: str, records: Iterable[ObjectRecord]) -> Path:
+    """Write one split's metadata.jsonl and return its path."""
+    path = Path(prepared) / split / METADATA_FILE
+    write_jsonl(path, (record.to_dict() for record in records))
+    return path
+
+
+def read_predictions(path: str | os.PathLike[str], *, whole_lines_only: bool = False) -> list[Prediction]:
+    """The predictions of one file; other people's systems may have written it.
+
+    Args:
+        whole_lines_only: as :func:`read_jsonl`.
+
+    Raises:
+        InputError: the file cannot be read or holds nothing, a line is malformed, or a system answers an id twice.
+    """
+    lines = read_jsonl(path, whole_lines_only=whole_lines_only)
+    predictions = [Prediction.from_dict(value, where=where) for where, value in lines]
+    if not predictions:
+        raise InputError(f"{path}: there is no prediction in it")
+    _require_unique(((p.system, p.id) for p in predictions), path)
+    return predictions
+
+
+def _require_unique(keys: Iterable[Any], path: str | os.PathLike[str]) -> None:
+    seen = set()
+    for key in keys:
+        if key in seen:
+            raise InputError(f"{path}: the id {key!r} stands on two lines; ids must be unique")
+        seen.add(key)

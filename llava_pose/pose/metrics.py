@@ -1,0 +1,392 @@
+"""The pose-accuracy core: errors, thresholds, intervals and paired tests. Every score of the project is made here.
+
+Errors are radians in [0, pi]; what people read is degrees. Averages are over instances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llava_pose.pose.geometry import geodesic_angle, geodesic_angle_of_poses, rotation_matrix
+
+DEFAULT_THRESHOLDS = (math.pi / 6, math.pi / 18)
+_CHUNK = 4096  # poses a block: its temporaries stay in the second-level cache, which is worth a factor of two
+
+
+def pose_error(pred: Any, true: Any) -> Any:
+    """Geodesic angle between predicted and true poses.
+
+    Args:
+        pred: (..., 3) azimuth, elevation, theta in radians; a row with anything not finite counts as an error of pi.
+        true: the same shape or broadcastable.
+
+    Returns:
+        (...) errors in radians, float64; a torch tensor if an argument is one.
+
+    Raises:
+        ValueError: the last axis is not of length 3, or a true angle is not finite.
+    """
+    if type(pred).__module__.startswith("torch") or type(true).__module__.startswith("torch"):
+        import torch
+
+        device = next(x.device for x in (pred, true) if isinstance(x, torch.Tensor))
+        as_numpy = [x.detach().cpu().double().numpy() if isinstance(x, torch.Tensor) else x for x in (pred, true)]
+        return torch.as_tensor(pose_error(*as_numpy), device=device)
+
+    pred, true = np.asarray(pred, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    for name, value in (("pred", pred), ("true", true)):
+        if value.ndim == 0 or value.shape[-1] != 3:
+            raise ValueError(f"{name} must have shape (..., 3): azimuth, elevation, theta; it has {value.shape}")
+    if not np.isfinite(true).all():
+        raise ValueError("a true angle is not finite: drop or mend that annotation before scoring")
+    shape = np.broadcast_shapes(pred.shape, true.shape)
+    pred = np.broadcast_to(pred, shape).reshape(-1, 3)
+    true = np.broadcast_to(true, shape).reshape(-1, 3)
+    errors = np.empty(len(pred))
+    for start in range(0, len(pred), _CHUNK):
+        block = slice(start, start + _CHUNK)
+        errors[block] = _block_error(pred[block], true[block])
+    return errors.reshape(shape[:-1])[()]
+
+
+def _block_error(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(pred).all(-1)
+    if finite.all():
+        return geodesic_angle_of_poses(pred, true)
+    errors = np.full(len(pred), math.pi)
+    errors[finite] = geodesic_angle_of_poses(pred[finite], true[finite])
+    return errors
+
+
+def count_not_finite(pred: Any) -> int:
+    """How many predicted poses (..., 3) hold a value that is not finite, and so count as errors of pi."""
+    return int((~np.isfinite(np.asarray(pred, dtype=np.float64)).all(-1)).sum())
+
+
+def symmetric_pose_error(pred: Any, true: Any, symmetries: Any, axis: Any = None) -> np.ndarray:
+    """The least :func:`pose_error` over a symmetry group: a second column beside the error, never the only one.
+
+    The group comes from the data's taxonomy, never from the prediction. With an ``axis`` it is every turn about that axis
+    after each of ``symmetries``. The turn that fits best leaves of the error the swing of the axis alone, the angle
+    between ``R_pred @ axis`` and ``R_true @ g @ axis``: a closed form, with no sampling of the turns.
+
+    Args:
+        pred, true: (..., 3) azimuth, elevation, theta in radians.
+        symmetries: (k, 3, 3) rotations of the object frame that leave the object as it is, the identity among them.
+        axis: (3,) unit vector about which the object may turn freely, if there is one.
+
+    Returns:
+        (...) radians, float64; rows of ``pred`` that are not finite give pi.
+
+    Raises:
+        ValueError: as :func:`pose_error`.
+    """
+    pred, true = np.asarray(pred, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    plain = np.asarray(pose_error(pred, true))  # checks both, and is what the identity gives
+    finite = np.isfinite(pred).all(-1)
+    safe = np.where(finite[..., None], pred, 0.0)
+    rotation_pred, rotation_true = (rotation_matrix(x[..., 0], x[..., 1], x[..., 2]) for x in (safe, true))
+    symmetries = np.asarray(symmetries, dtype=np.float64)
+    if axis is None:
+        best = plain
+        for symmetry in symmetries:
+            best = np.minimum(best, geodesic_angle(rotation_pred, rotation_true @ symmetry))
+    else:
+        axis = np.asarray(axis, dtype=np.float64)
+        swings = [_vector_angle(rotation_pred @ axis, rotation_true @ (symmetry @ axis)) for symmetry in symmetries]
+        best = np.min(swings, axis=0)
+    return np.where(finite, best, math.pi)
+
+
+def _vector_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Angle between unit vectors (..., 3), radians; exact near 0 and pi too, where the cosine alone is flat."""
+    return np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: Any,
+    statistic: str = "mean",
+    *,
+    instances: Any = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap over pictures, or over instances where several pictures show one (Efron and Tibshirani, 1993,
+    ch. 13; the cluster bootstrap of Davison and Hinkley, 1997, sec. 3.8).
+
+    Pictures of one instance are hit or missed together. Resampled one by one, sixteen of a model would count as sixteen
+    models, and the interval would be too narrow for what is asked: how it would be on other models.
+
+    Where every value is the same, as at exactly 0% or 100% of hits, every resample is the same too and the interval has no
+    width. That is the bootstrap's way and no certainty: of n hits out of n, a true rate of about 1 - 3 / n may be behind.
+
+    Args:
+        values: (n,) one value a picture: errors, or hits as 0 and 1.
+        statistic: "mean" or "median".
+        instances: (n,) which instance each picture shows, any labels; None: each shows one of its own.
+
+    Raises:
+        ValueError: there are no values, not as many instances, or the statistic is not known.
+    """
+    values = np.asarray(values, dtype=np.float64).ravel()
+    if values.size == 0:
+        raise ValueError("an interval needs at least one value")
+    if statistic not in ("mean", "median"):
+        raise ValueError(f"statistic must be 'mean' or 'median', not {statistic!r}")
+    rng = np.random.default_rng(seed)
+    codes = _codes(instances, values.size)
+    if codes is not None:
+        resample = _instance_means if statistic == "mean" else _instance_medians
+        estimates = resample(values, codes, resamples, rng)
+    else:
+        resample = _resampled_means if statistic == "mean" else _resampled_medians
+        estimates = resample(values, resamples, rng)
+    tail = (1 - level) / 2
+    low, high = np.quantile(estimates, [tail, 1 - tail])
+    point = values.mean() if statistic == "mean" else np.median(values)
+    return Interval(float(point), float(low), float(high))
+
+
+def _codes(instances: Any, n: int) -> np.ndarray | None:
+    """(n,) numbers from 0 of the instances; None where each picture shows one of its own."""
+    if instances is None:
+        return None
+    labels, codes = np.unique(np.asarray(instances).ravel(), return_inverse=True)
+    if codes.size != n:
+        raise ValueError(f"{n} pictures need as many instances, not {codes.size}")
+    return None if labels.size == n else codes
+
+
+def _drawn_counts(instances: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples, instances): how often each is drawn when as many are drawn as there are."""
+    return rng.multinomial(instances, np.full(instances, 1 / instances), resamples)
+
+
+def _instance_means(values: np.ndarray, codes: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    totals, sizes = np.bincount(codes, values), np.bincount(codes)
+    rows = max(1, 4_000_000 // totals.size)
+    return np.concatenate(
+        [
+            (drawn @ totals) / (drawn @ sizes)
+            for start in range(0, resamples, rows)
+            for drawn in [_drawn_counts(totals.size, min(rows, resamples - start), rng)]
+        ]
+    )
+
+
+def _instance_medians(values: np.ndarray, codes: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    order = np.argsort(values, kind="stable")
+    ordered, codes = values[order], codes[order]
+    instances = int(codes.max()) + 1
+    medians: list[float] = []
+    rows = max(1, 4_000_000 // values.size)
+    for start in range(0, resamples, rows):
+        upto = _drawn_counts(instances, min(rows, resamples - start), rng)[:, codes].cumsum(axis=1)
+        for row in upto:  # of m values in order, the median is that at rank (m - 1) / 2, or the mean of two beside it
+            middle = np.searchsorted(row, [(row[-1] - 1) // 2, row[-1] // 2], side="right")
+            medians.append(ordered[middle].mean())
+    return np.array(medians)
+
+
+def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    n = values.size
+    if np.isin(values, (0.0, 1.0)).all():
+        return rng.binomial(n, values.mean(), resamples) / n  # what resampling n hits comes to
+    rows = max(1, 4_000_000 // n)
+    return np.concatenate(
+        [
+            values[rng.integers(0, n, (min(rows, resamples - start), n))].mean(axis=1)
+            for start in range(0, resamples, rows)
+        ]
+    )
+
+
+def _resampled_medians(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Medians of resamples, without the resamples: their distribution is known (Maritz and Jarrett, JASA 1978).
+
+    A resample takes the values at ranks floor(n U) of n uniform U, and its k-th smallest is the value at the rank of the
+    k-th smallest U, which is Beta(k, n + 1 - k). The next U above it is the least of the n - k that are uniform between
+    there and 1.
+    """
+    ordered, n = np.sort(values), values.size
+    middle = (n + 1) // 2
+    uniform = rng.beta(middle, n + 1 - middle, resamples)
+    medians = ordered[np.minimum((n * uniform).astype(np.int64), n - 1)]
+    if n % 2:
+        return medians
+    above = uniform + (1 - uniform) * rng.beta(1, n - middle, resamples)
+    return (medians + ordered[np.minimum((n * above).astype(np.int64), n - 1)]) / 2
+
+
+def accuracy(errors: Any, threshold: float) -> float:
+    """The share of errors (radians) strictly under the threshold (radians); NaN for no errors."""
+    errors = np.asarray(errors, dtype=np.float64)
+    return float((errors < threshold).mean()) if errors.size else math.nan
+
+
+def threshold_name(threshold: float) -> str:
+    """ "acc@30" for pi/6: the name under which an accuracy is stored."""
+    return f"acc@{math.degrees(threshold):.4g}"
+
+
+def summarize_errors(
+    errors: Any,
+    *,
+    thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+    correct_class: Any = None,
+    instances: Any = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All figures for one group of pictures, ready for JSON.
+
+    Args:
+        errors: (n,) radians.
+        thresholds: radians; a hit is strictly under.
+        correct_class: (n,) booleans; adds the 3D-aware accuracies (class right and error under the threshold). The pose
+            errors themselves are reported for all pictures: a wrong class adds nothing to a mean error.
+        instances: (n,) as :func:`bootstrap_interval` takes them.
+
+    Returns:
+        {"n", "n_instances" where these are fewer, "acc@30": {"value", "low", "high"}, …, "mean_deg", "median_deg", and with
+        classes "class_accuracy", "3d_acc@30", …}; only {"n": 0} for an empty group.
+    """
+    errors = np.asarray(errors, dtype=np.float64).ravel()
+    if errors.size == 0:
+        return {"n": 0}
+    summary: dict[str, Any] = {"n": int(errors.size)}
+    codes = _codes(instances, errors.size)
+    if codes is not None:
+        summary["n_instances"] = int(codes.max()) + 1
+    resampled = {"instances": codes, "seed": seed}
+    for threshold in thresholds:
+        summary[threshold_name(threshold)] = vars(bootstrap_interval(errors < threshold, **resampled))
+    degrees = np.degrees(errors)
+    summary["mean_deg"] = vars(bootstrap_interval(degrees, "mean", **resampled))
+    summary["median_deg"] = vars(bootstrap_interval(degrees, "median", **resampled))
+    if correct_class is not None:
+        correct = np.asarray(correct_class, dtype=bool).ravel()
+        summary["class_accuracy"] = vars(bootstrap_interval(correct, **resampled))
+        for threshold in thresholds:
+            hits = correct & (errors < threshold)
+            summary["3d_" + threshold_name(threshold)] = vars(bootstrap_interval(hits, **resampled))
+    return summary
+
+
+def mean_over_groups(summaries: Mapping[str, Mapping[str, Any]], figure: str) -> float:
+    """The mean of one figure over groups (categories), each group counting once; NaN if no group has it."""
+    values = [s[figure]["value"] for s in summaries.values() if figure in s]
+    return float(np.mean(values)) if values else math.nan
+
+
+def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
+    """The share of errors (radians) strictly under each of ``degrees`` (m,) -> (m,)."""
+    ordered = np.sort(np.degrees(np.asarray(errors, dtype=np.float64).ravel()))
+    if ordered.size == 0:
+        return np.full(len(np.asarray(degrees)), math.nan)
+    return np.searchsorted(ordered, np.asarray(degrees, dtype=np.float64), side="left") / ordered.size
+
+
+def effective_size(hits: Any, instances: Any = None) -> np.ndarray:
+    """Of shares of hits, how many pictures of an instance each would be as sure (Kish, Survey Sampling, 1965, sec. 5.4): the
+    variance of a share of n such pictures is share (1 - share) / n, and that of ours is the ratio estimator's over instances
+    (Cochran, Sampling Techniques, 1977, sec. 2.11).
+
+    Args:
+        hits: (n, m) of pictures, 0 or 1; the shares are their means.
+        instances: as in :func:`bootstrap_interval`.
+
+    Returns:
+        (m,), to the number of pictures from that of instances, or fewer where some show in many more pictures than others:
+        n² / Σ m² of instances of m pictures. It is this least where nothing is known of how instances differ: of a share of
+        0 or 1, or of a single instance.
+    """
+    hits = np.asarray(hits, dtype=np.float64)
+    codes = _codes(instances, len(hits))
+    if codes is None:
+        return np.full(hits.shape[1], float(len(hits)))
+    shares = hits.mean(axis=0)
+    totals = np.zeros((int(codes.max()) + 1, hits.shape[1]))
+    np.add.at(totals, codes, hits)
+    pictures = np.bincount(codes)
+    apart = totals - pictures[:, None] * shares
+    count = len(totals)
+    variance = (apart**2).sum(axis=0) * count / max(1, count - 1) / len(hits) ** 2
+    within = shares * (1 - shares)
+    unknown = (within <= 0) | (count == 1)
+    least = len(hits) ** 2 / (pictures**2).sum()
+    # instances that are alike tell as much as pictures can
+    sizes = within / np.maximum(variance, within / len(hits) + np.finfo(float).tiny)
+    return np.where(unknown, least, sizes.clip(least, len(hits)))
+
+
+def wilson_interval(shares: Any, sizes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the 95% intervals of shares (m,) of so many pictures (m,) (Wilson, JASA 1927)."""
+    shares, sizes = np.asarray(shares, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    z = 1.959964
+    centre = (shares + z * z / (2 * sizes)) / (1 + z * z / sizes)
+    half = z / (1 + z * z / sizes) * np.sqrt(shares * (1 - shares) / sizes + z * z / (4 * sizes * sizes))
+    return (centre - half).clip(0, 1), (centre + half).clip(0, 1)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two systems on the same pictures: difference of accuracies (a - b) with interval, and a p-value."""
+
+    difference: Interval
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def paired_accuracy_test(hits_a: Any, hits_b: Any, *, instances: Any = None, seed: int = 0) -> PairedTest:
+    """McNemar's exact test (Psychometrika, 1947) on two systems' hits for the same pictures, in the same order.
+
+    Where several pictures show one instance, the same question is asked of instances: a permutation test that changes the
+    systems' names at random for all pictures of an instance together (Fisher's; 9,999 draws).
+
+    Args:
+        hits_a, hits_b: (n,) booleans.
+        instances: (n,) as :func:`bootstrap_interval` takes them.
+
+    Raises:
+        ValueError: the lengths differ or are 0.
+    """
+    from scipy.stats import binomtest
+
+    a, b = np.asarray(hits_a, dtype=bool).ravel(), np.asarray(hits_b, dtype=bool).ravel()
+    if a.size != b.size or a.size == 0:
+        raise ValueError(f"a paired test needs the same pictures for both systems, not {a.size} and {b.size}")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    codes = _codes(instances, a.size)
+    gains = a.astype(np.float64) - b.astype(np.float64)
+    if codes is not None:
+        p_value = _sign_flip_p(np.bincount(codes, gains), np.random.default_rng(seed))
+    else:
+        p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    difference = bootstrap_interval(gains, instances=codes, seed=seed)
+    return PairedTest(difference, only_a, only_b, float(p_value))
+
+
+def _sign_flip_p(gains: np.ndarray, rng: np.random.Generator, draws: int = 9999) -> float:
+    """Two-sided: the share of random signs under which the sum of the gains is as far from 0 as it is. The signs that were
+    found count as one of them, so that it is never 0 (Phipson and Smyth, 2010).
+    """
+    gains = gains[gains != 0]
+    signs = rng.integers(0, 2, (draws, gains.size)) * 2 - 1
+    as_far = np.abs(signs @ gains) >= np.abs(gains.sum()) - 1e-9
+    return float((1 + as_far.sum()) / (1 + draws))

@@ -1,0 +1,128 @@
+"""Checkpoints of a run that goes on: marked whole only when they are on the disk, and looked at before one is trusted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import loading, read_json_object, stored_shapes
+from llava_pose.train.run import COMPLETE_MARK
+from llava_pose.utils.files import sync_folder, unsafe_name, write_json
+
+logger = logging.getLogger(__name__)
+SET_ASIDE = "damaged-"  # what the name of a damaged checkpoint begins with
+_NEVER_READ = "training_args.bin"  # a pickle that transformers writes, and nothing reads
+_STATE = "trainer_state.json"
+# what DeepSpeed's states name beside tensors; it reads them without torch's restrictions
+_OF_DEEPSPEED = frozenset(
+    (
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    )
+)
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Marks a checkpoint whole once every process has written its part and it is on the disk, so that a torn one is never
+    resumed from. The mark names every file and its size.
+    """
+
+    def __init__(self, accelerator: Any):
+        self._accelerator = accelerator
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # what has been summed up for the log is in no checkpoint: log it before, or a resumed run would log other means
+        control.should_log |= control.should_save
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        self._accelerator.wait_for_everyone()
+        if state.is_local_process_zero:  # of each machine: a file is in the memory of the one that wrote it
+            sync_folder(folder)
+        self._accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            write_json(folder / COMPLETE_MARK, {"step": state.global_step, "files": _sizes(folder)})
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The size of every file under a folder, by its path from there."""
+    paths = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    return {name: size for name, size in sorted(sizes.items()) if name != COMPLETE_MARK}
+
+
+def last_complete_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that is whole. Torn ones are removed; those that are marked whole and are not any more are set
+    aside under another name, so that they are neither taken again nor counted among those that are kept.
+    """
+    steps = {
+        int(step): folder
+        for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if (step := folder.name.rpartition("-")[2]).isdigit()
+    }
+    for step, folder in sorted(steps.items(), reverse=True):
+        if not (folder / COMPLETE_MARK).is_file():
+            logger.warning(f"{folder}: was not written to its end; removed")
+            shutil.rmtree(folder)
+        elif (reason := damage_of(folder, step)) is not None:
+            aside = folder.with_name(f"{SET_ASIDE}{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            logger.warning(f"{folder}: is damaged ({reason}); set aside as {aside.name}, and not gone on from")
+        else:
+            return folder
+    if steps:
+        logger.warning(f"{output_dir}: no checkpoint in it is whole; the run starts over")
+    return None
+
+
+def damage_of(folder: Path, step: int) -> str | None:
+    """Return why a checkpoint that is marked whole cannot be gone on from, or None if it can.
+
+    Nothing of it is run, and no weight is read: sizes are compared with the mark's, headers are opened, and pickles may name
+    only what torch and DeepSpeed write.
+    """
+    try:
+        with loading("it cannot be read"):
+            return _damage(folder, step)
+    except InputError as error:
+        return f"{error}"
+
+
+def _damage(folder: Path, step: int) -> str | None:
+    there = _sizes(folder)
+    for name, size in read_json_object(folder / COMPLETE_MARK).get("files", {}).items():
+        if there.get(name) != size:
+            has = f"has {there[name]} bytes instead of {size}" if name in there else "is missing"
+            return f"{name} {has}"
+    if not any(name.endswith(".safetensors") for name in there):
+        return "it has no weights"
+    if TrainerState.load_from_json(str(folder / _STATE)).global_step != step:
+        return f"{_STATE} is of another step"
+    reasons = ((name, _damage_of_file(folder / name)) for name in there)
+    return next((f"{name} {reason}" for name, reason in reasons if reason is not None), None)
+
+
+def _damage_of_file(path: Path) -> str | None:
+    if path.suffix == ".safetensors":
+        stored_shapes(path)
+    elif path.name == "latest":  # DeepSpeed's, names a folder of states beside it
+        name = path.read_text(encoding="utf-8").strip()
+        return "leads out of its folder" if unsafe_name(name) or "/" in name else None
+    elif path.suffix in (".pt", ".pth", ".bin") and path.name != _NEVER_READ:
+        with safe_globals():  # numpy's arrays, of random states
+            strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _OF_DEEPSPEED
+        if strange:
+            return f"wants to run {min(strange)}"
+    return None

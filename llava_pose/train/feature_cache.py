@@ -1,0 +1,220 @@
+"""A frozen tower sees each picture once: its patches, of the picture and of its mirror image, on disk in float16."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from tqdm import tqdm
+
+from llava_pose.data.images import check_picture, load_rgb
+from llava_pose.errors import InputError
+from llava_pose.utils.files import inside, of_split, reserve, write_json
+from llava_pose.utils.output_folder import own_folder
+
+logger = logging.getLogger(__name__)
+_BLOCK = 16
+_BLOCKS_TO_FLUSH = 8
+# of a tower's config: where it came from, and the dtype that its weights tell
+_NO_MATTER = ("_name_or_path", "transformers_version", "dtype")
+
+
+class FeatureCache:
+    """Patches of pictures from a frozen tower, computed once and memory-mapped.
+
+    The folder is named by a fingerprint of the tower's weights and settings and of the pictures (path, size, date), so that
+    another tower or a changed picture never meets old features. A build that was stopped goes on where it was.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        images: Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        flips: bool,
+        dtype: type[np.floating] = np.float16,
+    ):
+        """
+        Args:
+            folder: of this fingerprint.
+            images: names of pictures.
+            shape: (rows, columns, channels) of one picture's patches.
+            flips: whether mirror images are held too.
+            dtype: of the numbers that are held.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        self.folder = folder
+        self.flips = flips
+        self._dtype = np.dtype(dtype)
+        self._row = {name: row for row, name in enumerate(images)}
+        self._shape = (len(images), 2 if flips else 1, *shape)
+        # several processes may do this at once: none of them may empty what another has begun to fill
+        with own_folder(folder, "cache_dir", "run", wait=True):
+            if self._resize("features.mmap", math.prod(self._shape) * self._dtype.itemsize):
+                (folder / "done.mmap").unlink(missing_ok=True)  # what was cut off is not done, whatever the marks say
+            self._resize("done.mmap", len(images))
+        self._features = np.memmap(folder / "features.mmap", dtype=self._dtype, mode="r+", shape=self._shape)
+        self._done = np.memmap(folder / "done.mmap", dtype=np.uint8, mode="r+", shape=(len(images),))
+
+    def _resize(self, name: str, size: int) -> bool:
+        """Make a file that many bytes long, new ones zero, with room on the disk for all; return whether it was not."""
+        path = self.folder / name
+        differs = not path.exists() or path.stat().st_size != size
+        if differs:
+            if path.exists():
+                os.truncate(path, min(size, path.stat().st_size))
+            reserve(path, size)
+        return differs
+
+    @property
+    def nbytes(self) -> int:
+        return self._features.nbytes
+
+    def __getitem__(self, key: tuple[str, bool]) -> np.ndarray:
+        """(rows, columns, channels) of (picture, mirrored)."""
+        name, mirrored = key
+        return self._features[self._row[name], int(mirrored)]
+
+    def missing(self) -> list[int]:
+        return np.flatnonzero(self._done == 0).tolist()
+
+    def fill(
+        self,
+        load: Callable[[int], Image.Image],
+        extract: Callable[[list[Image.Image]], np.ndarray],
+        *,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Compute what is missing.
+
+        Args:
+            load: row -> picture.
+            extract: pictures -> (n, rows, columns, channels).
+            share: (index, count): of ``count`` processes that fill this cache together, this is number ``index``.
+
+        Raises:
+            InputError: the tower gave something that is not finite in the type that is held.
+        """
+        index, count = share
+        rows = [row for row in self.missing() if row % count == index]
+        computed: list[int] = []
+        with tqdm(total=len(rows), desc="tower features", unit="image", disable=not rows or index > 0) as progress:
+            for start in range(0, len(rows), _BLOCK):
+                block = rows[start : start + _BLOCK]
+                self._compute(block, [load(row) for row in block], extract)
+                computed += block
+                if len(computed) >= _BLOCK * _BLOCKS_TO_FLUSH:
+                    self._mark_done(computed)
+                    computed = []
+                progress.update(len(block))
+        self._mark_done(computed)
+
+    def _compute(
+        self, rows: list[int], pictures: list[Image.Image], extract: Callable[[list[Image.Image]], np.ndarray]
+    ) -> None:
+        views = [pictures, [ImageOps.mirror(picture) for picture in pictures]] if self.flips else [pictures]
+        for side, view in enumerate(views):
+            features = extract(view)
+            if not np.isfinite(features).all() or np.abs(features).max() > np.finfo(self._dtype).max:
+                raise InputError(f"{self.folder}: {self._not_finite(features)}")
+            self._features[rows, side] = features.astype(self._dtype)
+
+    def _not_finite(self, features: np.ndarray) -> str:
+        if np.isnan(features).any():
+            return "some features are no numbers (NaN); the tower's weights are broken, or a picture is too much for it"
+        return f"the tower's features overflow {self._dtype}; set cache_features to false, or take another tower"
+
+    def _mark_done(self, rows: list[int]) -> None:
+        """Features must be on disk before they are called done."""
+        self._features.flush()
+        self._done[rows] = 1
+        self._done.flush()
+
+
+def fingerprint(tower: nn.Module, settings: Any, data: Path, images: Sequence[str]) -> str:
+    """A name for (tower, settings, pictures)."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in tower.state_dict().items():
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    for name in images:
+        stat = (data / name).stat()
+        digest.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+def build_feature_cache(
+    cache_dir: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    images: Sequence[str],
+    model: Any,
+    image_processor: Any,
+    *,
+    flips: bool,
+    device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
+) -> FeatureCache:
+    """The cache of these pictures (paths relative to ``data``) for a LLaVA-pose model's tower, filled.
+
+    Args:
+        share: (index, count): of ``count`` processes that fill it together, this is number ``index``; it is then whole
+            once all of them are here.
+
+    Raises:
+        InputError: a picture cannot be read, or features overflow.
+    """
+    data = Path(data)
+    for name in images:
+        check_picture(*of_split(data, name))
+    tower = model.config.vision_config.to_dict()
+    settings = {
+        # weights do not say everything: CLIPs of the same shapes differ in their activation
+        "tower": {name: value for name, value in tower.items() if name not in _NO_MATTER},
+        "layers": model.config.vision_feature_layer,
+        "strategy": model.config.vision_feature_select_strategy,
+        "image_processor": image_processor.to_dict(),
+        "flips": flips,
+    }
+    name = fingerprint(model.model.vision_tower, settings, data, images)
+    extract = patch_extractor(model, image_processor, device)
+    shape = extract([load_rgb(inside(*of_split(data, images[0])))]).shape[1:]
+    cache = FeatureCache(Path(cache_dir) / name, images, shape, flips=flips)
+    if share[0] == 0:
+        write_json(cache.folder / "about.json", {"images": len(images), "shape": list(shape), "flips": flips})
+        logger.info(
+            f"tower features: {len(images)} pictures, {len(cache.missing())} to compute, "
+            f"{cache.nbytes / 2**30:.1f} GiB in {cache.folder}"
+        )
+    cache.fill(lambda row: load_rgb(inside(*of_split(data, images[row]))), extract, share=share)
+    return cache
+
+
+def patch_extractor(
+    model: Any, image_processor: Any, device: torch.device | str
+) -> Callable[[list[Image.Image]], np.ndarray]:
+    """A function from pictures to the tower's patches (n, rows, columns, channels) in float32."""
+
+    @torch.inference_mode()
+    def extract(pictures: list[Image.Image]) -> np.ndarray:
+        was_training = model.model.vision_tower.training
+        model.model.vision_tower.eval()
+        pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
+        dtype = next(model.model.vision_tower.parameters()).dtype
+        patches = model.model.extract_patches(pixels.to(device=device, dtype=dtype)).float().cpu().numpy()
+        model.model.vision_tower.train(was_training)
+        return patches
+
+    return extract

@@ -1,0 +1,271 @@
+"""transformers' Trainer with what poses need: counts over the whole step, the terms in the log, checkpoints that are whole."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llava_pose.data.collator import SAMPLE_NAMES
+from llava_pose.data.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
+from llava_pose.errors import RunError
+from llava_pose.model.checkpoint_files import first_sentence, loading
+from llava_pose.model.loading import ADAPTER_WEIGHTS
+from llava_pose.train.length_groups import LengthGroups
+from llava_pose.train.trainable import part_of
+from llava_pose.utils.distributed import broadcast, gathered_parameters, is_first_process, sum_over_processes
+
+logger = logging.getLogger(__name__)
+_EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
+
+
+class NonFiniteLossError(RunError):
+    """The loss became NaN or infinite; the message names the samples of the batch, where they have names."""
+
+
+class LostWeightsError(RunError):
+    """What was saved is not what was trained; the message names the file and the first weight."""
+
+
+class ResumableTrainer(Trainer):
+    """Trainer that takes no step more where a run goes on from the checkpoint of its last step, and none without a loss."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """As Trainer's; nothing once all steps are done."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's loss; one that is not finite stops the run, before the weights are no numbers any more.
+
+        Raises:
+            NonFiniteLossError: naming the samples, where the batch does.
+        """
+        names = inputs.pop(SAMPLE_NAMES, [])
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if not torch.isfinite(loss):
+            where = f" in a batch of {', '.join(names)}" if names else ""
+            remedy = ", or look at these samples in train.json" if names else ""
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}{where}; lower the learning rate{remedy}"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As Trainer's; weights that do not suit the model are a sentence."""
+        with _resuming(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's; states that do not suit the model are a sentence."""
+        with _resuming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer's; states that are none are a sentence."""
+        with _resuming(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+def _resuming(checkpoint: str | None) -> AbstractContextManager[None]:
+    return loading(f"{checkpoint}: cannot be gone on from; delete it, and the run goes on from the one before")
+
+
+class PoseTrainer(ResumableTrainer):
+    """Trainer for LLaVA-pose models."""
+
+    def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
+        """
+        Args:
+            learning_rates: of the parts of :func:`llava_pose.train.trainable.part_of`; the others have that of the run.
+        """
+        super().__init__(*args, **kwargs)
+        self.learning_rates = dict(learning_rates or {})
+        self.model_accepts_loss_kwargs = True  # also behind PEFT, whose wrapper's signature does not say so
+        self._terms: dict[str, torch.Tensor] = {}
+        self._terms_since = 0
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """As Trainer's, and the number of poses in the step goes into each batch, as that of the tokens does."""
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            poses = torch.tensor(float(sum(batch["pose_targets"].shape[0] for batch in batches)), device=device)
+            poses = sum_over_processes(poses)
+            for batch in batches:
+                batch["num_poses_in_batch"] = poses.clamp_min(1.0)
+        return batches, tokens
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As Trainer's, whose own way to group by length wants datasets of another kind."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        groups = LengthGroups(dataset.lengths(), self._train_batch_size * self.args.world_size, seed)
+        self.add_callback(_EpochOfGroups(groups))
+        return groups
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As Trainer's, but poses stay exact: DeepSpeed's bfloat16 would round an azimuth by up to a degree."""
+        exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
+        return super()._prepare_inputs(inputs) | exact
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As the trainer's above; the terms of the loss are kept for the log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if not self._terms:
+            self._terms_since = self.state.global_step
+        for name, value in outputs.loss_terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value.float()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the unweighted terms of the loss: their sums over micro-batches and processes are means over the step."""
+        if "loss" in logs and self._terms:
+            names = sorted(self._terms)
+            sums = sum_over_processes(torch.stack([self._terms[name] for name in names]))
+            means = sums / max(1, self.state.global_step - self._terms_since)
+            logs |= {f"loss_{name}": round(mean, 6) for name, mean in zip(names, means.tolist(), strict=True)}
+            self._terms = {}
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As Trainer's, with learning rates of their own for parts of the model."""
+        if self.optimizer is None and self.learning_rates:
+            source = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(source))
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            for name, parameter in source.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((part_of(name), name in decayed), []).append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, source)
+            self.optimizer = optimizer_class(
+                [
+                    {
+                        "params": parameters,
+                        "weight_decay": self.args.weight_decay if decay else 0.0,
+                        "lr": self.learning_rates.get(part, self.args.learning_rate),
+                    }
+                    for (part, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+                ],
+                **options,
+            )
+        return super().create_optimizer(model)
+
+
+class _EpochOfGroups(TrainerCallback):
+    """Tells the order which epoch it is: what transformers and accelerate do for it does not come through where processes
+    share out the batches of an epoch that a run goes on in.
+    """
+
+    def __init__(self, groups: LengthGroups):
+        self._groups = groups
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._groups.set_epoch(int(state.epoch or 0))
+
+
+class LossHistory(TrainerCallback):
+    """Keeps the log as log.jsonl beside the run, the same file whether or not the run was stopped in between."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget what was logged after the checkpoint that the run goes on from."""
+        if state.is_world_process_zero and self._path.exists():
+            drop_torn_line(self._path)
+            entries = [entry for _, entry in read_jsonl(self._path)]
+            write_jsonl(self._path, [entry for entry in entries if entry["step"] <= state.global_step])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            numbers = {name: value if math.isfinite(value) else None for name, value in logs.items()}
+            append_jsonl(self._path, [{"step": state.global_step, **numbers}])
+
+    def last_loss(self) -> float | None:
+        """The loss of the last line."""
+        return [entry["loss"] for _, entry in read_jsonl(self._path)][-1] if self._path.exists() else None
+
+
+def require_saved_adapter(model: nn.Module, folder: Path) -> None:
+    """Read a saved adapter back and compare it with the model: names, shapes and values.
+
+    Every process must call it: where ZeRO-3 has sharded the weights, all gather them, one after the other.
+
+    Args:
+        model: as PEFT wrapped it.
+
+    Raises:
+        LostWeightsError: on every process.
+    """
+    from peft import get_peft_model_state_dict
+
+    # tensors by the model's own names, not the state dict that was saved: under ZeRO-3 it may be what is wrong
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    expected = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+    file = folder / ADAPTER_WEIGHTS
+    reads = is_first_process()
+    problem, stored = None, {}
+    try:
+        stored = load_file(file) if reads else {}
+    except (OSError, SafetensorError) as error:  # the other processes wait below
+        problem = f"cannot be read ({first_sentence(error)})"
+    if problem is None and reads and stored.keys() != expected.keys():
+        lost, strange = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+        problem = f"{lost[0]} is missing" if lost else f"{strange[0]} is not of the model"
+    for name, tensor in sorted(expected.items()):
+        with gathered_parameters([tensor]):
+            if problem is None and reads:
+                problem = _difference(name, stored[name], tensor)
+    problem = broadcast(problem)
+    if problem is not None:
+        raise LostWeightsError(
+            f"{file}: was read back, and {problem}; see that the disk is sound and not full, and run the same command again"
+        )
+
+
+def _difference(name: str, stored: torch.Tensor, trained: torch.Tensor) -> str | None:
+    if stored.shape != trained.shape:
+        return f"{name} has the shape {tuple(stored.shape)} instead of {tuple(trained.shape)}"
+    same = torch.equal(stored, trained.detach().to(device="cpu", dtype=stored.dtype))
+    return None if same else f"{name} has other values than were trained"

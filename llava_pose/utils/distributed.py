@@ -1,0 +1,153 @@
+"""What the processes of one run do together. In a run of one process, nothing here waits or communicates."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+
+from llava_pose.errors import InputError
+
+T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands.
+
+    Attributes:
+        node, nodes: number of its machine, and of how many.
+        index, count: its number among the processes of its machine, and how many they are.
+    """
+
+    node: int = 0
+    nodes: int = 1
+    index: int = 0
+    count: int = 1
+
+
+def several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def join_processes() -> None:
+    """Join the other processes where torchrun or accelerate started several; TrainingArguments do so by themselves."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.accelerator.is_available())
+        leave_at_exit()
+
+
+def leave_at_exit() -> None:
+    """Leave the process group, where there is one, as the program ends. Whoever joins one must ask for it: a thread of the
+    group that still runs then aborts the process now and then, and the launcher takes a run that has ended for a failed one.
+    """
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes what all have done."""
+    return not several_processes() or dist.get_rank() == 0
+
+
+def process_count() -> int:
+    return dist.get_world_size() if several_processes() else 1
+
+
+def map_over_processes(
+    work: Callable[[T], ResultT], items: Sequence[T], *, description: str | None = None
+) -> list[ResultT]:
+    """The results of ``work`` for all items, in their order, on every process; the processes take turns at the items.
+
+    An item is done whole by one process, so that the results are the same however many there are. Waits for all.
+
+    Args:
+        description: of a progress bar; none is shown without it.
+    """
+    rank, count = (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
+    mine = range(rank, len(items), count)
+    shown = tqdm(mine, desc=description, unit="batch", disable=description is None or rank > 0)
+    results = [(index, work(items[index])) for index in shown]
+    if count > 1:
+        results = sorted(gather_object(results), key=lambda pair: pair[0])
+    return [result for _, result in results]
+
+
+def join_deepspeed() -> None:
+    """Tell DeepSpeed of the process group that is there already.
+
+    On CPUs accelerate starts it by torch alone; ZeRO-3 would then load a model as if there were one process.
+    """
+    if several_processes():
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def broadcast(value: T) -> T:
+    """Process 0's value, on every process. Waits for all."""
+    return broadcast_object_list([value])[0] if several_processes() else value
+
+
+@contextmanager
+def first_process_holds(held: AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context, such as the ownership of a folder, on process 0 alone.
+
+    Raises:
+        InputError: entering it raised one; it is raised on every process, so that none waits for another.
+    """
+    with ExitStack() as stack:
+        refusal: InputError | None = None
+        if is_first_process():
+            try:
+                stack.enter_context(held)
+            except InputError as error:
+                refusal = error
+        refusal = broadcast(refusal)
+        if refusal is not None:
+            raise refusal
+        yield
+
+
+def this_place() -> Place:
+    """Machines are told apart by host name. Waits for all."""
+    if not several_processes():
+        return Place()
+    hosts = gather_object([socket.gethostname()])
+    rank = dist.get_rank()
+    machines = sorted(set(hosts), key=hosts.index)
+    here = [other for other, host in enumerate(hosts) if host == hosts[rank]]
+    return Place(machines.index(hosts[rank]), len(machines), here.index(rank), len(here))
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all processes, in place. Waits for all."""
+    if several_processes():
+        dist.all_reduce(values)
+    return values
+
+
+def gathered_parameters(weights: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
+    """While it lasts, every process can read these weights whole, also where ZeRO-3 has sharded them."""
+    sharded = [weight for weight in weights if hasattr(weight, "ds_id")]
+    if not sharded:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(sharded, modifier_rank=None)
