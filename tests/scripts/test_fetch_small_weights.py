@@ -152,7 +152,7 @@ def test_a_pickle_that_runs_code_is_refused(script, tmp_path):
             return (Path(tmp_path / "ran").touch, ())
 
     torch.save({"_fc.weight": Evil()}, tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="is no file of weights alone.*no pickle's code is run here"):
+    with pytest.raises(InputError, match=r"is no file of weights alone.*no pickle's code is run here"):
         script.load_state_dict(tmp_path / "weights.pth")
     assert not (tmp_path / "ran").exists()
 
