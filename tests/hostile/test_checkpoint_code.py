@@ -137,9 +137,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
         "id": "one",
         "image": "train/car/none.png",
         "conversations": chat,
-        "viewport": 300.0,
         "width": 16,
         "height": 16,
+        "viewport": 300.0,
     }
     (root / "train.json").write_text(json.dumps([{**sample, "poses": [record.pose.to_dict()]}]))
     return root
