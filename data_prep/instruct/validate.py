@@ -17,7 +17,7 @@ from data_prep.questions.kinds import make_kinds
 from data_prep.scene.scenes import Scene, make_scenes
 from llava_pose.data.dataset import read_samples
 from llava_pose.data.records import ObjectRecord, read_records
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, listed
 from llava_pose.utils.config import command, require, require_folder
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,9 @@ def validate(config: ValidateConfig) -> ValidateResult:
         questions += len(sample["kinds"])
         mirrored += sample["flippable"]
     if faults:
-        named = "".join(f"\n  {fault}" for fault in faults[: config.most])
-        more = f"\n  and {len(faults) - config.most} more" if len(faults) > config.most else ""
         raise InputError(
             f"{config.train_json}: {len(faults)} of {len(samples)} samples are not what the records say; "
-            f"make the file again with llava-pose instruct:{named}{more}"
+            f"make the file again with llava-pose instruct:{listed(faults, config.most)}"
         )
     logger.info(
         "%s: %d conversations with %d questions agree with the records, %d of them mirrored as well",

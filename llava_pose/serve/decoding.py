@@ -19,6 +19,16 @@ from llava_pose.errors import InputError
 from llava_pose.serve.limits import DECODING_BYTES, DECODING_SECONDS, LARGEST_SIDE
 
 REMEDY = "give a JPEG, PNG or WebP file"
+_DECODE = """
+import sys
+from llava_pose.errors import InputError
+from llava_pose.serve.decoding import decode_within_limits
+try:
+    sys.stdout.buffer.write(decode_within_limits(sys.stdin.buffer, sys.argv[1]))
+except InputError as error:
+    sys.stderr.write(f"{error}")
+    sys.exit(2)
+"""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -33,7 +43,7 @@ def decode_apart(file: IO[bytes], name: str, *, seconds: float = DECODING_SECOND
     Raises:
         InputError: it is damaged, too large, no picture of a known format, or takes too long.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "llava_pose.serve.decoding", name]
+    command = [sys.executable, "-W", "ignore", "-c", _DECODE, name]
     try:
         done = subprocess.run(
             command, stdin=file, capture_output=True, timeout=seconds, env={**os.environ, **_ONE_THREAD}
@@ -49,21 +59,16 @@ def decode_apart(file: IO[bytes], name: str, *, seconds: float = DECODING_SECOND
     return Image.frombytes("RGB", (width, height), pixels)
 
 
-def main(name: str) -> int:
-    """Decode the picture on stdin and write its size and pixels to stdout."""
+def decode_within_limits(file: IO[bytes], name: str) -> bytes:
+    """Limit this process, decode a picture in it, and return its size and pixels as :func:`decode_apart` takes them.
+
+    Raises:
+        InputError: as :func:`decode_apart`.
+    """
     with suppress(ImportError, ValueError, OSError):  # where the system has no such limits
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (DECODING_BYTES, DECODING_BYTES))
         resource.setrlimit(resource.RLIMIT_CPU, (DECODING_SECONDS, DECODING_SECONDS))  # should nobody be left to end it
-    try:
-        picture = load_rgb(sys.stdin.buffer, upright=True, name=name, remedy=REMEDY, max_side=LARGEST_SIDE)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.buffer.write(b"%d %d\n" % picture.size + picture.tobytes())
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    picture = load_rgb(file, upright=True, name=name, remedy=REMEDY, max_side=LARGEST_SIDE)
+    return b"%d %d\n" % picture.size + picture.tobytes()

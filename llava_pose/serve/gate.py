@@ -200,10 +200,15 @@ class Gate:
             name = picture.get("orig_name")
             picture = {
                 "path": picture["path"],
-                "orig_name": name[:255] if isinstance(name, str) else None,
+                "orig_name": _text(name)[:255] if isinstance(name, str) else None,
                 "meta": {"_type": "gradio.FileData"},
             }
-        return [picture, question, *[None] * (count - 2)]
+        return [picture, None if question is None else _text(question), *[None] * (count - 2)]
+
+
+def _text(value: str) -> str:
+    """Return a text without halves of surrogate pairs, which JSON can hold and nothing else can."""
+    return value.encode(errors="replace").decode()
 
 
 def _json(body: bytes) -> Any:

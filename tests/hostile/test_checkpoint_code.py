@@ -133,7 +133,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     for split in ("train", "val"):  # its picture is not there: whatever loads a checkpoint ends soon after
         write_records(root / "data", split, [record])
     chat = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "The car is at <pose6D>."}]
-    sample = {"id": "one", "image": "train/car/none.png", "conversations": chat, "viewport": 300.0}
+    sample = {
+        "id": "one",
+        "image": "train/car/none.png",
+        "conversations": chat,
+        "width": 16,
+        "height": 16,
+        "viewport": 300.0,
+    }
     (root / "train.json").write_text(json.dumps([{**sample, "poses": [record.pose.to_dict()]}]))
     return root
 

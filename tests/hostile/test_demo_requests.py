@@ -399,9 +399,10 @@ def test_any_text_may_be_asked(stranger, good, kind):
         ("x" * 1_000_000, "the question has 1000000 characters, more than 4000: ask in fewer words"),
         ("What is at <pose6D>?", "ask in plain words"),
         ("<image> " * 100, "ask in plain words"),
+        ("<image> \ud800", "ask in plain words"),
         ("\u200b \t\n", "more than the model's|Type a question|azimuth|no answer|.*"),
     ],
-    ids=["1 MB", "pose token", "image token", "invisible"],
+    ids=["1 MB", "pose token", "image token", "half a character", "invisible"],
 )
 def test_a_question_that_cannot_be_asked_is_a_sentence(stranger, good, question, sentence):
     begin = time.monotonic()
@@ -419,6 +420,7 @@ NAMES = {
     "300 letters": "n" * 300 + ".png",
     "an option": "--help",
     "NUL": "a\0b.png",
+    "half a character": "\ud800.png",
 }
 
 
