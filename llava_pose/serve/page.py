@@ -5,6 +5,7 @@ Nothing on it is fetched from elsewhere, so that it works on a machine without i
 
 from __future__ import annotations
 
+import html
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ def build_page(
                 visit.chat.ask(question)
             uploads.make_room()
         except InputError as error:
-            notice = {"role": "assistant", "content": str(error)}
-            said = [{"role": "user", "content": question}] if question else []
+            notice = _message("assistant", str(error))
+            said = [_message("user", question)] if question else []
             return [*_transcript(visit), *said, notice], _axes(visit), _angles(visit), visit, question
         return _transcript(visit), _axes(visit), _angles(visit), visit, ""
 
@@ -215,10 +216,17 @@ def _open_picture(path: str, name: str | None, uploads: Uploads) -> Image.Image:
 def _transcript(visit: _Visit | None) -> list[dict[str, str]]:
     turns = visit.chat.turns if visit else []
     return [
-        {"role": role, "content": text}
+        _message(role, text)
         for turn in turns
         for role, text in (("user", turn.question), ("assistant", _read_out(turn)))
     ]
+
+
+def _message(role: str, text: str) -> dict[str, str]:
+    """Return a message as the page shows it. Gradio's Chatbot takes text for HTML, also where it is told to render no
+    Markdown, so that a picture from elsewhere could stand in it.
+    """
+    return {"role": role, "content": html.escape(text, quote=False)}
 
 
 def _read_out(turn: Turn) -> str:

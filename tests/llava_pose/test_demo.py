@@ -247,6 +247,15 @@ def test_a_visit_in_a_browser(server, page, taught, tmp_path):
         f"document.querySelector('#angles').innerText.includes('{math.degrees(taught.cup.azimuth):.0f}'[0])"
     )
 
+    page.wait_until("document.querySelector('#question textarea').value == ''")
+    markup = "<img src=nowhere onerror='window.ran = true'><b>bold</b>"
+    page.type("#question textarea", markup)
+    page.press_enter()
+    page.wait_until("document.querySelector('#answers').innerText.includes('bold')")
+    assert markup in page.text("#answers"), "markup is shown as the text that it is"
+    assert page.evaluate("[...document.querySelectorAll('#answers b, #answers img[src=nowhere]')].length") == 0
+    assert page.evaluate("window.ran === undefined")
+
     for width, height in ((1280, 900), (390, 844)):
         page.resize(width, height)
         page.wait_until(f"window.innerWidth == {width}")
