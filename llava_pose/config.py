@@ -210,6 +210,8 @@ def _typed_word(action: argparse.Action, value: Any, hint: Any, where: str) -> A
         if _mentions(hint, bool):
             return value
         raise InputError(f"{where} must not be {value} (YAML reads yes, no, on and off so; put a word in quotes)")
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where} holds a NUL character, which no path or name can; mend it")
     if not isinstance(value, str | int | float | date):
         raise InputError(f"{where} takes one value, not the {type(value).__name__} {_shown(value)}")
     try:

@@ -24,12 +24,15 @@ from llava_pose.utils.files import inside, open_regular, read_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 MAX_PIXELS = 1 << 26  # 67 million, 200 MB once decoded; a JPEG may have more where it can be decoded smaller
+MAX_SCANS = (
+    50  # of a progressive JPEG, which has ten or so: one more costs a file nothing, and a decoder a whole picture
+)
 _SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP")  # what every server reads
 MAX_SQUARE = 2048  # pixels a side of what a model is shown: towers see less, and a thin panorama's square would be vast
 PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean: outside of a picture, and behind transparent pixels
 DECODING_ERRORS = (  # what Pillow raises for files that are damaged or no pictures
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),  # the first of them from AVIF's decoder
 )
 
 
@@ -45,7 +48,7 @@ def open_image(
         max_pixels: that may be decoded.
 
     Raises:
-        InputError: it has more pixels.
+        InputError: it has more pixels, or more than :data:`MAX_SCANS`.
         OSError, UnidentifiedImageError, …: one of :data:`DECODING_ERRORS`.
     """
     if not hasattr(source, "read"):
@@ -69,7 +72,21 @@ def open_image(
                 f"it has {size[0]}×{size[1]} pixels, more than the {max_pixels / 1e6:.0f} million that are decoded here; "
                 "make it smaller"
             )
+        if "progressive" in image.info and _scans(source) > MAX_SCANS:
+            raise InputError(f"it is a JPEG of more than {MAX_SCANS} scans; save it anew as a plain one")
         yield image
+
+
+def _scans(file: IO[bytes]) -> int:
+    """Return how many scans a JPEG has, by the markers that they begin with; one inside a thumbnail counts as well."""
+    place = file.tell()
+    file.seek(0)
+    count, last = 0, b""
+    while block := file.read(1 << 20):
+        count += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(place)
+    return count
 
 
 def load_rgb(

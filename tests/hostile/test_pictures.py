@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from data_prep.prepare import PrepareConfig, prepare
 from data_prep.render.backgrounds import photo_background
@@ -35,6 +35,9 @@ showpage
 """
 
 
+PLAIN = Image.new("RGB", (64, 64), (10, 200, 30))
+
+
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
@@ -52,6 +55,20 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
+def avif_without_its_pixels() -> bytes:
+    """An AVIF whose header is good and whose compressed picture is not."""
+    whole = saved(PLAIN, "AVIF")
+    start = whole.index(b"mdat") + 4
+    return whole[:start] + bytes(len(whole) - start)
+
+
+def jpeg_of_many_scans() -> bytes:
+    """A progressive JPEG whose last scan comes again and again: 65 KB for each 14 seconds of a decoder."""
+    whole = saved(Image.new("L", (4000, 4000), 128), "JPEG", progressive=True, quality=30)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * 1000 + whole[-2:]
+
+
 def written(content: bytes) -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +83,6 @@ def folder(path: Path) -> Path:
     return path
 
 
-PLAIN = Image.new("RGB", (64, 64), (10, 200, 30))
 NO_PICTURES: dict[str, Callable[[Path], Path]] = {
     "eps": written(EPS),
     "pdf": written(saved(PLAIN, "PDF")),
@@ -78,6 +94,8 @@ NO_PICTURES: dict[str, Callable[[Path], Path]] = {
     "one_byte": written(b"\xff"),
     "170_million_pixels": written(png_of_size(13000, 13000)),
     "360_million_pixels": written(png_of_size(60000, 60000)),
+    "jpeg_of_many_scans": written(jpeg_of_many_scans()),
+    **({"avif_without_its_pixels": written(avif_without_its_pixels())} if features.check("avif") else {}),
     "fifo": fifo,
     "device": device,
     "sparse": sparse,
@@ -95,6 +113,7 @@ PICTURES: dict[str, bytes] = {
     "16_bit": saved(Image.fromarray(np.full((64, 64), 40000, dtype=np.uint16)), "PNG"),
     "palette": saved(PLAIN.convert("P"), "PNG"),
     "transparent": saved(PLAIN.convert("RGBA"), "PNG"),
+    "progressive": saved(PLAIN, "JPEG", progressive=True),
     "cmyk": saved(PLAIN.convert("CMYK"), "JPEG"),
 }
 

@@ -62,6 +62,7 @@ FILES = {
     "UTF-16": ("seed: 1".encode("utf-16"), "is not UTF-8 text; save the file as UTF-8"),
     "bytes of no text": (b"\x89PNG\r\n\x1a\n\x00\x00\xff", "is not UTF-8 text"),
     "NUL": (b"seed: 1\x00", "not valid YAML: unacceptable character #x0000"),
+    "NUL in quotes": (b'data: "a\\0b"\n', "the field 'data' holds a NUL character"),
     "a list at the top": (b"- seed\n- data\n", "expected 'field: value' lines, found a list"),
     "a word at the top": (b"seed", "expected 'field: value' lines, found a str"),
     "two documents": (b"a: 1\n---\nb: 2\n", "expected a single document"),
