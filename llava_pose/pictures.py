@@ -72,13 +72,16 @@ def open_image(
                 f"it has {size[0]}×{size[1]} pixels, more than the {max_pixels / 1e6:.0f} million that are decoded here; "
                 "make it smaller"
             )
-        if "progressive" in image.info and _scans(source) > MAX_SCANS:
+        if has_too_many_scans(image):
             raise InputError(f"it is a JPEG of more than {MAX_SCANS} scans; save it anew as a plain one")
         yield image
 
 
-def _scans(file: IO[bytes]) -> int:
-    """Return how many scans a JPEG has, by the markers that they begin with; one inside a thumbnail counts as well."""
+def has_too_many_scans(image: Image.Image) -> bool:
+    """Return whether a picture that is open is a JPEG of more than :data:`MAX_SCANS`, by the markers that they begin with."""
+    if "progressive" not in image.info:
+        return False
+    file = image.fp
     place = file.tell()
     file.seek(0)
     count, last = 0, b""
@@ -86,7 +89,7 @@ def _scans(file: IO[bytes]) -> int:
         count += (last + block).count(b"\xff\xda")
         last = block[-1:]
     file.seek(place)
-    return count
+    return count > MAX_SCANS
 
 
 def load_rgb(

@@ -55,11 +55,12 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
-def avif_without_its_pixels() -> bytes:
-    """An AVIF whose header is good and whose compressed picture is not."""
+def avif_without(box: bytes) -> bytes:
+    """An AVIF with nothing in one of its boxes but zeros."""
     whole = saved(PLAIN, "AVIF")
-    start = whole.index(b"mdat") + 4
-    return whole[:start] + bytes(len(whole) - start)
+    at = whole.index(box)
+    end = at - 4 + int.from_bytes(whole[at - 4 : at], "big")
+    return whole[: at + 4] + bytes(end - at - 4) + whole[end:]
 
 
 def jpeg_of_many_scans() -> bytes:
@@ -95,7 +96,7 @@ NO_PICTURES: dict[str, Callable[[Path], Path]] = {
     "170_million_pixels": written(png_of_size(13000, 13000)),
     "360_million_pixels": written(png_of_size(60000, 60000)),
     "jpeg_of_many_scans": written(jpeg_of_many_scans()),
-    **({"avif_without_its_pixels": written(avif_without_its_pixels())} if features.check("avif") else {}),
+    **({"avif_of_nothing": written(avif_without(b"iinf"))} if features.check("avif") else {}),
     "fifo": fifo,
     "device": device,
     "sparse": sparse,
@@ -285,6 +286,14 @@ def test_a_texture_inside_a_glb(tmp_path: Path, ghostscript: Path, kind: str) ->
     path.write_bytes(good.replace(image, content))
     assert is_without_texture(path)
     assert not ghostscript.exists()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+@pytest.mark.parametrize("box", ["meta", "iloc", "iinf", "ispe", "av1C", "mdat"])
+def test_a_damaged_avif_is_a_sentence(tmp_path: Path, box: str) -> None:
+    path = written(avif_without(box.encode()))(tmp_path / "a.avif")
+    with pytest.raises(InputError, match=r"a\.avif: cannot read the picture \("):
+        load_rgb(path)
 
 
 def test_a_picture_that_is_sent_is_as_it_was(tmp_path: Path) -> None:

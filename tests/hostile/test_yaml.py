@@ -62,7 +62,6 @@ FILES = {
     "UTF-16": ("seed: 1".encode("utf-16"), "is not UTF-8 text; save the file as UTF-8"),
     "bytes of no text": (b"\x89PNG\r\n\x1a\n\x00\x00\xff", "is not UTF-8 text"),
     "NUL": (b"seed: 1\x00", "not valid YAML: unacceptable character #x0000"),
-    "NUL in quotes": (b'data: "a\\0b"\n', "the field 'data' holds a NUL character"),
     "a list at the top": (b"- seed\n- data\n", "expected 'field: value' lines, found a list"),
     "a word at the top": (b"seed", "expected 'field: value' lines, found a str"),
     "two documents": (b"a: 1\n---\nb: 2\n", "expected a single document"),
@@ -137,6 +136,14 @@ def test_a_value_that_is_no_number(words: tuple[str, ...], kind: str, tmp_path: 
     file = tmp_path / "recipe.yaml"
     file.write_text(f"{name}: {value}\n", encoding="utf-8")
     assert f"the field '{name}' {said}" in refused(words, file, capsys)
+
+
+@pytest.mark.parametrize("words", SOME, ids="-".join)
+def test_a_name_with_a_nul_character(words: tuple[str, ...], tmp_path: Path, capsys):
+    name = field_of(words, str, str | None)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f'{name}: "a\\0b"\n', encoding="utf-8")
+    assert f"the field '{name}' holds a NUL character" in refused(words, file, capsys)
 
 
 @pytest.mark.parametrize("words", SOME, ids="-".join)
