@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import json
 import logging
 import math
@@ -344,6 +345,10 @@ def as_written(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
+# what any look at a path can end in, also at one that is only asked whether it is there
+_BAD_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
+
+
 class _PrintableFormatter(logging.Formatter):
     """Log lines without the control characters that a data set may hold."""
 
@@ -379,6 +384,8 @@ def run_main(run: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
+            return _fail(f"{error.filename}: cannot be used ({error.strerror}); give another path", 2)
         if not is_disk_full(error):
             raise
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""

@@ -42,9 +42,8 @@ FILES = f"{API}/file="
 UPLOAD = f"{API}/upload"
 CALL = re.compile(rf"{API}/(?P<way>call|run|api)/(?P<name>[^/]+)/?|{API}/queue/join/?")
 _AT_BAD_REQUESTS = (OSError, ValueError, TypeError, LookupError, RuntimeError)  # what Gradio and its parsers raise
-SESSION = re.compile(
-    r"[A-Za-z0-9_-]{1,64}"
-)  # what Gradio cannot write as UTF-8 it would keep, and fail at for everybody
+# Gradio keeps a session's name, and one that is no UTF-8 would make it fail at every visitor's question from then on
+SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CANCEL = re.compile(rf"{API}/(cancel|reset)/?")
 _CLOSE = (b"connection", b"close")
 NOT_HERE = "the picture is not here, or no longer: give it again"
