@@ -349,11 +349,11 @@ def as_written(config: Any) -> dict[str, Any]:
 _BAD_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
 
 
-class _PrintableFormatter(logging.Formatter):
-    """Log lines without the control characters that a data set may hold."""
+class _PrintableRecord(logging.LogRecord):
+    """A log line without the control characters that a data set or a checkpoint may hold, whoever writes it."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
 
 
 def run_main(run: Callable[[], Any]) -> int:
@@ -363,10 +363,10 @@ def run_main(run: Callable[[], Any]) -> int:
     Any other exception passes through with its traceback, which ends a process with 1.
     """
     quiet_others()
+    logging.setLogRecordFactory(_PrintableRecord)  # transformers, for one, has a handler of its own
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_PrintableFormatter("%(message)s"))
-        logging.basicConfig(level=logging.INFO, handlers=[handler])
+        logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         try:

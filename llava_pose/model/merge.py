@@ -103,8 +103,10 @@ def _whole_base(folder: Path, base: str | None) -> str:
         InputError: the base cannot be read, or is stored quantised.
     """
     base = base_of(folder, read_adapter_config(folder), base)
-    with loading(f"{base}: cannot be the base; give the whole one with --base"):
+    try:
         read_config(base)
+    except InputError as error:
+        raise InputError(f"{error}; give the whole base with --base") from error
     recipe = folder / "train.yaml"
     quantized = read_yaml(recipe).get("quantize", "none") if recipe.is_file() else "none"
     if quantized != "none":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,7 @@ from llava_pose.model.loading import load_full
 from llava_pose.model.tiny import tiny_vision_config
 from llava_pose.predictor import PosePredictor
 from llava_pose.records import read_predictions
+from tests.conftest import REPOSITORY
 
 Change = Callable[[Path], Any]
 QUICKLY = 20  # seconds, on a machine that does other things as well; what is refused took minutes or all memory
@@ -337,3 +340,20 @@ def test_answers_that_are_not_finite_are_counted_and_end_predict_with_1(
     assert len(read_predictions(out)) == 2
     assert main(["score", str(out), "--out", str(tmp_path / "scores.json")]) == 0
     assert "not finite), each counted as an error of 180 degrees" in capsys.readouterr().out
+
+
+def test_what_transformers_says_of_a_config_is_shown_without_control_characters(
+    tiny_base: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its log has a handler of its own, which comes as it is imported."""
+    rope = {"rope_type": "\x1b]0;title\x07", "rope_theta": 10_000.0}
+    changed("config.json", "text_config", "rope_parameters", to=rope)(checkpoint)
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    words = ["chat", str(picture), "--checkpoint", str(checkpoint), "--device", "cpu", "--question", "What?"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llava_pose.cli", *words], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 2
+    assert "'rope_type'='\\u001b]0;title\\u0007'" in done.stderr
+    assert not set(done.stdout + done.stderr) & {"\x1b", "\x07"}
