@@ -7,6 +7,7 @@ be drawn comes through; what cannot is a :class:`MeshError` that names the file,
 from __future__ import annotations
 
 import io
+import json
 import struct
 import warnings
 import zlib
@@ -17,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from llava_pose.data.images import DECODING_ERRORS, FORMATS, MAX_PIXELS, to_rgb
+from llava_pose.data.images import DECODING_ERRORS, FORMATS, MAX_PIXELS, has_too_many_scans, to_rgb
 from llava_pose.errors import InputError
 from llava_pose.utils.files import inside, is_regular, read_bytes, unsafe_name
 
@@ -29,11 +30,12 @@ AXES = ("x", "y", "z", "minus-x", "minus-y", "minus-z")
 UNPAINTED = (0.6, 0.6, 0.6)  # sRGB of faces whose file says nothing
 MATT = 0.1  # gloss where the file says nothing
 _MOST_BYTES = 1 << 30  # of a mesh file
+_MOST_VERTICES = 1 << 26  # of all that it places, a part that stands in several places counted each time
 _INVISIBLE = 0.05  # opacity below which a face is left out; glass is drawn opaque
 _SAME_PLACE = 2.0**-20  # of the longest side of the bounding box: vertices nearer than this are one
 _READING_ERRORS = (  # what trimesh raises for files that are damaged or no meshes
     *(OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError),
-    *(ZeroDivisionError, NotImplementedError, RecursionError, MemoryError, struct.error, zlib.error),
+    *(ZeroDivisionError, NameError, NotImplementedError, RecursionError, MemoryError, struct.error, zlib.error),
 )
 
 
@@ -96,7 +98,12 @@ def read_mesh(file: str | Path | IO[bytes], *, name: str, file_type: str, resolv
             if isinstance(file, Path):
                 resolver = _folder_resolver(trimesh, file.parent)
                 file = io.BytesIO(read_bytes(file, most=_MOST_BYTES))
+                if file_type == "glb":
+                    _require_filled(file, name)
             scene = trimesh.load_scene(file, file_type=file_type, resolver=resolver, process=False)
+            placed = [scene.geometry[scene.graph[node][1]] for node in scene.graph.nodes_geometry]
+            if sum(len(getattr(part, "vertices", ())) for part in placed) > _MOST_VERTICES:
+                raise MeshError(f"{name}: has more than {_MOST_VERTICES / 1e6:.0f} million vertices; make it simpler")
             parts = [_part(trimesh, scene, node, name) for node in scene.graph.nodes_geometry]
     except MeshError:
         raise
@@ -104,6 +111,15 @@ def read_mesh(file: str | Path | IO[bytes], *, name: str, file_type: str, resolv
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise MeshError(f"{name}: cannot read the mesh ({reason}); export it again or remove it") from error
     return clean(_join([part for part in parts if part is not None], name), name)
+
+
+def _require_filled(file: io.BytesIO, name: str) -> None:
+    """Refuse a GLB that declares more numbers than it has bytes, which trimesh would fill with zeros."""
+    content = file.getbuffer()
+    header = json.loads(bytes(content[20 : 20 + int.from_bytes(content[12:16], "little")]))
+    for accessor in header.get("accessors", []):
+        if accessor["count"] > len(content):
+            raise MeshError(f"{name}: declares {accessor['count']} vertices or corners, and has fewer bytes; remove it")
 
 
 def _folder_resolver(trimesh: ModuleType, folder: Path) -> Any:
@@ -233,7 +249,8 @@ def _phong_gloss(words: dict[str, Any]) -> float:
 
 def _pixels(picture: Any, name: str) -> np.ndarray:
     # of a picture that trimesh has opened nothing is decoded yet: what Pillow hands to other programs stays closed
-    if picture.format not in (None, "MPO", *FORMATS) or picture.width * picture.height > MAX_PIXELS:
+    too_large = picture.width * picture.height > MAX_PIXELS or has_too_many_scans(picture)
+    if picture.format not in (None, "MPO", *FORMATS) or too_large:
         raise MeshError(f"{name}: a texture is of no known format, or too large; replace it or remove the mesh")
     try:
         image = to_rgb(picture)

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading, require_finite
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading, read_config, require_finite
 from llava_pose.model.loading import (
     base_of,
     load_full,
@@ -100,11 +100,13 @@ def _whole_base(folder: Path, base: str | None) -> str:
     """The base to merge into; one that was quantised for training only is loaded whole, and that is said.
 
     Raises:
-        InputError: the base itself is stored quantised.
+        InputError: the base cannot be read, or is stored quantised.
     """
     base = base_of(folder, read_adapter_config(folder), base)
-    if getattr(_config_of(base), "quantization_config", None) is not None:
-        raise InputError(f"{base}: the base is stored quantised; give the whole one with --base")
+    try:
+        read_config(base)
+    except InputError as error:
+        raise InputError(f"{error}; give the whole base with --base") from error
     recipe = folder / "train.yaml"
     quantized = read_yaml(recipe).get("quantize", "none") if recipe.is_file() else "none"
     if quantized != "none":

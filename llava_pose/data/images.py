@@ -25,12 +25,15 @@ from llava_pose.utils.files import inside, open_regular, read_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(("AVIF",) if features.check("avif") else ()))
 MAX_PIXELS = 1 << 26  # 67 million, 200 MB once decoded; a JPEG may have more where it can be decoded smaller
+MAX_SCANS = (
+    50  # of a progressive JPEG, which has ten or so: one more costs a file nothing, and a decoder a whole picture
+)
 _SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP")  # what every server reads
 MAX_SQUARE = 2048  # pixels a side of what a model is shown: towers see less, and a thin panorama's square would be vast
 PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean: outside of a picture, and behind transparent pixels
 DECODING_ERRORS = (  # what Pillow raises for files that are damaged or no pictures
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),  # the first of them from AVIF's decoder
 )
 
 
@@ -46,7 +49,7 @@ def open_image(
         max_pixels: that may be decoded.
 
     Raises:
-        InputError: it has more pixels.
+        InputError: it has more pixels, or more than :data:`MAX_SCANS`.
         OSError, UnidentifiedImageError, …: one of :data:`DECODING_ERRORS`.
     """
     if not hasattr(source, "read"):
@@ -70,7 +73,24 @@ def open_image(
                 f"it has {size[0]}×{size[1]} pixels, more than the {max_pixels / 1e6:.0f} million that are decoded here; "
                 "make it smaller"
             )
+        if has_too_many_scans(image):
+            raise InputError(f"it is a JPEG of more than {MAX_SCANS} scans; save it anew as a plain one")
         yield image
+
+
+def has_too_many_scans(image: Image.Image) -> bool:
+    """Return whether a picture that is open is a JPEG of more than :data:`MAX_SCANS`, by the markers that they begin with."""
+    if "progressive" not in image.info:
+        return False
+    file = image.fp
+    place = file.tell()
+    file.seek(0)
+    count, last = 0, b""
+    while block := file.read(1 << 20):
+        count += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(place)
+    return count > MAX_SCANS
 
 
 def load_rgb(

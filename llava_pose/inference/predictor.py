@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from llava_pose.data.conversation import (
     DESCRIBED_ANSWER,
@@ -32,6 +33,7 @@ from llava_pose.data.images import square_picture
 from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
+from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.loading import load_model, load_processor, require_fit, unwrap_model
 from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
 from llava_pose.model.processing import LlavaPoseProcessor
@@ -130,6 +132,8 @@ class PosePredictor:
         self._model.model.put_channels_last()
         self._processor = processor
         self._device = next(self._model.parameters()).device
+        # of a checkpoint's generation settings only the tokens that end an answer: others fail, never end or fetch code
+        self._model.generation_config = GenerationConfig(eos_token_id=sorted(self._stop_ids()) or None)
 
     @classmethod
     def from_checkpoint(
@@ -157,7 +161,11 @@ class PosePredictor:
         model = load_model(path, base=base, device=device, dtype=dtype, **kwargs)
         processor = load_processor(path)
         require_fit(model, processor, path)
-        return cls(model, processor)
+        predictor = cls(model, processor)
+        with loading(f"{path}: its vision tower cannot be used"), torch.inference_mode():
+            _, pixels = predictor._see([Image.new("RGB", (8, 8))], None)
+            predictor._model.model.extract_patches(pixels)
+        return predictor
 
     @torch.inference_mode()
     def predict(
@@ -361,7 +369,7 @@ class PosePredictor:
     def _stop_ids(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id
         configured = configured if isinstance(configured, list) else [configured]
-        return {self._processor.tokenizer.eos_token_id, *(token for token in configured if token is not None)}
+        return {token for token in (self._processor.tokenizer.eos_token_id, *configured) if isinstance(token, int)}
 
     @property
     def _room(self) -> int | None:

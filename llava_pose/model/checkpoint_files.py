@@ -40,9 +40,18 @@ _SIZES = frozenset(
         *("hidden_size", "hidden_sizes", "embed_dim", "embedding_size", "intermediate_size", "vocab_size"),
         *("num_hidden_layers", "num_layers", "depths", "num_attention_heads", "num_key_value_heads", "num_heads"),
         *("head_dim", "num_channels", "patch_size", "image_size", "pose_head_hidden_size", "vision_feature_size"),
+        *("pose_head_attention_heads",),
         *("vision_merge", "head_hidden_size", "feature_size", "vertices", "poses", "dims", "clutter_size"),
     )
 )
+_MOST_LABELS = 100_000  # each is given a name as the config is read
+# fields that would have others' code fetched, or another network built than this one; llava-pose writes none of them
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "attn_implementation": (None, "eager", "sdpa"),  # any other can be a kernel from the hub
+    "experts_implementation": (None, "eager"),
+    "quantization_config": (None,),
+    "is_encoder_decoder": (None, False),
+}
 _SPARE_TENSORS, _SPARE_ELEMENTS = 10_000, 100_000_000  # of modules that a checkpoint need not hold
 
 
@@ -127,15 +136,24 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{file}: names no model_type; is this a checkpoint's?")
     if values.get("transformers_weights") not in (None, WEIGHTS_FILE, WEIGHTS_INDEX):
         raise InputError(f"{file}: transformers_weights names another file of weights than {WEIGHTS_FILE}; take it out")
-    _require_sizes(values, str(file), "", most)
+    _require_fields(values, str(file), "", most)
     return values
 
 
-def _require_sizes(values: Mapping[str, Any], file: str, above: str, most: float) -> None:
+def _require_fields(values: Mapping[str, Any], file: str, above: str, most: float) -> None:
     for key, value in values.items():
         name = f"{above}{key}"
+        allowed = _ONLY.get(key.removeprefix("_").removesuffix("_internal"))
+        if allowed is not None and value not in allowed:
+            raise InputError(
+                f"{file}: {name} is {shortened(str(value))}, which cannot be used here; give another model"
+            )
+        if key == "num_labels" and not (value is None or (isinstance(value, int) and value <= _MOST_LABELS)):
+            raise InputError(
+                f"{file}: {name} is {shortened(str(value))}, not a whole number up to {_MOST_LABELS}; take it out"
+            )
         if isinstance(value, dict):
-            _require_sizes(value, file, f"{name}.", most)
+            _require_fields(value, file, f"{name}.", most)
         elif key in _SIZES and value is not None:
             for number in value if isinstance(value, list) else [value]:
                 if not isinstance(number, int) or isinstance(number, bool) or number < 0:

@@ -132,7 +132,8 @@ def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto"
             "a base with llava-pose assemble"
         )
     for part in ("text_config", "vision_config"):
-        if not isinstance(values.get(part), dict) or not isinstance(values[part].get("model_type"), str):
+        kind = values[part].get("model_type") if isinstance(values.get(part), dict) else None
+        if not isinstance(kind, str) or kind == found:  # one within the other would have no end
             raise InputError(f"{path}: {CONFIG_FILE} has no {part} with a model_type; take it from the base again")
     with loading(f"{path}: cannot load the model"), building(path):
         # mismatched sizes are "ignored" so that they are listed, and refused by name below

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -26,6 +27,7 @@ from llava_pose.serve.limits import (
     UPLOADS_AT_ONCE,
 )
 
+logger = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -39,6 +41,9 @@ _WITHOUT_QUERY = re.compile(r"/|/config/?")  # theirs would name states that wer
 FILES = f"{API}/file="
 UPLOAD = f"{API}/upload"
 CALL = re.compile(rf"{API}/(?P<way>call|run|api)/(?P<name>[^/]+)/?|{API}/queue/join/?")
+_AT_BAD_REQUESTS = (OSError, ValueError, TypeError, LookupError, RuntimeError)  # what Gradio and its parsers raise
+# Gradio keeps a session's name, and one that is no UTF-8 would make it fail at every visitor's question from then on
+SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 CANCEL = re.compile(rf"{API}/(cancel|reset)/?")
 _CLOSE = (b"connection", b"close")
 NOT_HERE = "the picture is not here, or no longer: give it again"
@@ -128,6 +133,10 @@ class Gate:
         except Refused as refusal:
             if not started:
                 await _answer(send, refusal.status, str(refusal))
+        except _AT_BAD_REQUESTS as error:
+            logger.warning("a request was not answered: %s %s (%r)", scope["method"], scope["path"][:80], error)
+            if not started:
+                await _answer(send, 400, "the request cannot be understood")
 
     async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
@@ -176,8 +185,8 @@ class Gate:
         function = self._blocks.fns[index]
         if way in ("run", "api") and function.queue:
             raise Refused(404, "questions wait in a queue: ask at /gradio_api/call/ask")
-        if session is not None and not (isinstance(session, str) and 0 < len(session) <= 64):
-            raise Refused(422, "session_hash must be a text of at most 64 characters")
+        if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
+            raise Refused(422, "session_hash must be at most 64 letters, digits, - and _")
         if trigger is not None and type(trigger) is not int:
             raise Refused(422, "trigger_id must be a whole number")
         data = body.get("data")

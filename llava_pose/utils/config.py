@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import inspect
 import json
 import logging
@@ -268,6 +269,8 @@ def _validated(value: Any, hint: Any, where: str) -> Any:
     """
     if value is None and not _may_be_none(hint):
         raise InputError(f"{where} must not be null or empty; give it a value, or leave the line out")
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where} holds a NUL character, which no path or name can; mend it")
     if isinstance(value, bool) and not _is_boolean(hint):  # which is a number to Python, and no word's to YAML's
         raise InputError(f"{where} must not be {value} (YAML reads yes, no, on and off so; put a word in quotes)")
     try:
@@ -487,11 +490,15 @@ def as_written(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-class _PrintableFormatter(logging.Formatter):
-    """Log lines without the control characters that a data set may hold."""
+# what any look at a path can end in, also at one that is only asked whether it is there
+_BAD_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
 
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+
+class _PrintableRecord(logging.LogRecord):
+    """A log line without the control characters that a data set or a checkpoint may hold, whoever writes it."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
 
 
 def run_main(run: Callable[[], Any]) -> int:
@@ -501,10 +508,10 @@ def run_main(run: Callable[[], Any]) -> int:
     Any other exception passes through with its traceback, which ends a process with 1.
     """
     quiet_others()
+    logging.setLogRecordFactory(_PrintableRecord)  # transformers, for one, has a handler of its own
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_PrintableFormatter("%(message)s"))
-        logging.basicConfig(level=logging.INFO, handlers=[handler])
+        logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         try:
@@ -522,6 +529,8 @@ def run_main(run: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename:
+            return _fail(f"{error.filename}: cannot be used ({error.strerror}); give another path", 2)
         if not is_disk_full(error):
             raise
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""

@@ -182,7 +182,12 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or not _is_control(c) else f"\\u{ord(c):04x}" for c in text)
+    return "".join(c if c in "\n\t" or _can_be_shown(c) else f"\\u{ord(c):04x}" for c in text)
+
+
+def _can_be_shown(character: str) -> bool:
+    # half a surrogate pair, which JSON can hold, cannot be written to a terminal or given to another program
+    return not _is_control(character) and not "\ud800" <= character <= "\udfff"
 
 
 def _is_control(character: str) -> bool:

@@ -46,7 +46,8 @@ def own_file(path: str | os.PathLike[str], option: str, what: str) -> Iterator[N
         raise InputError(f"{option} {path}: this is a folder; name a file in it")
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {path}: this is not a regular file; name another")
-    with _locked(_beside(path), path, option, what):
+    # one file has one lock, also where a symbolic link gives it a second name
+    with _locked(_beside(Path(os.path.realpath(path))), path, option, what):
         yield
 
 

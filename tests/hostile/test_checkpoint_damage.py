@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, ViTImageProcessor
 
@@ -27,6 +30,7 @@ from llava_pose.data.records import read_predictions
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full
+from tests.conftest import REPOSITORY
 
 Change = Callable[[Path], Any]
 QUICKLY = 20  # seconds, on a machine that does other things as well; what is refused took minutes or all memory
@@ -77,6 +81,19 @@ CONFIG = {
     "config nested without end": written("config.json", b"[" * 100_000),
     "config is a folder": replaced("config.json", Path.mkdir),
     "config is a fifo": replaced("config.json", os.mkfifo),
+    "attention by a kernel of the hub": changed("config.json", "attn_implementation", to="evil/kernel"),
+    "attention of a part by a kernel": changed("config.json", "text_config", "_attn_implementation", to="evil/kernel"),
+    "attention is a number": changed("config.json", "attn_implementation", to=5),
+    "an encoder and a decoder": changed("config.json", "is_encoder_decoder", to=True),
+    "quantised by what it is not": changed(
+        "config.json", "quantization_config", to={"quant_method": "bitsandbytes", "load_in_4bit": True}
+    ),
+    "a model within itself": changed("config.json", "text_config", "model_type", to="llava_pose"),
+    "heads are true": changed("config.json", "pose_head_attention_heads", to=True),
+    "no layer of the tower": changed("config.json", "vision_feature_layer", to=[]),
+    "a layer that the tower has not": changed("config.json", "vision_feature_layer", to=10**9),
+    "ten million labels": changed("config.json", "num_labels", to=10**7),
+    "labels are text": changed("config.json", "vision_config", "num_labels", to="many"),
     "model_type is a number": changed("config.json", "model_type", to=7),
     "text_config is null": changed("config.json", "text_config", to=None),
     "vision_config is null": changed("config.json", "vision_config", to=None),
@@ -171,6 +188,34 @@ def refused(load: Callable[[], Any], folder: Path) -> str:
 def test_a_damaged_checkpoint_is_a_sentence(damage: Change, checkpoint: Path) -> None:
     damage(checkpoint)
     refused(lambda: PosePredictor.from_checkpoint(checkpoint, device="cpu"), checkpoint)
+
+
+GENERATION: dict[str, Any] = {
+    "a search whose code is on the hub": {"penalty_alpha": 0.6, "top_k": 4},
+    "ten thousand beams": {"num_beams": 10_000},
+    "groups of beams": {"num_beam_groups": 2, "num_beams": 4, "diversity_penalty": 1.0},
+    "layers that differ": {"dola_layers": "high"},
+    "guidance": {"guidance_scale": 3.0},
+    "a cache elsewhere": {"cache_implementation": "offloaded"},
+    "texts that end it": {"stop_strings": ["a"]},
+    "a penalty in words": {"repetition_penalty": "x"},
+    "a last token of a billion": {"forced_eos_token_id": 10**9},
+    "an end in words": {"eos_token_id": "x"},
+    "ends within ends": {"eos_token_id": [[1]]},
+    "ends of a billion": {"eos_token_id": [10**9, -1]},
+    "no end": {"min_new_tokens": 10**9},
+}
+
+
+@pytest.mark.parametrize("settings", [pytest.param(values, id=name) for name, values in GENERATION.items()])
+def test_settings_of_generation_do_not_matter(settings: dict[str, Any], tiny_base: Path, checkpoint: Path) -> None:
+    def answer(folder: Path) -> str:
+        predictor = PosePredictor.from_checkpoint(folder, device="cpu")
+        return predictor.chat(Image.new("RGB", (64, 64)), [{"role": "user", "content": "What?"}], max_new_tokens=6).text
+
+    for name, value in settings.items():
+        changed("generation_config.json", name, to=value)(checkpoint)
+    assert answer(checkpoint) == answer(tiny_base)
 
 
 @pytest.mark.slow
@@ -295,3 +340,20 @@ def test_answers_that_are_not_finite_are_counted_and_end_predict_with_1(
     assert len(read_predictions(out)) == 2
     assert main(["score", str(out), "--out", str(tmp_path / "scores.json")]) == 0
     assert "not finite), each counted as an error of 180 degrees" in capsys.readouterr().out
+
+
+def test_what_transformers_says_of_a_config_is_shown_without_control_characters(
+    tiny_base: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its log has a handler of its own, which comes as it is imported."""
+    rope = {"rope_type": "\x1b]0;title\x07", "rope_theta": 10_000.0}
+    changed("config.json", "text_config", "rope_parameters", to=rope)(checkpoint)
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    words = ["chat", str(picture), "--checkpoint", str(checkpoint), "--device", "cpu", "--question", "What?"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llava_pose.cli", *words], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 2
+    assert "'rope_type'='\\u001b]0;title\\u0007'" in done.stderr
+    assert not set(done.stdout + done.stderr) & {"\x1b", "\x07"}

@@ -309,6 +309,8 @@ def _calls() -> dict[str, Any]:
         "session is a number": {"data": data, "session_hash": 5},
         "session is a list": {"data": data, "session_hash": ["a"]},
         "session is empty": {"data": data, "session_hash": ""},
+        "session is half a pair": {"data": data, "session_hash": "\ud800"},
+        "session is a control character": {"data": data, "session_hash": "a\n"},
         "session of 1 MB": {"data": data, "session_hash": "a" * 1_000_000},
         "trigger is text": {"data": data, "trigger_id": "a"},
         "function is text": {"data": data, "fn_index": "a"},
@@ -433,6 +435,34 @@ def test_a_file_name_is_text(stranger, kind):
     assert "\u202e" not in said
     assert "\0" not in said
     assert len(said) < 400
+
+
+PARTS = {
+    "no name": b'Content-Disposition: form-data; name="files"',
+    "a name of no UTF-8": b"Content-Disposition: form-data; name=\"files\"; filename*=utf-8''%ed%a0%80.png",
+}
+
+
+@pytest.mark.parametrize("kind", [*PARTS, "a boundary of 5000 letters"])
+def test_an_upload_that_is_none_is_a_sentence(stranger, kind):
+    boundary = "b" * (4 if kind in PARTS else 5000)
+    body = b"--%b\r\n%b\r\n\r\nabc\r\n--%b--\r\n" % (boundary.encode(), PARTS.get(kind, b""), boundary.encode())
+    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    response = stranger.http.post(f"{API}/upload", content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json() == {"detail": "the request cannot be understood"}
+
+
+@pytest.mark.parametrize("ranges", ["bytes=0-0,2-3", "bytes=a-b", "bytes=9999999-", "bytes=-0", "lines=1-2"])
+def test_parts_of_a_file_are_given_or_refused(stranger, good, ranges):
+    response = stranger.http.get(f"{API}/file={stranger.upload(good)}", headers={"range": ranges})
+    assert response.status_code in (200, 206, 400, 416)
+
+
+def test_an_address_of_a_name_that_no_file_can_have(stranger):
+    assert stranger.get(f"/static/{'a' * 5000}")[0] == 400
+    with stranger.http.stream("GET", f"{API}/call/ask/nobody-asked-this") as response:
+        assert response.status_code == 200
 
 
 def _bomb(scans: int) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from data_prep.prepare.command import PrepareConfig, prepare
 from data_prep.render.backgrounds import photo_background
@@ -35,6 +35,9 @@ showpage
 """
 
 
+PLAIN = Image.new("RGB", (64, 64), (10, 200, 30))
+
+
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
@@ -52,6 +55,21 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
+def avif_without(box: bytes) -> bytes:
+    """An AVIF with nothing in one of its boxes but zeros."""
+    whole = saved(PLAIN, "AVIF")
+    at = whole.index(box)
+    end = at - 4 + int.from_bytes(whole[at - 4 : at], "big")
+    return whole[: at + 4] + bytes(end - at - 4) + whole[end:]
+
+
+def jpeg_of_many_scans() -> bytes:
+    """A progressive JPEG whose last scan comes again and again: 65 KB for each 14 seconds of a decoder."""
+    whole = saved(Image.new("L", (4000, 4000), 128), "JPEG", progressive=True, quality=30)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * 1000 + whole[-2:]
+
+
 def written(content: bytes) -> Callable[[Path], Path]:
     def make(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +84,6 @@ def folder(path: Path) -> Path:
     return path
 
 
-PLAIN = Image.new("RGB", (64, 64), (10, 200, 30))
 NO_PICTURES: dict[str, Callable[[Path], Path]] = {
     "eps": written(EPS),
     "pdf": written(saved(PLAIN, "PDF")),
@@ -78,6 +95,8 @@ NO_PICTURES: dict[str, Callable[[Path], Path]] = {
     "one_byte": written(b"\xff"),
     "170_million_pixels": written(png_of_size(13000, 13000)),
     "360_million_pixels": written(png_of_size(60000, 60000)),
+    "jpeg_of_many_scans": written(jpeg_of_many_scans()),
+    **({"avif_of_nothing": written(avif_without(b"iinf"))} if features.check("avif") else {}),
     "fifo": fifo,
     "device": device,
     "sparse": sparse,
@@ -95,6 +114,7 @@ PICTURES: dict[str, bytes] = {
     "16_bit": saved(Image.fromarray(np.full((64, 64), 40000, dtype=np.uint16)), "PNG"),
     "palette": saved(PLAIN.convert("P"), "PNG"),
     "transparent": saved(PLAIN.convert("RGBA"), "PNG"),
+    "progressive": saved(PLAIN, "JPEG", progressive=True),
     "cmyk": saved(PLAIN.convert("CMYK"), "JPEG"),
 }
 
@@ -266,6 +286,14 @@ def test_a_texture_inside_a_glb(tmp_path: Path, ghostscript: Path, kind: str) ->
     path.write_bytes(good.replace(image, content))
     assert is_without_texture(path)
     assert not ghostscript.exists()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+@pytest.mark.parametrize("box", ["meta", "iloc", "iinf", "ispe", "av1C", "mdat"])
+def test_a_damaged_avif_is_a_sentence(tmp_path: Path, box: str) -> None:
+    path = written(avif_without(box.encode()))(tmp_path / "a.avif")
+    with pytest.raises(InputError, match=r"a\.avif: cannot read the picture \("):
+        load_rgb(path)
 
 
 def test_a_picture_that_is_sent_is_as_it_was(tmp_path: Path) -> None:

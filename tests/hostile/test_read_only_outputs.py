@@ -41,6 +41,17 @@ def test_a_read_only_output_is_said_at_once(name: str, place: str, read_only: Pa
     assert "cannot write there (Read-only file system); choose another path" in line
 
 
+@pytest.mark.parametrize("place", ["a name of 300 letters", "below a file"])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_no_file_can_be(name: str, place: str, workspace: Workspace, tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    folder = tmp_path / ("n" * 300 if place == "a name of 300 letters" else "file")
+    code, error = run(workspace.words(name, folder / OUTPUTS[name]), capsys)
+    assert code == 2, error
+    (line,) = shown(error)
+    assert str(folder) in line
+
+
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_a_file_where_a_folder_belongs_and_a_folder_where_a_file_does(
     name: str, workspace: Workspace, tmp_path: Path, capsys

@@ -46,6 +46,22 @@ def test_the_second_is_refused_at_once_and_writes_nothing(name: str, workspace: 
         assert files_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_second_name_for_the_same_place_is_no_other_place(name: str, workspace: Workspace, tmp_path: Path, capsys):
+    out, link = tmp_path / "place" / OUTPUTS[name], tmp_path / "link" / OUTPUTS[name]
+    out.parent.mkdir()
+    link.parent.mkdir()
+    if not out.suffix:
+        out.mkdir()
+    link.symlink_to(out)
+    if name in NEW_FOLDERS:
+        pytest.skip("a link is no new folder")
+    with owned(name, out):
+        code, error = run(workspace.words(name, link), capsys)
+    assert code == 2, error
+    assert "is writing there; wait for it to end, or choose another path" in error
+
+
 @pytest.mark.parametrize("name", ["instruct", "predict", "export", "caption", "prepare"])
 def test_a_lock_that_nobody_holds_is_none(name: str, workspace: Workspace, tmp_path: Path, capsys):
     """As a killed run leaves it; a finished one leaves none."""

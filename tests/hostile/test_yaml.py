@@ -139,6 +139,14 @@ def test_a_value_that_is_no_number(words: tuple[str, ...], kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("words", SOME, ids="-".join)
+def test_a_name_with_a_nul_character(words: tuple[str, ...], tmp_path: Path, capsys):
+    name = field_of(words, str, str | None)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f'{name}: "a\\0b"\n', encoding="utf-8")
+    assert f"the field '{name}' holds a NUL character" in refused(words, file, capsys)
+
+
+@pytest.mark.parametrize("words", SOME, ids="-".join)
 @pytest.mark.parametrize(("kind", "value"), [("a list", "[a]"), ("a mapping", "{a: {b: c}}"), ("a set", "!!set {a}")])
 def test_a_value_that_is_no_word(words: tuple[str, ...], kind: str, value: str, tmp_path: Path, capsys):
     name = field_of(words, str, str | None)

@@ -239,8 +239,12 @@ def test_ctrl_c_during_an_answer_ends_the_answer_and_not_the_chat(taught, tmp_pa
     """A model that talks on and on, which a person stops twice."""
     endless = tmp_path / "endless"
     shutil.copytree(taught.folder, endless)
-    settings = json.loads((endless / "generation_config.json").read_text())
-    (endless / "generation_config.json").write_text(json.dumps({**settings, "min_new_tokens": 400}))
+    for name, value in (
+        ("generation_config.json", {"eos_token_id": None}),
+        ("tokenizer_config.json", {"eos_token": "<s>"}),
+    ):
+        settings = json.loads((endless / name).read_text())
+        (endless / name).write_text(json.dumps({**settings, **value}))
     options = [str(taught.picture), "--checkpoint", str(endless), "--device", "cpu", "--max-new-tokens", "400"]
     terminal = Terminal([sys.executable, "-m", "llava_pose.cli", "chat", *options])
     terminal.wait_for("\n> ")

@@ -100,7 +100,7 @@ def test_a_base_that_is_stored_quantised_is_refused(base: Path, tmp_path: Path):
         load_in_4bit=True, llm_int8_skip_modules=["model.vision_tower", "lm_head", "pose_head"]
     )
     load_full(base, quantization_config=four_bits).save_pretrained(tmp_path / "quantised")
-    with pytest.raises(InputError, match="the base is stored quantised; give the whole one with --base"):
+    with pytest.raises(InputError, match=r"quantization_config is .*; give the whole base with --base"):
         merge(MergeConfig(checkpoint=str(adapter), out=str(tmp_path / "merged"), base=str(tmp_path / "quantised")))
 
 
