@@ -89,7 +89,9 @@ class DataArguments:
     )
     max_length: PositiveInt | None = field(
         default=None,
-        metadata={"help": "The most tokens of a sample, by default the language model's positions; nothing is ever cut."},
+        metadata={
+            "help": "The most tokens of a sample, by default the language model's positions; nothing is ever cut."
+        },
     )
     drop_long: bool = field(
         default=False, metadata={"help": "Drop samples that are longer, and log them; otherwise they are an error."}
@@ -122,13 +124,16 @@ class RunOptions:
     num_train_epochs: Positive = field(
         default=1.0, metadata={"help": "The passes over the samples, mirror images included."}
     )
-    max_steps: int = field(default=-1, metadata={"help": "The steps of the run, instead of epochs, where it is over 0."})
+    max_steps: int = field(
+        default=-1, metadata={"help": "The steps of the run, instead of epochs, where it is over 0."}
+    )
     learning_rate: Rate = field(default=2e-4, metadata={"help": "The learning rate at its height."})
     lr_scheduler_type: str = field(
         default="cosine", metadata={"help": "How the learning rate falls, as transformers names it."}
     )
     warmup_steps: Rate = field(
-        default=0.03, metadata={"help": "The steps in which the learning rate rises: a number, or under 1 a share of all."}
+        default=0.03,
+        metadata={"help": "The steps in which the learning rate rises: a number, or under 1 a share of all."},
     )
     weight_decay: Rate = field(default=0.0, metadata={"help": "The weight decay of AdamW."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16, on a GPU that has it."})
@@ -150,7 +155,9 @@ class RunOptions:
         default=42, metadata={"help": "The seed of the order, of dropout and of new weights."}
     )
     dataloader_num_workers: NonNegativeInt = field(default=0, metadata={"help": "The processes that load pictures."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "Where the log goes as well: tensorboard, wandb, …"})
+    report_to: str | list[str] = field(
+        default="none", metadata={"help": "Where the log goes as well: tensorboard, wandb, …"}
+    )
     deepspeed: str | None = field(
         default=None, metadata={"help": "A DeepSpeed configuration, such as zero_configs/zero2.json."}
     )
@@ -182,9 +189,7 @@ def parse_arguments(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     training: type = PoseRunOptions
-    closing = (
-        "\nEvery other option of transformers' TrainingArguments that is not refused is taken as well; --help-all shows them."
-    )
+    closing = "\nEvery other option of transformers' TrainingArguments that is not refused is taken too; --help-all shows them."
     if "--help-all" in words or not {"-h", "--help"} & set(words):
         from llava_pose.train.training_arguments import PoseTrainingArguments  # seconds, which --help does without
 

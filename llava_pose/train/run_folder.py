@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import shutil
 from collections.abc import Collection, Iterator
@@ -68,7 +69,9 @@ class RunFolder:
         # the digest is taken before anything reads the samples
         self._digest, self.is_done = from_first_process(self._look)
         if self.is_done:
-            logger.info(f"{self.folder}: this run has ended; start over with --no-resume, or choose another --output-dir")
+            logger.info(
+                f"{self.folder}: this run has ended; start over with --no-resume, or choose another --output-dir"
+            )
 
     def _look(self) -> tuple[str | None, bool]:
         digest = file_digest(self._samples) if self._samples.is_file() else None
@@ -154,9 +157,7 @@ class RunFolder:
 
 
 @contextmanager
-def own_run(
-    kind: str, *arguments: Any, samples: str | Path, may_differ: Collection[str] = ()
-) -> Iterator[RunFolder]:
+def own_run(kind: str, *arguments: Any, samples: str | Path, may_differ: Collection[str] = ()) -> Iterator[RunFolder]:
     """Own the output folder of a run until the block ends, and look at what it holds.
 
     Args:
@@ -182,7 +183,7 @@ def settings_of(arguments: tuple[Any, ...]) -> dict[str, Any]:
         for part in arguments
         for kind in type(part).__mro__
         if kind is not TrainingArguments
-        for name in kind.__dict__.get("__annotations__", {})
+        for name in inspect.get_annotations(kind)
     }
     settings: dict[str, Any] = {}
     for part in arguments:

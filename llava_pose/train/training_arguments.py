@@ -57,15 +57,15 @@ REFUSED: dict[str, str] = {
         ),
         _NO_HUB,
     ),
-    **dict.fromkeys(("save_only_model", "ignore_data_skip", "auto_find_batch_size", "dataloader_in_order"), _NO_RESUMING),
+    **dict.fromkeys(
+        ("save_only_model", "ignore_data_skip", "auto_find_batch_size", "dataloader_in_order"), _NO_RESUMING
+    ),
     **dict.fromkeys(("label_smoothing_factor", "label_names", "neftune_noise_alpha"), _OWN_LOSS),
     **dict.fromkeys(("average_tokens_across_devices", "accelerator_config"), _OTHER_SPLIT),
     **dict.fromkeys(("fsdp", "fsdp_config", "parallelism_config"), _ZERO_INSTEAD),
     **dict.fromkeys(("length_column_name", "optim_target_modules", "use_cache", "debug", "do_train"), _NOT_READ),
     **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), "its fused loss passes the row of <pose6D> by"),
-    **dict.fromkeys(
-        ("torch_compile", "torch_compile_backend", "torch_compile_mode"), "is not tested with a pose head"
-    ),
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "is not tested with a pose head"),
     "ddp_static_graph": "the parts that take part differ where a batch has no picture or no pose",
     "restore_callback_states_from_checkpoint": "a run that goes on has the callbacks of its command",
     "resume_from_checkpoint": "a run goes on from its last whole checkpoint by itself, or starts over with --no-resume",
@@ -130,9 +130,13 @@ class RunArguments(RunOptions, TrainingArguments):
             if isinstance(options := getattr(self, name), str):
                 options = json.loads(options) if options.startswith("{") else {options: None}
             if set(options or {}) - {"use_reentrant"}:
-                raise InputError(f"--{name.replace('_', '-')}: takes use_reentrant alone, as {{\"use_reentrant\": false}}")
+                raise InputError(
+                    f'--{name.replace("_", "-")}: takes use_reentrant alone, as {{"use_reentrant": false}}'
+                )
         if self.remove_unused_columns:
-            raise InputError("--remove-unused-columns: samples would reach the collator without their names; leave it out")
+            raise InputError(
+                "--remove-unused-columns: samples would reach the collator without their names; leave it out"
+            )
 
 
 @dataclass(kw_only=True)
@@ -185,7 +189,9 @@ def _try_optimizer(args: TrainingArguments) -> None:
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
     optimizer = optimizer_class([parameter], **options)
     kwargs = args.lr_scheduler_kwargs or {}
-    get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=kwargs)
+    get_scheduler(
+        args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=kwargs
+    )
 
 
 def _try_loader(args: TrainingArguments) -> None:
