@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from llava_pose.errors import InputError
 from llava_pose.train.checkpoints import COMPLETE_MARK, CompleteCheckpoints, last_complete_checkpoint
 from llava_pose.train.trainer import last_loss
+from llava_pose.train.training_arguments import REFUSED
 from llava_pose.utils.config import as_written, read_yaml, save_config
 from llava_pose.utils.distributed import first_process_holds, from_first_process, is_first_process, process_count
 from llava_pose.utils.files import file_digest, sync_folder, write_json
@@ -37,7 +38,8 @@ MAY_DIFFER = frozenset(
 )
 MAY_DIFFER_BEGINNINGS = ("logging_", "log_", "save_", "predict_")
 PATHS = frozenset(("model", "data", "train_json", "backbone", "cad"))
-_OF_THE_LAUNCHER = frozenset(("local_rank",))  # fields that say where a process is, and not what the run is
+# fields that say nothing of what a run is: where a process is, and what has its default in every run
+_LEFT_OUT = frozenset(("local_rank", *REFUSED))
 _REMEDY = "choose another --output-dir, or start over with --no-resume"
 
 
@@ -94,7 +96,7 @@ class RunFolder:
         earlier = {**defaults, **read_yaml(file)}
         now = {**defaults, **as_written(settings_of(self._arguments))}
         for name in sorted(earlier.keys() | now.keys()):
-            if name in MAY_DIFFER or name in self._may_differ or name.startswith(MAY_DIFFER_BEGINNINGS):
+            if name in MAY_DIFFER | _LEFT_OUT or name in self._may_differ or name.startswith(MAY_DIFFER_BEGINNINGS):
                 continue
             was, wanted = earlier.get(name), now.get(name)
             if was != wanted and not (name in PATHS and was and wanted and _same_path(was, wanted)):
@@ -192,7 +194,7 @@ def settings_of(arguments: tuple[Any, ...]) -> dict[str, Any]:
             if name == "report_to" and isinstance(value, list):  # TrainingArguments make it one of the recipe's word
                 value = value[0] if len(value) == 1 else value or "none"
             plain = isinstance(value, str | int | float | bool | list | dict)
-            if name not in _OF_THE_LAUNCHER and (name in ours or (plain and value != theirs[name])):
+            if name not in _LEFT_OUT and (name in ours or (plain and value != theirs[name])):
                 settings[name] = str(value) if isinstance(value, Path) else value
     return settings
 

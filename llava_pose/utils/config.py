@@ -306,7 +306,8 @@ def _complaint(error: ValidationError, hint: Any) -> str:
         bounds = detail.get("ctx", {})
         for name, words in (("gt", "over"), ("ge", "at least"), ("lt", "less than"), ("le", "at most")):
             if name in bounds:
-                return f"must be {words} {bounds[name]}"
+                bound = bounds[name]
+                return f"must be {words} {int(bound) if bound == int(bound) else bound}"
         if detail["type"] == "finite_number":
             return "must be a finite number"
     choices = _choices(hint)
