@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput
 
 from llava_pose.data.collator import SAMPLE_NAMES
 from llava_pose.data.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
-from llava_pose.errors import RunError
+from llava_pose.errors import InputError, RunError
 from llava_pose.model.checkpoint_files import first_sentence, loading
 from llava_pose.model.loading import ADAPTER_WEIGHTS
 from llava_pose.train.checkpoints import StopAtSignal
@@ -61,15 +61,20 @@ class ResumableTrainer(Trainer):
         """As Trainer's.
 
         Raises:
+            InputError: an epoch holds no whole batch, where others are dropped.
             StoppedEarlyError: it ended before the last step of the recipe, for whatever reason.
         """
+        batch = self.args.per_device_train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and len(self.train_dataset) < batch:
+            raise InputError(
+                f"--dataloader-drop-last: no step can be taken, for {len(self.train_dataset)} samples are no whole batch of "
+                f"{batch}; make the batch smaller"
+            )
         result = super().train(*args, **kwargs)
         reached, wanted = self.state.global_step, self.state.max_steps
         if reached == 0:
-            batch = self.args.per_device_train_batch_size * self.args.world_size
             raise StoppedEarlyError(
-                f"{self.args.output_dir}: no step was taken, of {len(self.train_dataset)} samples in batches of {batch}; with "
-                "--dataloader-drop-last an epoch must hold a whole batch"
+                f"{self.args.output_dir}: no step was taken, of {wanted}; run the same command again"
             )
         if reached < wanted:
             raise StoppedEarlyError(

@@ -110,6 +110,8 @@ class RunArguments(RunOptions, TrainingArguments):
             _try_optimizer(self)
             _try_loader(self)
             self.get_process_log_level()
+        except InputError:
+            raise
         except (ValueError, ImportError, TypeError, KeyError) as error:
             raise InputError(f"the training options: {' '.join(str(error).split())[:300]}") from error
         leave_at_exit()
@@ -188,6 +190,9 @@ def _try_optimizer(args: TrainingArguments) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
     optimizer = optimizer_class([parameter], **options)
+    for key in (pair.partition("=")[0].strip() for pair in (args.optim_args or "").split(",") if pair.strip()):
+        if key not in options and not key.startswith("beta"):  # which become one pair of numbers
+            raise InputError(f"--optim-args {key}: has no effect on --optim {getattr(args.optim, 'value', args.optim)}")
     kwargs = args.lr_scheduler_kwargs or {}
     get_scheduler(
         args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=kwargs
