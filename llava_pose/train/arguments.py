@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Name = Annotated[str, Field(min_length=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_SCHEDULE = "How the learning rate falls, as transformers names it."
+_WARMUP = "The steps in which the learning rate rises: a number, or under 1 a share of all."
 
 
 @dataclass(kw_only=True)
@@ -128,13 +130,8 @@ class RunOptions:
         default=-1, metadata={"help": "The steps of the run, instead of epochs, where it is over 0."}
     )
     learning_rate: Rate = field(default=2e-4, metadata={"help": "The learning rate at its height."})
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "How the learning rate falls, as transformers names it."}
-    )
-    warmup_steps: Rate = field(
-        default=0.03,
-        metadata={"help": "The steps in which the learning rate rises: a number, or under 1 a share of all."},
-    )
+    lr_scheduler_type: str = field(default="linear", metadata={"help": _SCHEDULE})
+    warmup_steps: Rate = field(default=0.0, metadata={"help": _WARMUP})
     weight_decay: Rate = field(default=0.0, metadata={"help": "The weight decay of AdamW."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16, on a GPU that has it."})
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = field(
@@ -167,7 +164,10 @@ class RunOptions:
 
 @dataclass(kw_only=True)
 class PoseRunOptions(RunOptions):
-    """Options of a LLaVA-pose run."""
+    """Options of a LLaVA-pose run, whose defaults are those of LLaVA's LoRA recipe."""
+
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": _SCHEDULE})
+    warmup_steps: Rate = field(default=0.03, metadata={"help": _WARMUP})
 
     new_module_learning_rate: Rate | None = field(
         default=None,

@@ -234,10 +234,12 @@ def test_both_kinds_of_arguments_have_one_default_each() -> None:
 # What is honoured, and what is harmless
 
 
-def test_the_optimizer_has_what_the_arguments_say() -> None:
+def test_the_optimizer_has_what_the_arguments_say(tmp_path: Path) -> None:
     values = {"learning_rate": 0.5, "weight_decay": 0.25, "adam_beta1": 0.5, "adam_beta2": 0.6, "adam_epsilon": 0.1}
     model = torch.nn.Linear(2, 2)
-    (group, undecayed) = Trainer(model=model, args=of(**values)).create_optimizer().param_groups
+    (group, undecayed) = (
+        Trainer(model=model, args=of(**values, output_dir=str(tmp_path))).create_optimizer().param_groups
+    )
     assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (0.5, 0.25, (0.5, 0.6), 0.1)
     assert undecayed["weight_decay"] == 0.0
 
