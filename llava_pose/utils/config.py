@@ -281,9 +281,12 @@ def _validated(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, bool) and not _is_boolean(hint):  # which is a number to Python, and no word's to YAML's
         raise InputError(f"{where} must not be {value} (YAML reads yes, no, on and off so; put a word in quotes)")
     try:
-        return _adapter(hint).validate_python(value)
+        valid = _adapter(hint).validate_python(value)
     except ValidationError as error:
         raise InputError(f"{where} {_complaint(error, hint)}, not {_shown(value)}") from error
+    if isinstance(valid, int) and not -(2**63) <= valid < 2**63:  # no numpy or torch integer holds it
+        raise InputError(f"{where} must be a number of 64 bits, not {_shown(valid)}")
+    return valid
 
 
 def _shown(value: Any) -> str:
