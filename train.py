@@ -1,10 +1,149 @@
-"""`deepspeed train.py --config …`, `torchrun train.py …` or `python train.py …`: see llava_pose/train/training.py."""
+"""Fine-tune LLaVA-pose: full, LoRA or QLoRA; in one process, with torchrun or with DeepSpeed.
 
-from llava_pose.utils.other_packages import quiet_others
+    python train.py --config scripts/recipes/quickstart.yaml --model base --data prepared --train-json train.json \\
+        --output-dir runs/first
+    deepspeed train.py --config recipe.yaml --deepspeed zero_configs/zero2.json
 
-quiet_others()  # some packages speak while they are imported
+``llava-pose train`` is this file as well. Started again by the same command, a run that was stopped goes on bit for bit.
+"""
 
-from llava_pose.train.training import main  # noqa: E402
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_pose.train.arguments import DataArguments, ModelArguments, parse_arguments
+from llava_pose.utils.config import require_folder, run_main
+
+if TYPE_CHECKING:
+    from llava_pose.train.training_arguments import PoseTrainingArguments
+
+logger = logging.getLogger("llava_pose.train")
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, training_args: PoseTrainingArguments) -> Path:
+    """Train, or go on with a run that was stopped; return the folder of the checkpoint to use afterwards.
+
+    Raises:
+        InputError: bad data or settings, or the folder holds another run.
+        RunError: the loss became NaN or infinite, the run was stopped early, or what was saved is not what was trained.
+    """
+    # Imported only now: --help does without these seconds
+    import torch
+    from transformers import set_seed
+
+    from llava_pose.data.collator import PoseCollator
+    from llava_pose.data.dataset import PoseDataset, read_samples
+    from llava_pose.model.loading import load_full, load_processor, require_fit, unwrap_model
+    from llava_pose.train.feature_cache import fill_together
+    from llava_pose.train.run_folder import LOG, own_run
+    from llava_pose.train.trainable import add_lora, count_parameters, freeze_for, nf4_config, train_in_float32
+    from llava_pose.train.trainer import LossHistory, PoseTrainer, require_saved_adapter
+    from llava_pose.train.training_arguments import require_compatible
+    from llava_pose.utils.distributed import join_deepspeed
+
+    require_compatible(model_args, data_args, training_args)
+    with own_run("train", model_args, data_args, training_args, samples=data_args.train_json) as run:
+        if run.is_done:
+            return run.folder
+        require_folder(data_args.data, "--data", "make it with llava-pose prepare")
+        samples = read_samples(data_args.train_json)
+        set_seed(training_args.seed)
+        if training_args.deepspeed:
+            join_deepspeed()  # or ZeRO-3 would load the model as if there were one process
+
+        # Processor and model: a LLaVA with a pose head that reads the state predicting <pose6D>
+        processor = load_processor(model_args.model)
+        model = load_full(
+            model_args.model,
+            dtype=torch.bfloat16 if training_args.bf16 else torch.float32,
+            quantization_config=nf4_config() if model_args.quantize == "nf4" else None,
+        )
+        model.config.use_cache = False
+        if model_args.text_loss_weight is not None:
+            model.config.text_loss_weight = model_args.text_loss_weight
+
+        # What trains: projector and pose parts always, the language model and the tower as the arguments have it
+        if model_args.language == "lora":
+            model = add_lora(
+                model,
+                r=model_args.lora_r,
+                alpha=model_args.lora_alpha,
+                dropout=model_args.lora_dropout,
+                tune_vision=model_args.tune_vision,
+            )
+        else:
+            freeze_for(
+                model,
+                language=model_args.language,
+                tune_embeddings=model_args.tune_embeddings,
+                tune_vision=model_args.tune_vision,
+            )
+        base = unwrap_model(model)  # without PEFT's wrapper
+        if not training_args.deepspeed:  # which keeps a float32 copy of what trains itself
+            train_in_float32(model)
+            base.model.put_channels_last()
+        require_fit(model, processor, model_args.model)
+
+        # Data: conversations, their pictures, and the pose of every <pose6D>
+        dataset = PoseDataset(
+            samples,
+            data_args.data,
+            processor,
+            flip=data_args.flip,
+            augment=data_args.augment,
+            max_length=data_args.max_length,
+            drop_long=data_args.drop_long,
+            positions=getattr(base.config.text_config, "max_position_embeddings", None),
+        )
+        if data_args.caches_features(tower_trains=model_args.tune_vision):  # a frozen tower sees each picture once
+            dataset.cache = fill_together(
+                data_args.cache_dir,
+                data_args.data,
+                (sample["image"] for sample in samples if sample.get("image")),
+                base,
+                processor.image_processor,
+                flips=data_args.flip,
+                device=training_args.device,
+            )
+
+        # Trainer: transformers' own, with losses counted over the whole step and checkpoints that are whole
+        parameters = count_parameters(model)
+        logger.info(
+            f"{len(dataset)} samples (mirror images included), {parameters['trainable'] / 1e6:.2f} M of "
+            f"{parameters['all'] / 1e6:.2f} M parameters train"
+        )
+        trainer = PoseTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=dataset,
+            data_collator=PoseCollator(processor, runs_tower=dataset.cache is None),
+            processing_class=processor,
+            learning_rates=training_args.learning_rates,
+            callbacks=[LossHistory(run.folder / LOG)],
+        )
+
+        # Train from the last whole checkpoint, if there is one, and save; an adapter is read back and compared
+        trainer.train(resume_from_checkpoint=run.begin(trainer))
+        trainer.save_model()
+        if model_args.language == "lora":
+            require_saved_adapter(model, run.folder)
+        if trainer.is_world_process_zero():
+            processor.save_pretrained(run.folder)
+        run.finish(trainer, **parameters)
+    logger.info(f"done: the checkpoint is {run.folder}; next:")
+    logger.info(
+        f"  llava-pose predict --checkpoint {run.folder} --data {data_args.data} --split val --out predictions.jsonl"
+    )
+    return run.folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the arguments and train; return the exit code."""
+    return run_main(lambda: train(*parse_arguments(argv)))
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

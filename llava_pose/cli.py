@@ -31,7 +31,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "train": {
         "assemble": ("llava_pose.backbones.assemble", "Join a vision tower and a language model to a base."),
         "train": (
-            "llava_pose.train.training",
+            "llava_pose.train.command",
             "Fine-tune a base; train.py does the same under deepspeed and torchrun.",
         ),
         "merge": ("llava_pose.backbones.merge", "Merge an adapter and its base into one full checkpoint."),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from eval.predict import TASKS, PredictConfig, predict
 from eval.systems.record_images import category_of, select_records
@@ -15,13 +15,15 @@ from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.data.dataset import read_samples
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.train.training import TrainConfig, train
-from llava_pose.utils.config import fill_config, require
+from llava_pose.train.arguments import DataArguments, ModelArguments
+from llava_pose.train.command import train
+from llava_pose.train.training_arguments import PoseTrainingArguments, require_compatible
+from llava_pose.utils.config import fill_configs, require
 from llava_pose.utils.distributed import broadcast, is_first_process
 
 logger = logging.getLogger(__name__)
 ASSEMBLED = "assemble.yaml"
-ConfigT = TypeVar("ConfigT")
+TRAINING = (ModelArguments, DataArguments, PoseTrainingArguments)
 
 
 @dataclass
@@ -69,9 +71,10 @@ class LlavaPoseSystemConfig:
         require(self.data, "data")
         require(self.output_dir, "output_dir")
         self.assemble_config: AssembleConfig | None = None
-        self.train_config: TrainConfig | None = None
+        self.training: tuple[ModelArguments, DataArguments, PoseTrainingArguments] | None = None
         if self.assemble is not None:
-            self.assemble_config = self._stage(AssembleConfig, "assemble", {"out": str(Path(self.output_dir) / "base")})
+            base = str(Path(self.output_dir) / "base")
+            (self.assemble_config,) = self._stage((AssembleConfig,), "assemble", {"out": base})
         if self.checkpoint is None:
             given = {
                 "model": self.model or self.assemble_config.out,
@@ -79,14 +82,15 @@ class LlavaPoseSystemConfig:
                 "train_json": self.train_json or str(self.made_train_json),
                 "output_dir": self.output_dir,
             }
-            self.train_config = self._stage(TrainConfig, "train", given)
+            self.training = self._stage(TRAINING, "train", given)
+            require_compatible(*self.training)
 
-    def _stage(self, config_class: type[ConfigT], name: str, given: Mapping[str, Any]) -> ConfigT:
+    def _stage(self, config_classes: Sequence[type], name: str, given: Mapping[str, Any]) -> Any:
         options = getattr(self, name) or {}
         twice = sorted(given.keys() & options.keys())
         if twice:
             raise InputError(f"{self.system}: {name}: '{twice[0]}' is set by the system; take it out")
-        return fill_config(config_class, {**options, **given}, source=f"{self.system}: {name}")
+        return fill_configs(config_classes, {**options, **given}, source=f"{self.system}: {name}")
 
     @property
     def made_train_json(self) -> Path:
@@ -101,7 +105,7 @@ def run(config: LlavaPoseSystemConfig) -> Path:
         InputError: bad data or settings.
     """
     checkpoint = config.checkpoint
-    if config.train_config is not None:
+    if config.training is not None:
         problem = None
         if is_first_process():
             try:
@@ -111,7 +115,7 @@ def run(config: LlavaPoseSystemConfig) -> Path:
         problem = broadcast(problem)  # the others wait for what the first has made, or end with it
         if problem is not None:
             raise problem
-        checkpoint = str(train(config.train_config))
+        checkpoint = str(train(*config.training))
     return predict(
         PredictConfig(
             checkpoint=str(checkpoint),

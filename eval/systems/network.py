@@ -15,10 +15,9 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from llava_pose.data.records import write_jsonl
 from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
 from llava_pose.model.loading import require_complete, require_model_type
-from llava_pose.train.run import RunConfig
+from llava_pose.train.run_folder import LOG, RunFolder
 from llava_pose.train.trainer import LossHistory, ResumableTrainer
-from llava_pose.train.training import run_to_end
-from llava_pose.utils.config import save_config
+from llava_pose.train.training_arguments import RunArguments
 from llava_pose.utils.distributed import is_first_process, map_over_processes
 
 TINY = "tiny"
@@ -70,30 +69,20 @@ def start_from(model: Any, backbone: PreTrainedModel | None) -> None:
 def fit(
     trainer_class: type[ResumableTrainer],
     model: PreTrainedModel,
-    config: RunConfig,
+    config: RunArguments,
     dataset: Dataset,
     image_processor: Any,
-    *,
-    recipe: str,
-) -> tuple[ResumableTrainer, dict[str, Any]]:
-    """Train or go on, and save model and image processor; the settings go to ``recipe`` in the output folder before.
-
-    Returns:
-        The trainer, and what the mark of a run that is done begins with.
-    """
-    output = Path(config.output_dir)
-    history = LossHistory(output / "log.jsonl")
-    trainer = trainer_class(model=model, args=config, train_dataset=dataset, callbacks=[history])
-    run_to_end(trainer, config, recipe)
+    folder: RunFolder,
+) -> ResumableTrainer:
+    """Train or go on, and save model and image processor; the caller finishes the folder."""
+    trainer = trainer_class(
+        model=model, args=config, train_dataset=dataset, callbacks=[LossHistory(folder.folder / LOG)]
+    )
+    trainer.train(resume_from_checkpoint=folder.begin(trainer))
+    trainer.save_model()
     if trainer.is_world_process_zero():
-        image_processor.save_pretrained(output)
-    return trainer, {"steps": trainer.state.global_step, "loss": history.last_loss()}
-
-
-def rewrite_recipe(config: RunConfig, recipe: str) -> None:
-    """The settings of a run that has ended and predicts again, which may be others than those it ended with."""
-    if is_first_process():
-        save_config(config.resolved(), Path(config.output_dir) / recipe)
+        image_processor.save_pretrained(folder.folder)
+    return trainer
 
 
 def load_network(folder: Path, network_class: type[NetworkT], *, what: str, remedy: str) -> tuple[NetworkT, Any]:

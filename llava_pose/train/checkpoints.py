@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import loading, read_json_object, stored_shapes
-from llava_pose.train.run import COMPLETE_MARK
+from llava_pose.utils.distributed import sum_over_processes
 from llava_pose.utils.files import sync_folder, unsafe_name, write_json
 
 logger = logging.getLogger(__name__)
+COMPLETE_MARK = "complete.json"  # in a checkpoint, once it is whole
 SET_ASIDE = "damaged-"  # what the name of a damaged checkpoint begins with
 _NEVER_READ = "training_args.bin"  # a pickle that transformers writes, and nothing reads
 _STATE = "trainer_state.json"
@@ -42,6 +44,8 @@ class CompleteCheckpoints(TrainerCallback):
         self._accelerator = accelerator
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # a run that is stopped on its way loses nothing, whoever stops it and however seldom it saves
+        control.should_save |= control.should_training_stop and state.global_step < state.max_steps
         # what has been summed up for the log is in no checkpoint: log it before, or a resumed run would log other means
         control.should_log |= control.should_save
 
@@ -53,6 +57,34 @@ class CompleteCheckpoints(TrainerCallback):
         self._accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             write_json(folder / COMPLETE_MARK, {"step": state.global_step, "files": _sizes(folder)})
+
+
+class StopAtSignal(TrainerCallback):
+    """Stops a run after the step in which SIGTERM comes, as a cluster sends it before it takes a machine away.
+
+    All processes stop after the same step, also where the signal reaches only one of them.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._handler_before: Any = signal.SIG_DFL
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._handler_before = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        asked = sum_over_processes(torch.tensor(float(self._asked), device=args.device))
+        control.should_training_stop |= bool(asked > 0)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._handler_before)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from llava_pose.data.images import check_picture, load_rgb
 from llava_pose.errors import InputError
+from llava_pose.utils.distributed import broadcast, gathered_parameters, this_place
 from llava_pose.utils.files import inside, of_split, reserve, write_json
 from llava_pose.utils.output_folder import own_folder
 
@@ -199,6 +200,43 @@ def build_feature_cache(
             f"{cache.nbytes / 2**30:.1f} GiB in {cache.folder}"
         )
     cache.fill(lambda row: load_rgb(inside(*of_split(data, images[row]))), extract, share=share)
+    return cache
+
+
+def fill_together(
+    cache_dir: str | os.PathLike[str] | None,
+    data: str | os.PathLike[str],
+    images: Iterable[str],
+    model: Any,
+    image_processor: Any,
+    *,
+    flips: bool,
+    device: torch.device | str,
+) -> FeatureCache | None:
+    """The cache of a run's pictures, which the processes of each machine fill together. Waits for all.
+
+    Args:
+        cache_dir: by default ``.features`` in the folder ``data``.
+        images: paths relative to ``data``; one may come several times.
+
+    Returns:
+        The cache, whole; None where there is no picture.
+    """
+    names = sorted(set(images))
+    if not names:
+        return None
+    place = this_place()
+    folder = Path(cache_dir or Path(data) / ".features")
+    if place.nodes > 1:  # a memory map must not be written from two machines
+        folder = folder / f"node{place.node}"
+    tower = model.model.vision_tower
+    with gathered_parameters(tower.parameters()):
+        tower.to(device)
+        share = (place.index, place.count)
+        cache = build_feature_cache(
+            folder, data, names, model, image_processor, flips=flips, device=device, share=share
+        )
+    broadcast(None)  # the others have computed their share too
     return cache
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from llava_pose.errors import InputError
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
@@ -18,7 +19,23 @@ ALWAYS_TUNED = (
     "pose_token_embedding",
     "pose_token_output",
 )
-LANGUAGE_MODES = ("full", "lora", "frozen")
+
+
+def nf4_config() -> BitsAndBytesConfig:
+    """Return how QLoRA keeps the base: the language model's blocks in four bits, all that is round them as it is."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        # names from the root: bitsandbytes matches their beginning
+        llm_int8_skip_modules=[
+            "model.vision_tower",
+            "model.multi_modal_projector",
+            "pose_head",
+            "pose_encoder",
+            "lm_head",
+        ],
+    )
 
 
 def lora_targets(model: LlavaPoseForConditionalGeneration) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,12 +16,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from transformers.trainer_utils import TrainOutput
 
 from llava_pose.data.collator import SAMPLE_NAMES
 from llava_pose.data.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
-from llava_pose.errors import RunError
+from llava_pose.errors import InputError, RunError
 from llava_pose.model.checkpoint_files import first_sentence, loading
 from llava_pose.model.loading import ADAPTER_WEIGHTS
+from llava_pose.train.checkpoints import StopAtSignal
 from llava_pose.train.length_groups import LengthGroups
 from llava_pose.train.trainable import part_of
 from llava_pose.utils.distributed import broadcast, gathered_parameters, is_first_process, sum_over_processes
@@ -37,8 +41,46 @@ class LostWeightsError(RunError):
     """What was saved is not what was trained; the message names the file and the first weight."""
 
 
+class StoppedEarlyError(RunError):
+    """The run took no step, or was stopped before its last one; the same command goes on with it."""
+
+
 class ResumableTrainer(Trainer):
-    """Trainer that takes no step more where a run goes on from the checkpoint of its last step, and none without a loss."""
+    """Trainer whose run has ended only when its last step is taken, and which takes no step without a finite loss."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.args.enable_jit_checkpoint:
+            # transformers' own callback saves in the middle of a step, whose random numbers are drawn by then, so that the
+            # run could not go on bit for bit; and each process would save at a step of its own
+            self.pop_callback(JITCheckpointCallback)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self.add_callback(StopAtSignal())
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As Trainer's.
+
+        Raises:
+            InputError: an epoch holds no whole batch, where others are dropped.
+            StoppedEarlyError: it ended before the last step of the recipe, for whatever reason.
+        """
+        batch = self.args.per_device_train_batch_size * self.args.world_size
+        if self.args.dataloader_drop_last and len(self.train_dataset) < batch:
+            raise InputError(
+                f"--dataloader-drop-last: no step can be taken, for {len(self.train_dataset)} samples are no whole batch of "
+                f"{batch}; make the batch smaller"
+            )
+        result = super().train(*args, **kwargs)
+        reached, wanted = self.state.global_step, self.state.max_steps
+        if reached == 0:
+            raise StoppedEarlyError(
+                f"{self.args.output_dir}: no step was taken, of {wanted}; run the same command again"
+            )
+        if reached < wanted:
+            raise StoppedEarlyError(
+                f"{self.args.output_dir}: stopped after step {reached} of {wanted}; run the same command again to go on"
+            )
+        return result
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -222,9 +264,11 @@ class LossHistory(TrainerCallback):
             numbers = {name: value if math.isfinite(value) else None for name, value in logs.items()}
             append_jsonl(self._path, [{"step": state.global_step, **numbers}])
 
-    def last_loss(self) -> float | None:
-        """The loss of the last line."""
-        return [entry["loss"] for _, entry in read_jsonl(self._path)][-1] if self._path.exists() else None
+
+def last_loss(log: Path) -> float | None:
+    """Return the loss of the last line of a log.jsonl."""
+    losses = [entry["loss"] for _, entry in read_jsonl(log)] if log.exists() else []
+    return losses[-1] if losses else None
 
 
 def require_saved_adapter(model: nn.Module, folder: Path) -> None:

@@ -61,6 +61,7 @@ def parse_configs(
     description: str,
     example: str,
     positional: str | None = None,
+    closing: str = "",
 ) -> tuple[Any, ...]:
     """Fill config dataclasses from ``--config file.yaml`` and ``--field value`` options; the command line wins.
 
@@ -71,12 +72,13 @@ def parse_configs(
             stands in YAML alone.
         argv: the words after the command's name; those of the process by default.
         positional: a field that may also be given as a bare word (``predictions.jsonl``).
+        closing: what help ends with.
 
     Raises:
         InputError: an option is not known, is missing, or has a value that its field does not take; so for a YAML file.
         SystemExit: ``--help`` was given (0).
     """
-    parser = _parser(config_classes, prog, description, example, positional)
+    parser = _parser(config_classes, prog, description, f"{example}{closing and chr(10)}{closing}", positional)
     given = vars(parser.parse_args([_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]))
     config_file = given.pop("config", None)
     bare = given.pop("bare_word", None)
@@ -105,11 +107,19 @@ def fill_config(config_class: type[ConfigT], values: Mapping[str, Any], *, sourc
     Raises:
         InputError: a field is not known, of a wrong type, missing, or refused by the config itself.
     """
-    checked = _checked((config_class,), values, source)
-    missing = [f"'{name}'" for name in _required((config_class,)) if name not in checked]
+    return fill_configs((config_class,), values, source=source)[0]
+
+
+def fill_configs(config_classes: Sequence[type], values: Mapping[str, Any], *, source: str) -> tuple[Any, ...]:
+    """Fill several config dataclasses, no two with a field of one name, as :func:`fill_config` fills one."""
+    checked = _checked(config_classes, values, source)
+    missing = [f"'{name}'" for name in _required(config_classes) if name not in checked]
     if missing:
         raise InputError(f"{source}: {_these('field', missing)} needed")
-    return _make(config_class, checked, source)
+    return tuple(
+        _make(kind, {name: checked[name] for name in _names((kind,)) if name in checked}, source)
+        for kind in config_classes
+    )
 
 
 def check_fields(config: Any, names: Iterable[str] | None = None) -> None:
@@ -276,9 +286,12 @@ def _validated(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, bool) and not _is_boolean(hint):  # which is a number to Python, and no word's to YAML's
         raise InputError(f"{where} must not be {value} (YAML reads yes, no, on and off so; put a word in quotes)")
     try:
-        return _adapter(hint).validate_python(value)
+        valid = _adapter(hint).validate_python(value)
     except ValidationError as error:
         raise InputError(f"{where} {_complaint(error, hint)}, not {_shown(value)}") from error
+    if isinstance(valid, int) and not -(2**63) <= valid < 2**63:  # no numpy or torch integer holds it
+        raise InputError(f"{where} must be a number of 64 bits, not {_shown(valid)}")
+    return valid
 
 
 def _shown(value: Any) -> str:
@@ -301,7 +314,8 @@ def _complaint(error: ValidationError, hint: Any) -> str:
         bounds = detail.get("ctx", {})
         for name, words in (("gt", "over"), ("ge", "at least"), ("lt", "less than"), ("le", "at most")):
             if name in bounds:
-                return f"must be {words} {bounds[name]}"
+                bound = bounds[name]
+                return f"must be {words} {int(bound) if bound == int(bound) else bound}"
         if detail["type"] == "finite_number":
             return "must be a finite number"
     choices = _choices(hint)

@@ -113,16 +113,30 @@ def first_process_holds(held: AbstractContextManager[Any]) -> Iterator[None]:
         InputError: entering it raised one; it is raised on every process, so that none waits for another.
     """
     with ExitStack() as stack:
-        refusal: InputError | None = None
-        if is_first_process():
-            try:
-                stack.enter_context(held)
-            except InputError as error:
-                refusal = error
-        refusal = broadcast(refusal)
-        if refusal is not None:
-            raise refusal
+
+        def enter() -> None:
+            stack.enter_context(held)
+
+        from_first_process(enter)
         yield
+
+
+def from_first_process(work: Callable[[], ResultT]) -> ResultT:
+    """Return on every process what ``work`` gives on process 0, which alone does it. Waits for all.
+
+    Raises:
+        InputError: ``work`` raised one; it is raised on every process, so that none waits for another.
+    """
+    result, refusal = None, None
+    if is_first_process():
+        try:
+            result = work()
+        except InputError as error:
+            refusal = error
+    result, refusal = broadcast((result, refusal))
+    if refusal is not None:
+        raise refusal
+    return result  # type: ignore[return-value]
 
 
 def this_place() -> Place:

@@ -278,9 +278,7 @@ def test_a_run_does_not_go_on_under_another_recipe(recipe):
     """Ended or stopped; what is predicted at the end is no part of the recipe."""
     folder = Path(recipe["output_dir"])
     run(ClassifierConfig(**{**recipe, "save_steps": 1}))
-    sentence = (
-        r"its run was begun with learning_rate 0\.001, not 0\.5 \(classifier\.yaml says so\); choose another output_dir"
-    )
+    sentence = r"its run was begun with learning_rate 0\.001, not 0\.5 \(classifier\.yaml says so\); choose another"
     with pytest.raises(InputError, match=sentence):
         run(ClassifierConfig(**{**recipe, "learning_rate": 0.5}))
     weights = (folder / "model.safetensors").stat().st_mtime_ns
@@ -297,7 +295,7 @@ def test_a_run_does_not_go_on_on_other_samples(recipe):
     (Path(recipe["output_dir"]) / "training_done.json").unlink()
     file = Path(recipe["data"]) / "train" / "metadata.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(InputError, match=rf"was begun when {file} held other samples; choose another output_dir"):
+    with pytest.raises(InputError, match=rf"was begun when {file} held other samples; choose another --output-dir"):
         run(ClassifierConfig(**recipe))
     run(ClassifierConfig(**{**recipe, "resume": False}))
 
@@ -386,14 +384,14 @@ def test_the_backbone_is_a_tower(recipe, tmp_path):
             "--backbone-config .*: no transformers config",
         ),
         ({"backbone": None, "backbone_config": "[1]"}, "--backbone-config .*: must be a JSON object"),
-        ({"lr_step_epochs": -1.0}, "--lr-step-epochs -1.0 .*: the first must not be negative"),
+        ({"lr_step_epochs": -1.0}, "--lr-step-epochs: must be at least 0, not -1.0"),
         ({"lr_step_epochs": 1.0, "warmup_steps": 3}, "--lr-step-epochs: the rate begins at its height"),
         ({"predict_categories": ["sofa"]}, "--predict-categories sofa: no object of it in .*val"),
         ({"backbone": "/none"}, "--backbone /none: cannot be loaded"),
-        ({"rotation": "euler"}, "--rotation euler: not known; choose one of svd9d"),
-        ({"pooling": "max"}, "--pooling max: not known; choose one of mean, flatten"),
-        ({"head_hidden_size": -1}, "--head-hidden-size -1"),
-        ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
+        ({"rotation": "euler"}, "--rotation: must be one of svd9d, .*, not 'euler'"),
+        ({"pooling": "max"}, "--pooling: must be one of mean, flatten, not 'max'"),
+        ({"head_hidden_size": -1}, "--head-hidden-size: must be at least 0, not -1"),
+        ({"save_total_limit": 1}, "--save-total-limit: must be at least 2"),
         ({"data": "/none"}, "--data /none: there is no such folder"),
         ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
         ({"predict_split": "test"}, r"/test/metadata\.jsonl: "),
@@ -416,4 +414,4 @@ def test_a_checkpoint_of_another_system_is_refused(tiny_base, prepared, tmp_path
 def test_the_command_says_what_is_wrong(prepared, capsys):
     write_jsonl(prepared / "val" / "metadata.jsonl", [])
     assert main(["--backbone", "tiny", "--data", str(prepared)]) == 2
-    assert capsys.readouterr().err == "error: the option --output-dir is needed; see --help\n"
+    assert capsys.readouterr().err == "error: the option --output-dir is needed; see llava-pose classifier --help\n"

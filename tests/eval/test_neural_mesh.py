@@ -160,16 +160,16 @@ def test_two_processes_remember_and_learn_what_one_does(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"backbone": None}, "--backbone is needed"),
+        ({"backbone": None}, "--backbone: must not be null"),
         ({"backbone": "/none"}, "--backbone /none: cannot be loaded"),
-        ({"kind": "cube"}, "--kind cube: not known; choose one of sphere, cuboid"),
-        ({"grid": "fine"}, "--grid fine: not known; choose one of train, uniform, published"),
-        ({"kind": "cuboid"}, "--kind cuboid needs CAD models: give --cad"),
+        ({"kind": "cube"}, "--kind: must be one of sphere, cuboid, not 'cube'"),
+        ({"grid": "fine"}, "--grid: must be one of train, uniform, published, not 'fine'"),
+        ({"kind": "cuboid"}, "--kind cuboid: needs CAD models; give --cad"),
         ({"kind": "cuboid", "cad": "/none"}, "--cad /none: there is no such folder"),
-        ({"task": "class"}, "--task class: not known; choose one of pose, joint"),
+        ({"task": "class"}, "--task: must be one of pose, joint, not 'class'"),
         ({"gradient_accumulation_steps": 2}, "--gradient-accumulation-steps 2: vertex features"),
-        ({"vertices": 3}, "--vertices 3: must be at least 12"),
-        ({"sphere_radius": 0.0}, "--sphere-radius 0.0: must be positive"),
+        ({"vertices": 3}, "--vertices: must be at least 12, not 3"),
+        ({"sphere_radius": 0.0}, "--sphere-radius: must be over 0, not 0.0"),
         ({"data": "/none"}, "--data /none: there is no such folder"),
         ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
         ({"predict_categories": ["guitar"]}, "--predict-categories guitar: no object of it"),
@@ -227,4 +227,4 @@ def test_checkpoints_of_other_systems_are_refused_either_way(tiny_base, recipe, 
 
 def test_the_command_says_what_is_wrong(prepared, capsys):
     assert main(["--backbone", "tiny", "--data", str(prepared)]) == 2
-    assert capsys.readouterr().err == "error: the option --output-dir is needed; see --help\n"
+    assert capsys.readouterr().err == "error: the option --output-dir is needed; see llava-pose neural-mesh --help\n"

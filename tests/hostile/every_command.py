@@ -25,9 +25,9 @@ from data_prep.instruct.command import InstructConfig, instruct
 from data_prep.prepare.command import PrepareConfig, prepare
 from llava_pose import cli
 from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
-from llava_pose.train.training import TrainConfig, train
 from tests.conftest import REPOSITORY, RawDataset
 from tests.eval.test_task import QUICK, make_prepared
+from tests.llava_pose.conftest import run_training
 
 POSE = {"azimuth": 45.0, "elevation": 10.0, "theta": 0.0, "category": "car"}  # as a served model answers
 _QUICK_WORDS = "--max-steps {steps} --save-steps 2 --logging-steps 1 --use-cpu --disable-tqdm"
@@ -128,8 +128,8 @@ def make_workspace(root: Path, base: Path) -> Workspace:
     shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
     ViTModel(ViTConfig(**shape, image_size=32, patch_size=8, initializer_range=0.2)).save_pretrained(root / "vit")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(root / "vit")
-    train(
-        TrainConfig(
+    run_training(
+        dict(
             model=str(base),
             data=str(space.prepared),
             train_json=str(root / "train.json"),

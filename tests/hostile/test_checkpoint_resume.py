@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from llava_pose.cli import main
-from llava_pose.train.checkpoints import last_complete_checkpoint
-from llava_pose.train.run import COMPLETE_MARK, DONE_MARK
-from llava_pose.train.training import TrainConfig, train
-from tests.llava_pose.conftest import RECIPE, TrainingData, base, training_data  # noqa: F401 (fixtures)
+from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
+from llava_pose.train.run_folder import DONE_MARK
+from tests.llava_pose.conftest import RECIPE, TrainingData, base, run_training, training_data  # noqa: F401 (fixtures)
 
 Change = Callable[[Path, Path], Any]
 WEIGHTS = "adapter_model.safetensors"
@@ -52,7 +51,7 @@ def ended(
         "save_strategy": "steps",
         "save_steps": 2,
     }
-    return recipe, train(TrainConfig(**recipe, output_dir=str(root / "run")))
+    return recipe, run_training({**recipe, "output_dir": str(root / "run")})
 
 
 @pytest.fixture
@@ -142,7 +141,7 @@ def test_the_run_goes_on_and_ends_as_an_undisturbed_one(
 ) -> None:
     recipe, run = stopped
     DAMAGES[damage](run / "checkpoint-4", tmp_path / "canary")
-    train(TrainConfig(**recipe))
+    run_training(recipe)
     weights, expected = load_file(run / WEIGHTS), load_file(ended[1] / WEIGHTS)
     assert weights.keys() == expected.keys()
     assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
@@ -157,7 +156,7 @@ def test_a_run_without_a_whole_checkpoint_says_so_and_starts_over(
     recipe, run = stopped
     for step in (2, 4):
         os.truncate(run / f"checkpoint-{step}" / WEIGHTS, 100)
-    train(TrainConfig(**recipe))
+    run_training(recipe)
     assert f"{run}: no checkpoint in it is whole; the run starts over" in caplog.text
     assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
 
@@ -198,7 +197,7 @@ def test_every_file_of_a_checkpoint_is_on_the_disk_before_the_mark(
 
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "replace", note_mark)
-    run = train(TrainConfig(**{**ended[0], "output_dir": str(tmp_path / "run"), "max_steps": 2}))
+    run = run_training({**ended[0], "output_dir": str(tmp_path / "run"), "max_steps": 2})
     folder = run / "checkpoint-2"
     for mark, written in ((folder / COMPLETE_MARK, folder), (run / DONE_MARK, run)):
         files = {str(path) for path in written.iterdir() if path.is_file() and not path.name.endswith("_MARK")}

@@ -163,7 +163,7 @@ def test_the_command_ends_before_the_first_step(tiny_base: Path, prepared: Path,
     words = [
         sys.executable,
         "-m",
-        "llava_pose.train.training",
+        "llava_pose.train.command",
         "--model",
         tiny_base,
         "--data",

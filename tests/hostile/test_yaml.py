@@ -13,6 +13,7 @@ import pytest
 
 from data_prep.inspect.command import ROOMS
 from llava_pose import cli
+from llava_pose.train.training_arguments import PoseTrainingArguments
 from tests.hostile.every_command import run, shown
 
 # words of a command -> its module; the rooms of inspect are commands of their own
@@ -30,6 +31,8 @@ def config_class(words: tuple[str, ...]) -> Any:
     module = import_module(COMMANDS[words])
     if words[0] == "inspect":
         return module.SUBCOMMAND.config_class
+    if words == ("train",):  # which fills three, of which this is the largest
+        return PoseTrainingArguments
     return next(
         cell.cell_contents
         for cell in module.main.__closure__

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.backbones.tiny import tiny_tokenizer
 from llava_pose.data.records import ObjectRecord, Pose, write_records
 from llava_pose.pose.geometry import TWO_PI
+from llava_pose.train.arguments import DataArguments, ModelArguments
+from llava_pose.train.command import train
+from llava_pose.train.training_arguments import PoseTrainingArguments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 48
@@ -182,9 +185,25 @@ def training_data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     return TrainingData(prepared, train_json)
 
 
+def arguments(values: Mapping[str, Any]) -> tuple[ModelArguments, DataArguments, PoseTrainingArguments]:
+    """The arguments of train.py, from the fields of a recipe."""
+    kinds = (ModelArguments, DataArguments, PoseTrainingArguments)
+    names = [{field.name for field in fields(kind)} for kind in kinds]
+    assert values.keys() <= set().union(*names)
+    filled = [
+        kind(**{name: values[name] for name in values.keys() & known}) for kind, known in zip(kinds, names, strict=True)
+    ]
+    return tuple(filled)  # type: ignore[return-value]
+
+
+def run_training(values: Mapping[str, Any]) -> Path:
+    """What train.py does with a recipe; returns the folder of the run."""
+    return train(*arguments(values))
+
+
 @pytest.fixture
 def recipe(base: Path, training_data: TrainingData, tmp_path: Path) -> dict[str, Any]:
-    """The options of a run in ``tmp_path / "run"``, for ``TrainConfig(**recipe)`` or a YAML file."""
+    """The options of a run in ``tmp_path / "run"``, for ``run_training(recipe)`` or a YAML file."""
     return {
         "model": str(base),
         "data": str(training_data.prepared),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llava_pose.model.loading import load_model
-from llava_pose.train.training import TrainConfig, train
+from tests.llava_pose.conftest import run_training
 
 pytestmark = pytest.mark.distributed
 
@@ -89,7 +89,7 @@ def test_two_processes_end_where_one_ends(name: str, launcher, mixed_recipe, bas
     result = launcher.torchrun(together) if how == "torchrun" else launcher.deepspeed(together, how)
     assert result.returncode == 0, result.stdout[-6000:]
     alone = {**values, "output_dir": str(tmp_path / "alone"), "gradient_accumulation_steps": 4}
-    train(TrainConfig(**alone))
+    run_training(alone)
 
     log, expected_log = read_log(tmp_path / "together"), read_log(tmp_path / "alone")
     assert [line["step"] for line in log] == list(range(1, STEPS + 1))

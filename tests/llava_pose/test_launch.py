@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_pose.train.training import TrainConfig, train
-from tests.llava_pose.conftest import REPOSITORY, Launcher, free_port
+from tests.llava_pose.conftest import REPOSITORY, Launcher, free_port, run_training
 
 LAUNCHERS = sorted((REPOSITORY / "scripts" / "launch").glob("*.sh"))
 
@@ -56,7 +55,7 @@ def two_step_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 JOINED_BY = {
     "join_processes": "from llava_pose.utils.distributed import join_processes; join_processes()",
-    "a recipe": "from llava_pose.train.run import RunConfig; RunConfig(output_dir='run', use_cpu=True)",
+    "a recipe": "from llava_pose.train.training_arguments import RunArguments; RunArguments(output_dir='run', use_cpu=True)",
 }
 
 
@@ -81,7 +80,7 @@ def test_a_process_leaves_the_others_before_it_ends(joined_by: str, launcher: La
 
 def alone(values: Mapping[str, Any], folder: Path) -> Path:
     """One process with the samples that two have in each step."""
-    return train(TrainConfig(**{**values, "output_dir": str(folder), "gradient_accumulation_steps": 2}))
+    return run_training({**values, "output_dir": str(folder), "gradient_accumulation_steps": 2})
 
 
 def test_there_are_three():

@@ -18,7 +18,7 @@ from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full, load_model, load_processor
 from llava_pose.train.trainable import add_lora
-from llava_pose.train.training import TrainConfig, train
+from tests.llava_pose.conftest import run_training
 
 
 def save_adapter(base: Path, folder: Path, *, tune_vision: bool = False) -> Path:
@@ -69,7 +69,7 @@ def test_a_merged_checkpoint_is_whole_and_answers_as_the_adapter(request, tmp_pa
 
 def test_what_is_merged_is_a_base_to_train_again(recipe, base: Path, tmp_path: Path):
     merged = merge(MergeConfig(checkpoint=str(save_adapter(base, tmp_path / "adapter")), out=str(tmp_path / "merged")))
-    folder = train(TrainConfig(**{**recipe, "model": str(merged), "max_steps": 1}))
+    folder = run_training({**recipe, "model": str(merged), "max_steps": 1})
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(merged)
 
 
@@ -84,7 +84,7 @@ def test_a_moved_base_and_half_precision(base: Path, tmp_path: Path):
 
 
 def test_an_adapter_of_a_quantised_base_is_merged_into_the_whole_one(recipe, tmp_path: Path, caplog):
-    folder = train(TrainConfig(**{**recipe, "quantize": "nf4", "max_steps": 2}))
+    folder = run_training({**recipe, "quantize": "nf4", "max_steps": 2})
     with caplog.at_level("WARNING"):
         out = merge(MergeConfig(checkpoint=str(folder), out=str(tmp_path / "merged")))
     assert "was trained on" in caplog.text

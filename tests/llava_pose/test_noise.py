@@ -19,7 +19,10 @@ def said(program: str) -> tuple[int, list[str]]:
 
 def test_a_command_starts_with_no_line_of_another_package():
     code, lines = said("import sys, llava_pose.cli as cli; sys.exit(cli.main(['train', '--data', 'prepared']))")
-    assert (code, lines) == (2, ["error: the option --model is needed; see --help"])
+    assert (code, lines) == (
+        2,
+        ["error: the options --model, --train-json and --output-dir are needed; see llava-pose train --help"],
+    )
 
 
 def test_everything_else_is_heard():

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
-from llava_pose.train.training import DONE_MARK, TrainConfig, train
+from llava_pose.train.run_folder import DONE_MARK
+from tests.llava_pose.conftest import run_training
 
 KILLED = -signal.SIGKILL
 STEPS = 9
@@ -63,7 +64,7 @@ def assert_same_run(folder: Path, undisturbed: Path) -> None:
 def test_lora_run_killed_again_and_again_ends_as_an_undisturbed_one(launcher, long_recipe, tiny: Path, tmp_path: Path):
     values = {**long_recipe, "model": str(tiny)}
     run = Path(values["output_dir"])
-    undisturbed = train(TrainConfig(**{**values, "output_dir": str(tmp_path / "undisturbed")}))
+    undisturbed = run_training({**values, "output_dir": str(tmp_path / "undisturbed")})
 
     # in the middle of writing the first checkpoint: the run starts over
     assert launcher.train(values, kill_at="checkpoint-2/trainer_state.json").returncode == KILLED
@@ -89,14 +90,14 @@ def test_lora_run_killed_again_and_again_ends_as_an_undisturbed_one(launcher, lo
 
     # once more: there is nothing to do, and that is said
     before = (run / "adapter_model.safetensors").stat().st_mtime_ns
-    assert train(TrainConfig(**values)) == run
+    assert run_training(values) == run
     assert (run / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
 def test_run_that_groups_by_length_goes_on_in_the_same_order(launcher, long_recipe, tmp_path: Path):
     """In its second epoch of four steps."""
     values = {**long_recipe, "train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 8}
-    undisturbed = train(TrainConfig(**{**values, "output_dir": str(tmp_path / "undisturbed")}))
+    undisturbed = run_training({**values, "output_dir": str(tmp_path / "undisturbed")})
     assert launcher.train(values, kill_at=f"checkpoint-8/{COMPLETE_MARK}").returncode == KILLED
     result = launcher.train(values)
     assert result.returncode == 0, result.stdout[-4000:]
@@ -107,7 +108,7 @@ def test_run_that_groups_by_length_goes_on_in_the_same_order(launcher, long_reci
 def test_full_run_killed_from_outside_ends_as_an_undisturbed_one(launcher, long_recipe, tmp_path: Path):
     values = {**long_recipe, "language": "full", "tune_vision": True, "max_steps": 40, "logging_steps": 1}
     run = Path(values["output_dir"])
-    undisturbed = train(TrainConfig(**{**values, "output_dir": str(tmp_path / "undisturbed")}))
+    undisturbed = run_training({**values, "output_dir": str(tmp_path / "undisturbed")})
 
     command = [sys.executable, "train.py", "--config", str(launcher.recipe_file(values))]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], env=launcher.environment()) as process:
@@ -170,13 +171,13 @@ def test_torn_checkpoints_are_passed_over(tmp_path: Path):
 
 def test_without_resume_a_run_starts_over(long_recipe):
     values = {**long_recipe, "max_steps": 4}
-    first = log_of(train(TrainConfig(**values)))
-    again = log_of(train(TrainConfig(**{**values, "resume": False})))
+    first = log_of(run_training(values))
+    again = log_of(run_training({**values, "resume": False}))
     assert again == first
 
 
 def test_a_run_that_started_over_and_was_killed_is_not_taken_for_the_one_before(launcher, long_recipe):
-    train(TrainConfig(**{**long_recipe, "max_steps": 4}))
+    run_training({**long_recipe, "max_steps": 4})
     run = Path(long_recipe["output_dir"])
     (run / "checkpoint-mine").mkdir()
     other = {**long_recipe, "max_steps": 4, "learning_rate": 0.0}

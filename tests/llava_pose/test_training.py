@@ -24,13 +24,14 @@ from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.model.loading import load_model, load_processor
+from llava_pose.model.loading import load_full, load_model, load_processor
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import pose_error
-from llava_pose.train.trainable import part_of
+from llava_pose.train.command import main
+from llava_pose.train.run_folder import DONE_MARK
+from llava_pose.train.trainable import add_lora, nf4_config, part_of
 from llava_pose.train.trainer import LostWeightsError, NonFiniteLossError, require_saved_adapter
-from llava_pose.train.training import DONE_MARK, TrainConfig, build_model, main, train
-from tests.llava_pose.conftest import RECIPE
+from tests.llava_pose.conftest import RECIPE, run_training
 
 FULL = {"language": "full", "tune_vision": True}
 NOT_INSTALLED = next(n for n in ("wandb", "swanlab", "neptune") if n not in get_available_reporting_integrations())
@@ -80,7 +81,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one(recipe, training_data, uneven_
     }
     one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
     together, apart = (
-        train(TrainConfig(**{**values, **split, "output_dir": str(tmp_path / name)}))
+        run_training({**values, **split, "output_dir": str(tmp_path / name)})
         for name, split in (("together", {"per_device_train_batch_size": 8}), ("apart", one))
     )
     for line, expected in zip(read_log(apart), read_log(together), strict=True):
@@ -100,7 +101,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one(recipe, training_data, uneven_
 
 
 def test_the_log_has_the_terms_of_the_loss(recipe, tmp_path: Path):
-    train(TrainConfig(**{**recipe, "max_steps": 2}))
+    run_training({**recipe, "max_steps": 2})
     for line in read_log(recipe["output_dir"]):
         parts = line["loss_text"] + line["loss_rotation"] + line["loss_location"] + 0.1 * line["loss_confidence"]
         assert line["loss"] == pytest.approx(parts, rel=1e-3)
@@ -108,7 +109,7 @@ def test_the_log_has_the_terms_of_the_loss(recipe, tmp_path: Path):
 
 
 def test_the_text_may_weigh_more(recipe):
-    train(TrainConfig(**{**recipe, **FULL, "max_steps": 1, "text_loss_weight": 4.0}))
+    run_training({**recipe, **FULL, "max_steps": 1, "text_loss_weight": 4.0})
     (line,) = read_log(recipe["output_dir"])
     pose = line["loss_rotation"] + line["loss_location"] + 0.1 * line["loss_confidence"]
     assert line["loss"] == pytest.approx(4 * line["loss_text"] + pose, rel=1e-3)
@@ -147,36 +148,36 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"model": None}, "--model is needed"),
-        ({"data": ""}, "--data is needed"),
-        ({"train_json": None}, "--train_json is needed"),
-        ({"output_dir": None}, "--output_dir is needed"),
-        ({"language": "half"}, "--language half: not known; choose one of full, lora, frozen"),
-        ({"quantize": "int3"}, "--quantize int3: not known; choose none or nf4"),
-        ({"quantize": "nf4", "language": "full"}, "--quantize nf4 trains adapters only"),
-        ({"cache_features": True, "tune_vision": True}, "--cache-features needs a frozen tower"),
-        ({"vision_learning_rate": 1e-4}, "--vision-learning-rate has no effect on a frozen tower"),
-        ({"augment": -1}, "--augment -1: must not be negative"),
-        ({"augment": 2, "cache_features": True}, "--cache-features holds pictures as they are: set augment to 0"),
-        ({"use_liger_kernel": True}, "use_liger_kernel: .*leave it off"),
-        ({"average_tokens_across_devices": False}, "average_tokens_across_devices: must stay true"),
-        ({"save_total_limit": 1}, "save_total_limit: must be at least 2"),
-        ({"text_loss_weight": -1.0}, "--text-loss-weight -1.0: must be a number that is not negative"),
-        ({"lora_r": 0}, "--lora-r 0"),
-        ({"lora_dropout": 1.5}, "--lora-dropout 1.5"),
-        ({"lora_alpha": 0}, "--lora-alpha 0"),
-        ({"seed": -1}, "--seed -1: must be at least 0"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: must be at least 1, not 0"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: must be at least 1, not 0"),
-        ({"learning_rate": float("nan")}, "learning_rate: must be a number that is not negative, not nan"),
-        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs: must be over 0, not 0, or max_steps given"),
-        ({"dataloader_num_workers": -1}, "dataloader_num_workers: must not be negative, not -1"),
-        ({"eval_strategy": "steps"}, "eval_strategy steps: a run evaluates nothing while it trains; leave it at no"),
-        ({"bf16": True}, "bf16: half precision is for a GPU, and this run is on the CPU; set it to false"),
-        ({"fp16": True}, "fp16: half precision is for a GPU, and this run is on the CPU; set it to false"),
-        ({"report_to": "wandbb"}, "report_to wandbb: not known; choose none or one of .*wandb"),
-        ({"report_to": NOT_INSTALLED}, f"report_to {NOT_INSTALLED}: is not installed; install its package, or leave"),
-        ({"remove_unused_columns": True}, "remove_unused_columns: must stay false"),
+        ({"model": None}, "--model: must not be null or empty"),
+        ({"data": ""}, "--data: must be text, not ''"),
+        ({"train_json": None}, "--train-json: must not be null or empty"),
+        ({"output_dir": None}, "--output-dir: must not be null or empty"),
+        ({"language": "half"}, "--language: must be one of full, lora, frozen, not 'half'"),
+        ({"quantize": "int3"}, "--quantize: must be one of none, nf4, not 'int3'"),
+        ({"quantize": "nf4", "language": "full"}, "--quantize nf4: trains adapters only"),
+        ({"cache_features": True, "tune_vision": True}, "--cache-features: needs a frozen tower"),
+        ({"vision_learning_rate": 1e-4}, "--vision-learning-rate: has no effect on a frozen tower"),
+        ({"augment": -1}, "--augment: must be at least 0, not -1"),
+        ({"augment": 2, "cache_features": True}, "--cache-features: holds pictures as they are; set --augment to 0"),
+        ({"use_liger_kernel": True}, "--use-liger-kernel True: .*; leave it out"),
+        ({"average_tokens_across_devices": False}, "--average-tokens-across-devices False: the loss would depend"),
+        ({"save_total_limit": 1}, "--save-total-limit: must be at least 2"),
+        ({"text_loss_weight": -1.0}, "--text-loss-weight: must be at least 0, not -1.0"),
+        ({"lora_r": 0}, "--lora-r: must be over 0, not 0"),
+        ({"lora_dropout": 1.5}, "--lora-dropout: must be less than 1, not 1.5"),
+        ({"lora_alpha": 0}, "--lora-alpha: must be over 0, not 0"),
+        ({"seed": -1}, "--seed: must be at least 0, not -1"),
+        ({"per_device_train_batch_size": 0}, "--per-device-train-batch-size: must be over 0, not 0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps: must be over 0, not 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate: must be a finite number, not nan"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "--num-train-epochs: must be over 0, not 0"),
+        ({"dataloader_num_workers": -1}, "--dataloader-num-workers: must be at least 0, not -1"),
+        ({"eval_strategy": "steps"}, "--eval-strategy steps: a run evaluates nothing while it trains; .*leave it out"),
+        ({"bf16": True}, "--bf16: half precision is for a GPU, and this run is on the CPU; leave it out"),
+        ({"fp16": True}, "--fp16: half precision is for a GPU, and this run is on the CPU; leave it out"),
+        ({"report_to": "wandbb"}, "--report-to wandbb: is not known; choose none or one of .*wandb"),
+        ({"report_to": NOT_INSTALLED}, f"--report-to {NOT_INSTALLED}: is not installed; install its package, or leave"),
+        ({"remove_unused_columns": True}, "--remove-unused-columns: samples would reach the collator without"),
         ({"data": "/none"}, "--data /none: there is no such folder; make it with llava-pose prepare"),
         ({"train_json": "/none.json"}, "/none.json: cannot be read .*make it with llava-pose instruct"),
         ({"model": "/none"}, "/none: no LLaVA-pose processor there"),
@@ -184,7 +185,7 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
 )
 def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
     with pytest.raises(InputError, match=match) as caught:
-        train(TrainConfig(**{**recipe, **options}))
+        run_training({**recipe, **options})
     assert "\n" not in str(caught.value)
     assert not Path(recipe["output_dir"]).exists()
 
@@ -198,7 +199,7 @@ def ended(base: Path, training_data, tmp_path_factory) -> dict[str, Any]:
     values = {**RECIPE, "model": str(base), "data": str(training_data.prepared)}
     values |= {"train_json": str(training_data.train_json), "output_dir": str(tmp_path_factory.mktemp("ended") / "run")}
     values |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    train(TrainConfig(**values))
+    run_training(values)
     return values
 
 
@@ -227,9 +228,9 @@ def begun(request, ended: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 def test_a_run_does_not_go_on_under_another_recipe(begun, changes, sentence):
     folder = Path(begun["output_dir"])
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    remedy = r"\(train\.yaml says so\); choose another output_dir, or start it over with resume false"
+    remedy = r"\(train\.yaml says so\); choose another --output-dir, or start over with --no-resume"
     with pytest.raises(InputError, match=rf"^{folder}: its run was begun with {sentence} {remedy}$"):
-        train(TrainConfig(**{**begun, **changes}))
+        run_training({**begun, **changes})
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -240,18 +241,18 @@ def test_a_run_does_not_go_on_on_other_samples(begun):
     text = file.read_text()
     try:
         file.write_text(json.dumps(samples))
-        with pytest.raises(InputError, match=rf"was begun when {file} held other samples; choose another output_dir"):
-            train(TrainConfig(**begun))
+        with pytest.raises(InputError, match=rf"was begun when {file} held other samples; choose another --output-dir"):
+            run_training(begun)
     finally:
         file.write_text(text)
-    train(TrainConfig(**begun))
+    run_training(begun)
 
 
 def test_what_does_not_touch_the_weights_may_change(begun, ended, monkeypatch):
     monkeypatch.chdir(Path(begun["data"]).parent)
     changes = {"logging_steps": 2, "save_steps": 5, "save_total_limit": 7, "dataloader_num_workers": 1}
     changes |= {"data": Path(begun["data"]).name, "cache_dir": str(Path(begun["output_dir"]).parent / "features")}
-    folder = train(TrainConfig(**{**begun, **changes, "report_to": "none"}))
+    folder = run_training({**begun, **changes, "report_to": "none"})
     found, expected = weights_of(folder), weights_of(Path(ended["output_dir"]))
     assert [key for key, value in expected.items() if not torch.equal(value, found[key])] == []
 
@@ -261,7 +262,7 @@ def test_a_run_without_a_checkpoint_binds_nobody(begun):
     (folder / DONE_MARK).unlink(missing_ok=True)
     for mark in folder.glob("checkpoint-*/complete.json"):
         mark.unlink()
-    train(TrainConfig(**{**begun, "max_steps": 1}))
+    run_training({**begun, "max_steps": 1})
     assert [line["step"] for line in read_log(folder)] == [1]
 
 
@@ -270,7 +271,7 @@ def test_a_run_without_a_checkpoint_binds_nobody(begun):
 
 def test_a_saved_adapter_is_read_back(recipe, tmp_path: Path):
     """Against an adapter in memory: what is lost, bent or turned on the way to the disk is named."""
-    model = build_model(TrainConfig(**recipe))
+    model = add_lora(load_model(recipe["model"]), r=4, alpha=8, dropout=0.0, tune_vision=False)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -302,13 +303,13 @@ def test_a_saved_adapter_is_read_back(recipe, tmp_path: Path):
 @pytest.mark.parametrize("under", ["", "below"])
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(recipe, tmp_path: Path, under: str):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"^--output_dir .*file.*; (give|choose) "):
-        train(TrainConfig(**{**recipe, "output_dir": str(tmp_path / "file" / under)}))
+    with pytest.raises(InputError, match=r"^--output-dir .*file.*; (give|choose) "):
+        run_training({**recipe, "output_dir": str(tmp_path / "file" / under)})
 
 
 @pytest.mark.parametrize(("option", "still"), [("vision_learning_rate", "vision"), ("new_module_learning_rate", "new")])
 def test_a_part_has_a_learning_rate_of_its_own(recipe, base: Path, option: str, still: str):
-    train(TrainConfig(**{**recipe, **FULL, "max_steps": 1, option: 0.0}))
+    run_training({**recipe, **FULL, "max_steps": 1, option: 0.0})
     before, after = load_model(base).state_dict(), load_model(recipe["output_dir"]).state_dict()
     moved = {part_of(name) for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert moved == {"language", "vision", "new"} - {still}
@@ -345,7 +346,7 @@ def few(recipe, training_data, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_few_pictures_are_learnt_by_heart(few, training_data):
-    folder = train(TrainConfig(**{**few, "language": "full", "learning_rate": 5e-3, "max_steps": 200}))
+    folder = run_training({**few, "language": "full", "learning_rate": 5e-3, "max_steps": 200})
     log = read_log(folder)
     assert log[-1]["loss_text"] < 0.05 * log[0]["loss_text"]
     assert log[-1]["loss_rotation"] < 0.05 * log[0]["loss_rotation"]
@@ -363,14 +364,12 @@ def test_a_few_pictures_are_learnt_by_heart(few, training_data):
 
 
 def test_qlora_learns_and_its_adapter_comes_back(few, base: Path):
-    config = TrainConfig(**{**few, "quantize": "nf4", "max_steps": 40})
-    quantized = {
-        name for name, module in build_model(config).named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
-    }
+    model = load_full(base, dtype=torch.float32, quantization_config=nf4_config())
+    quantized = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
     assert quantized
     assert [name for name in quantized if ".language_model.layers." not in name] == []
 
-    folder = train(config)
+    folder = run_training({**few, "quantize": "nf4", "max_steps": 40})
     log = read_log(folder)
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
     processor = load_processor(folder)
@@ -406,7 +405,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(request, recipe, training_data,
         "flip": False,
     }
     with pytest.raises(NonFiniteLossError) as caught:
-        train(TrainConfig(**values))
+        run_training(values)
     message = str(caught.value)
     assert message.startswith(("the loss is nan at step 2", "the loss is inf at step 2"))
     named = [sample["id"] for sample in training_data.samples if repr(sample["id"]) in message]

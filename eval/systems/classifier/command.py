@@ -15,102 +15,102 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 from transformers import AutoConfig, PreTrainedConfig, ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.systems.classifier.model import POOLINGS, PoseClassifier, PoseClassifierConfig
+from eval.systems.classifier.model import PoseClassifier, PoseClassifierConfig
 from eval.systems.classifier.trainer import ClassifierTrainer
-from eval.systems.network import TINY, fit, load_backbone, load_network, rewrite_recipe, start_from, write_answers
+from eval.systems.network import TINY, fit, load_backbone, load_network, start_from, write_answers
 from eval.systems.record_images import RecordImages, category_of, select_records
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
-from llava_pose.data.records import ObjectRecord, Pose, Prediction
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
-from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import angles_from_rotation
-from llava_pose.train.run import DONE_MARK, RunConfig, mark_done, require_same_recipe
+from llava_pose.train.arguments import Name, Positive, Rate
+from llava_pose.train.run_folder import RunFolder, own_run
+from llava_pose.train.training_arguments import RunArguments
 from llava_pose.utils.config import command, require_folder
-from llava_pose.utils.distributed import broadcast, first_process_holds, is_first_process
-from llava_pose.utils.output_folder import own_folder
+from llava_pose.utils.distributed import is_first_process
 
 logger = logging.getLogger(__name__)
-RECIPE = "classifier.yaml"
 
 
-@dataclass
-class ClassifierConfig(RunConfig):
+@dataclass(kw_only=True)
+class ClassifierConfig(RunArguments):
     """A run: transformers' TrainingArguments, with our defaults, and what a pose classifier adds."""
 
+    data: Name = field(metadata={"help": "The prepared folder."})
     backbone: str | None = field(
         default=None,
-        metadata={"help": "hub id or folder that AutoModel can load, or tiny: the random tower of --preset tiny"},
+        metadata={
+            "help": "The network: a hub id or folder that AutoModel can load, or tiny, the random tower of --preset tiny."
+        },
     )
     backbone_config: dict | str | None = field(
         default=None,
-        metadata={"help": "in place of a backbone: model_type and fields of a transformers config, for random weights"},
+        metadata={"help": "Random weights in place of a backbone: the model_type and fields of a transformers config."},
     )
-    rotation: str = field(default="bins", metadata={"help": f"one of {', '.join(ROTATION_NAMES)}; bins: as published"})
-    pooling: str = field(default="mean", metadata={"help": f"one of {', '.join(POOLINGS)}; mean: as published"})
-    head_hidden_size: int = field(
-        default=0, metadata={"help": "units of a hidden layer; 0: linear heads, as published"}
+    rotation: Literal["svd9d", "rot6d", "bins", "bins+residual", "matrix-fisher"] = field(
+        default="bins", metadata={"help": "The representation of rotations; bins are the published one."}
     )
-    image_size: int | None = field(
-        default=None, metadata={"help": "side of the input, pixels; default: the backbone's"}
+    pooling: Literal["mean", "flatten"] = field(
+        default="mean", metadata={"help": "How the feature map becomes one vector; mean is the published way."}
     )
-    flip: bool = field(default=True, metadata={"help": "train on mirror images too, of categories that allow it"})
-    augment: int = field(
+    head_hidden_size: NonNegativeInt = field(
+        default=0, metadata={"help": "The units of the heads' hidden layer; 0 makes linear heads, as published."}
+    )
+    image_size: PositiveInt | None = field(
+        default=None, metadata={"help": "The side of the input in pixels; by default the backbone's."}
+    )
+    flip: bool = field(default=True, metadata={"help": "Train on mirror images as well, of categories that allow it."})
+    augment: NonNegativeInt = field(
         default=0,
         metadata={
-            "help": "train on so many changed pictures of each object (and of its mirror image), as llava-pose train does; "
-            "0: on the pictures as they are, as published"
+            "help": "Train on so many changed pictures of each object (and of its mirror image), as llava-pose train does. "
+            "0 leaves them as they are, as published."
         },
     )
     train_categories: list[str] | None = field(
-        default=None, metadata={"help": "train on these alone; default: every category of the train split"}
+        default=None, metadata={"help": "Train on these categories alone; by default on all of the train split."}
     )
-    predict_split: str = field(default="val", metadata={"help": "split to predict at the end"})
+    predict_split: str = field(default="val", metadata={"help": "The split to predict at the end."})
     predict_categories: list[str] | None = field(
-        default=None, metadata={"help": "predict objects of these alone; default: every object of the split"}
+        default=None, metadata={"help": "Predict objects of these categories alone; by default all of the split."}
     )
-    system: str = field(default="pose-classifier", metadata={"help": "name in the tables"})
+    system: str = field(default="pose-classifier", metadata={"help": "The name in the tables."})
 
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "samples a step and device"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "of everything"})
-    lr_step_epochs: float = field(
+    per_device_train_batch_size: PositiveInt = field(
+        default=64, metadata={"help": "The samples of a step on each device."}
+    )
+    learning_rate: Rate = field(default=1e-3, metadata={"help": "The learning rate at its height."})
+    lr_step_epochs: Rate = field(
         default=0.0,
         metadata={
-            "help": "the learning rate falls every so many epochs, instead of by lr_scheduler_type; 0: it does not"
+            "help": "Let the learning rate fall every so many epochs, instead of by --lr-scheduler-type; 0 does not."
         },
     )
-    lr_step_factor: float = field(default=0.1, metadata={"help": "what it is then multiplied by"})
-    decay_all: bool = field(default=False, metadata={"help": "weight decay on biases and norms too, as published"})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the samples, mirror images included"})
-    logging_steps: float = field(default=20, metadata={"help": "steps between lines of the log"})
-    save_steps: float = field(default=500, metadata={"help": "steps between checkpoints"})
+    lr_step_factor: Annotated[float, Field(gt=0, le=1)] = field(
+        default=0.1, metadata={"help": "What the learning rate is then multiplied by."}
+    )
+    decay_all: bool = field(default=False, metadata={"help": "Let biases and norms decay as well, as published."})
+    num_train_epochs: Positive = field(
+        default=10.0, metadata={"help": "The passes over the samples, mirror images included."}
+    )
+    logging_steps: Positive = field(default=20, metadata={"help": "The steps between two lines of the log."})
+    save_steps: Positive = field(default=500, metadata={"help": "The steps between two checkpoints."})
 
     def __post_init__(self) -> None:
-        self.require("data", "output-dir")
         if isinstance(self.backbone_config, str):
             self.backbone_config = _parse_backbone_config(self.backbone_config)
         if (self.backbone is None) == (self.backbone_config is None):
             raise InputError("the option --backbone is needed, or --backbone-config in its place; see --help")
-        for option, known in (("rotation", ROTATION_NAMES), ("pooling", POOLINGS)):
-            if getattr(self, option) not in known:
-                raise InputError(f"--{option} {getattr(self, option)}: not known; choose one of {', '.join(known)}")
-        if self.augment < 0:
-            raise InputError(f"--augment {self.augment}: must not be negative")
-        if self.head_hidden_size < 0:
-            raise InputError(f"--head-hidden-size {self.head_hidden_size}: must not be negative")
-        if self.lr_step_epochs < 0 or not 0 < self.lr_step_factor <= 1:
-            raise InputError(
-                f"--lr-step-epochs {self.lr_step_epochs} --lr-step-factor {self.lr_step_factor}: the first must not be "
-                "negative, the second more than 0 and at most 1"
-            )
         if self.deepspeed:
             raise InputError("--deepspeed: a pose classifier is small; train on several devices with torchrun")
         if self.lr_step_epochs and self.warmup_steps:
@@ -134,20 +134,19 @@ def run(config: ClassifierConfig) -> Path:
     Raises:
         InputError: bad data or settings.
     """
-    output = Path(config.output_dir)
-    with first_process_holds(own_folder(output, "--output-dir", "classifier")):
-        return _run(config, output)
+    samples = Path(config.data) / "train" / METADATA_FILE
+    with own_run("classifier", config, samples=samples) as folder:
+        return _run(config, folder)
 
 
-def _run(config: ClassifierConfig, output: Path) -> Path:
-    require_same_recipe(config, output / RECIPE)
+def _run(config: ClassifierConfig, folder: RunFolder) -> Path:
+    output = folder.folder
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
-    if broadcast((output / DONE_MARK).is_file()) and config.resume:
-        logger.info(f"{output}: this run has ended; give --resume false to run again")
-        rewrite_recipe(config, RECIPE)
+    if folder.is_done:
+        folder.write_settings()  # it predicts again, perhaps another split
     else:
-        train(config)
+        train(config, folder)
     predictions = output / "predictions.jsonl"
     predict(
         output,
@@ -162,9 +161,8 @@ def _run(config: ClassifierConfig, output: Path) -> Path:
     return predictions
 
 
-def train(config: ClassifierConfig) -> None:
+def train(config: ClassifierConfig, folder: RunFolder) -> None:
     """Train, and save model, processor and backbone to the output folder."""
-    output = Path(config.output_dir)
     records = select_records(config.data, "train", config.train_categories, "--train-categories")
     names = sorted({category_of(record).name for record in records})
     set_seed(config.seed)
@@ -176,13 +174,13 @@ def train(config: ClassifierConfig) -> None:
         f"{len(dataset)} samples (mirror images and changed ones included) of {len(names)} categories, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
-    trainer, done = fit(ClassifierTrainer, model, config, dataset, image_processor, recipe=RECIPE)
+    trainer = fit(ClassifierTrainer, model, config, dataset, image_processor, folder)
+    backbone = folder.folder / "backbone"
     if trainer.is_world_process_zero():
-        model.backbone.save_pretrained(output / "backbone")
-        image_processor.save_pretrained(output / "backbone")
-        mark_done(output, done)
-        logger.info(f"the classifier is in {output}, its backbone in {output / 'backbone'}")
-    trainer.accelerator.wait_for_everyone()
+        model.backbone.save_pretrained(backbone)
+        image_processor.save_pretrained(backbone)
+        logger.info(f"the classifier is in {folder.folder}, its backbone in {backbone}")
+    folder.finish(trainer)
 
 
 def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[PoseClassifier, Any]:

@@ -15,18 +15,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 from transformers import ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.systems.network import TINY, fit, load_backbone, load_network, rewrite_recipe, start_from, write_answers
+from eval.systems.network import TINY, fit, load_backbone, load_network, start_from, write_answers
 from eval.systems.neural_mesh.data import MeshImages, square_records, with_cameras
 from eval.systems.neural_mesh.geometry import Cuboid, cuboids_of
 from eval.systems.neural_mesh.grid import (
-    GRIDS,
     Cameras,
     covering_grid,
     expected_cameras,
@@ -34,102 +34,107 @@ from eval.systems.neural_mesh.grid import (
     published_grid,
     uniform_grid,
 )
-from eval.systems.neural_mesh.model import KINDS, NeuralMesh, NeuralMeshConfig
-from eval.systems.neural_mesh.search import SCORES, Meshes, PoseSearch, Starts, classify_and_search, interpolated
+from eval.systems.neural_mesh.model import NeuralMesh, NeuralMeshConfig
+from eval.systems.neural_mesh.search import Meshes, PoseSearch, Starts, classify_and_search, interpolated
 from eval.systems.record_images import category_of
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
-from llava_pose.data.records import ObjectRecord, Pose, Prediction
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.processing import input_size
 from llava_pose.pose.geometry import angles_from_rotation
-from llava_pose.train.run import DONE_MARK, RunConfig, mark_done, require_same_recipe
+from llava_pose.train.arguments import Name, Positive, Rate
+from llava_pose.train.run_folder import RunFolder, own_run
 from llava_pose.train.trainer import ResumableTrainer
+from llava_pose.train.training_arguments import RunArguments
 from llava_pose.utils.config import command, require_folder
-from llava_pose.utils.distributed import broadcast, first_process_holds, is_first_process
-from llava_pose.utils.output_folder import own_folder
+from llava_pose.utils.distributed import is_first_process
 
 logger = logging.getLogger(__name__)
-RECIPE = "neural_mesh.yaml"
 _OF_PREDICTION = ("score", "refine_steps", "refine_starts", "search_classes")  # an ended run predicts again with others
-TASKS = ("pose", "joint")
 SYSTEMS = {"sphere": "nmm-sphere", "cuboid": "novum"}
 _BATCH = 32
 _FINER = 3  # points that refinement uses to a vertex that has been learnt
 
 
-@dataclass
-class NeuralMeshRunConfig(RunConfig):
+@dataclass(kw_only=True)
+class NeuralMeshRunConfig(RunArguments):
     """A run: transformers' TrainingArguments, with our defaults, and what a neural mesh model adds."""
 
-    backbone: str | None = field(
-        default=None,
-        metadata={"help": "hub id or folder that AutoModel can load, or tiny: the random tower of --preset tiny"},
-    )
-    kind: str = field(default="sphere", metadata={"help": f"one of {', '.join(KINDS)}: NMM-Sphere or NOVUM"})
-    task: str = field(
-        default="pose", metadata={"help": f"one of {', '.join(TASKS)}; joint: a sphere has features for each category"}
-    )
-    cad: str | None = field(default=None, metadata={"help": "folder of <category>/NN.off, for --kind cuboid"})
-    vertices: int = field(default=1000, metadata={"help": "of a mesh"})
-    sphere_radius: float = field(default=0.4, metadata={"help": "object units; CAD models have a diagonal of 1"})
-    image_size: int | None = field(
-        default=None, metadata={"help": "side of the input, pixels; default: the backbone's"}
-    )
-    stride: int = field(default=8, metadata={"help": "input pixels to a position of the feature map"})
-    samples_per_image: int = field(default=32, metadata={"help": "vertices of an image that enter the loss"})
-    clutter_weight: float = field(default=0.1, metadata={"help": "of the background's term in the loss"})
-    flip: bool = field(default=True, metadata={"help": "train on mirror images too, of categories that allow it"})
-    grid: str = field(
-        default="train",
+    data: Name = field(metadata={"help": "The prepared folder."})
+    backbone: Name = field(
         metadata={
-            "help": f"rotations that a search starts from, one of {', '.join(GRIDS)}: a cover of the training rotations, "
-            "--grid-size rotations over all there are, or the published 12 x 4 x 3"
+            "help": "The network: a hub id or folder that AutoModel can load, or tiny, the random tower of --preset tiny."
         },
     )
-    grid_radius: float = field(default=20.0, metadata={"help": "degrees; of --grid train"})
-    grid_size: int = field(default=1152, metadata={"help": "rotations of --grid uniform"})
-    score: str = field(
-        default="ratio", metadata={"help": "of a pose: ratio, cosines over clutter by area; mean, as published"}
+    kind: Literal["sphere", "cuboid"] = field(
+        default="sphere", metadata={"help": "The meshes: spheres are NMM-Sphere, cuboids NOVUM."}
     )
-    refine_steps: int = field(default=30, metadata={"help": "of gradient ascent; 0: the best pose of the grid"})
-    refine_starts: int = field(default=3, metadata={"help": "poses of the grid that are refined"})
-    search_classes: int = field(
+    task: Literal["pose", "joint"] = field(
+        default="pose",
+        metadata={"help": "Find the pose alone, or the category as well; a sphere then has one's features."},
+    )
+    cad: str | None = field(default=None, metadata={"help": "The folder of <category>/NN.off, for --kind cuboid."})
+    vertices: Annotated[int, Field(ge=12)] = field(default=1000, metadata={"help": "The vertices of a mesh."})
+    sphere_radius: Positive = field(
+        default=0.4, metadata={"help": "The radius of a sphere, in object units; CAD models have a diagonal of 1."}
+    )
+    image_size: PositiveInt | None = field(
+        default=None, metadata={"help": "The side of the input in pixels; by default the backbone's."}
+    )
+    stride: PositiveInt = field(default=8, metadata={"help": "The input pixels to a position of the feature map."})
+    samples_per_image: PositiveInt = field(
+        default=32, metadata={"help": "The vertices of an image that enter the loss."}
+    )
+    clutter_weight: Rate = field(default=0.1, metadata={"help": "The weight of the background's term in the loss."})
+    flip: bool = field(default=True, metadata={"help": "Train on mirror images as well, of categories that allow it."})
+    grid: Literal["train", "uniform", "published"] = field(
+        default="train",
+        metadata={
+            "help": "The rotations that a search starts from: a cover of the training rotations, --grid-size rotations over "
+            "all there are, or the published 12 x 4 x 3."
+        },
+    )
+    grid_radius: Positive = field(default=20.0, metadata={"help": "The radius of --grid train, in degrees."})
+    grid_size: PositiveInt = field(default=1152, metadata={"help": "The rotations of --grid uniform."})
+    score: Literal["ratio", "mean"] = field(
+        default="ratio",
+        metadata={"help": "The score of a pose: cosines over clutter by area, or their mean, as published."},
+    )
+    refine_steps: NonNegativeInt = field(
+        default=30, metadata={"help": "The steps of gradient ascent; 0 answers with the best pose of the grid."}
+    )
+    refine_starts: PositiveInt = field(default=3, metadata={"help": "The poses of the grid that are refined."})
+    search_classes: PositiveInt = field(
         default=1,
         metadata={
-            "help": "classes, most votes first, whose poses are searched; the best pose decides. 1: the votes alone"
+            "help": "The classes, most votes first, whose poses are searched; the best pose decides. 1 leaves it to the votes."
         },
     )
     train_categories: list[str] | None = field(
-        default=None, metadata={"help": "train on these alone; default: every category of the train split"}
+        default=None, metadata={"help": "Train on these categories alone; by default on all of the train split."}
     )
-    predict_split: str = field(default="val", metadata={"help": "split to predict at the end"})
+    predict_split: str = field(default="val", metadata={"help": "The split to predict at the end."})
     predict_categories: list[str] | None = field(
-        default=None, metadata={"help": "predict objects of these alone; default: every object of the split"}
+        default=None, metadata={"help": "Predict objects of these categories alone; by default all of the split."}
     )
-    system: str | None = field(default=None, metadata={"help": "name in the tables; default: nmm-sphere or novum"})
+    system: str | None = field(
+        default=None, metadata={"help": "The name in the tables; by default nmm-sphere or novum."}
+    )
 
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "samples a step and device"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "of everything"})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the samples, mirror images included"})
-    logging_steps: float = field(default=20, metadata={"help": "steps between lines of the log"})
-    save_steps: float = field(default=500, metadata={"help": "steps between checkpoints"})
+    per_device_train_batch_size: PositiveInt = field(
+        default=32, metadata={"help": "The samples of a step on each device."}
+    )
+    learning_rate: Rate = field(default=1e-3, metadata={"help": "The learning rate at its height."})
+    num_train_epochs: Positive = field(
+        default=10.0, metadata={"help": "The passes over the samples, mirror images included."}
+    )
+    logging_steps: Positive = field(default=20, metadata={"help": "The steps between two lines of the log."})
+    save_steps: Positive = field(default=500, metadata={"help": "The steps between two checkpoints."})
 
     def __post_init__(self) -> None:
-        self.require("data", "output-dir", "backbone")
-        for option, known in (("kind", KINDS), ("task", TASKS), ("grid", GRIDS), ("score", SCORES)):
-            if getattr(self, option) not in known:
-                raise InputError(f"--{option} {getattr(self, option)}: not known; choose one of {', '.join(known)}")
-        least = {"vertices": 12, "stride": 1, "samples_per_image": 1, "grid_size": 1, "refine_starts": 1}
-        for name, value in {**least, "search_classes": 1, "refine_steps": 0}.items():
-            if getattr(self, name) < value:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} {getattr(self, name)}: must be at least {value}")
-        for name in ("sphere_radius", "grid_radius"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be positive")
         if self.kind == "cuboid" and not self.cad:
-            raise InputError("--kind cuboid needs CAD models: give --cad, a folder of <category>/NN.off")
+            raise InputError("--kind cuboid: needs CAD models; give --cad, a folder of <category>/NN.off")
         if self.deepspeed:
             raise InputError("--deepspeed: a neural mesh is small; train on several devices with torchrun")
         if self.gradient_accumulation_steps > 1:
@@ -139,8 +144,8 @@ class NeuralMeshRunConfig(RunConfig):
             )
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = True  # a backbone has layers behind its feature maps
-        self.system = self.system or SYSTEMS[self.kind]
         super().__post_init__()
+        self.system = self.system or SYSTEMS[self.kind]
 
     @property
     def shares_bank(self) -> bool:
@@ -154,20 +159,19 @@ def run(config: NeuralMeshRunConfig) -> Path:
     Raises:
         InputError: bad data or settings.
     """
-    output = Path(config.output_dir)
-    with first_process_holds(own_folder(output, "--output-dir", "neural-mesh")):
-        return _run(config, output)
+    samples = Path(config.data) / "train" / METADATA_FILE
+    with own_run("neural-mesh", config, samples=samples, may_differ=_OF_PREDICTION) as folder:
+        return _run(config, folder)
 
 
-def _run(config: NeuralMeshRunConfig, output: Path) -> Path:
-    require_same_recipe(config, output / RECIPE, may_differ=_OF_PREDICTION)
+def _run(config: NeuralMeshRunConfig, folder: RunFolder) -> Path:
+    output = folder.folder
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = square_records(config.data, config.predict_split, config.predict_categories, "--predict-categories")
-    if broadcast((output / DONE_MARK).is_file()) and config.resume:
-        logger.info(f"{output}: this run has ended; give --resume false to run again")
-        rewrite_recipe(config, RECIPE)
+    if folder.is_done:
+        folder.write_settings()  # it predicts again, perhaps by another search
     else:
-        train(config)
+        train(config, folder)
     predictions = output / "predictions.jsonl"
     predict(
         output,
@@ -186,9 +190,8 @@ def _run(config: NeuralMeshRunConfig, output: Path) -> Path:
     return predictions
 
 
-def train(config: NeuralMeshRunConfig) -> None:
+def train(config: NeuralMeshRunConfig, folder: RunFolder) -> None:
     """Train, and save model and processor to the output folder."""
-    output = Path(config.output_dir)
     where = f"{config.data}/train"
     records = with_cameras(square_records(config.data, "train", config.train_categories, "--train-categories"), where)
     names = None if config.shares_bank else sorted({category_of(record).name for record in records})
@@ -205,12 +208,10 @@ def train(config: NeuralMeshRunConfig) -> None:
         f"{len(dataset)} samples (mirror images included), {model.config.classes} meshes of {config.vertices} vertices, "
         f"{model.num_parameters() / 1e6:.2f} M parameters"
     )
-    trainer, done = fit(ResumableTrainer, model, config, dataset, image_processor, recipe=RECIPE)
-    if trainer.is_world_process_zero():
-        seen = model.bank.seen.float().mean().item()
-        mark_done(output, {**done, "vertices_seen": seen})
-        logger.info(f"the neural mesh model is in {output}; {100 * seen:.0f}% of its vertices were seen in training")
-    trainer.accelerator.wait_for_everyone()
+    trainer = fit(ResumableTrainer, model, config, dataset, image_processor, folder)
+    seen = model.bank.seen.float().mean().item()
+    logger.info(f"the neural mesh model is in {folder.folder}; {100 * seen:.0f}% of its vertices were seen in training")
+    folder.finish(trainer, vertices_seen=seen)
 
 
 def _backbone(config: NeuralMeshRunConfig) -> tuple[Any, Any, Any]:

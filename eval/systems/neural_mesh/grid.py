@@ -10,7 +10,6 @@ import numpy as np
 
 from llava_pose.pose.geometry import rotation_matrix
 
-GRIDS = ("train", "uniform", "published")
 _MOST = 20_000  # training rotations that a cover is made for; more are thinned evenly
 _BLOCK = 4096  # rotations that are compared with a grid at once: bounds the memory
 _NEAR = math.radians(15)  # width of the kernel that expected cameras are averaged with

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from eval.systems.neural_mesh.geometry import facing, project
 
-SCORES = ("ratio", "mean")
 _PAIRS = 16  # images of a class, and starts of a refinement, that are worked on at once: bounds the memory
 _APART = math.radians(25)  # between poses of the grid that are followed
 _SAME_SIDE = 0.7  # cosine of normals above which two points are on the same side of a mesh

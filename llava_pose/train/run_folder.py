@@ -1,0 +1,207 @@
+"""The folder of a training run: one owner at a time, the settings beside the result, and done only when it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+from llava_pose.errors import InputError
+from llava_pose.train.checkpoints import COMPLETE_MARK, CompleteCheckpoints, last_complete_checkpoint
+from llava_pose.train.trainer import last_loss
+from llava_pose.train.training_arguments import REFUSED
+from llava_pose.utils.config import as_written, read_yaml, save_config
+from llava_pose.utils.distributed import first_process_holds, from_first_process, is_first_process, process_count
+from llava_pose.utils.files import file_digest, sync_folder, write_json
+from llava_pose.utils.output_folder import own_folder
+
+logger = logging.getLogger(__name__)
+BEGUN_WITH = "trained_on.json"  # what a run was begun with beside its settings: its samples and the number of processes
+DONE_MARK = "training_done.json"  # there once the run has ended
+LOG = "log.jsonl"
+# what may change between a run and its going on: where it is, how it is watched, and what does not touch the weights
+MAY_DIFFER = frozenset(
+    (
+        *("output_dir", "resume", "report_to", "run_name", "project", "disable_tqdm", "use_cpu", "cache_dir"),
+        *("cache_features", "system", "ddp_find_unused_parameters", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "skip_memory_metrics"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "enable_jit_checkpoint"),
+        *("include_num_input_tokens_seen", "torch_empty_cache_steps"),
+    )
+)
+MAY_DIFFER_BEGINNINGS = ("logging_", "log_", "save_", "predict_")
+PATHS = frozenset(("model", "data", "train_json", "backbone", "cad"))
+# fields that say nothing of what a run is: where a process is, and what has its default in every run
+_LEFT_OUT = frozenset(("local_rank", *REFUSED))
+_REMEDY = "choose another --output-dir, or start over with --no-resume"
+
+
+class RunFolder:
+    """The folder of one run, as :func:`own_run` gives it.
+
+    Attributes:
+        folder: the path.
+        is_done: whether the run ended at its last step, and is not to start over.
+    """
+
+    def __init__(self, kind: str, arguments: tuple[Any, ...], samples: Path, may_differ: Collection[str]):
+        self.folder = Path(arguments[-1].output_dir)
+        self.settings_file = self.folder / f"{kind.replace('-', '_')}.yaml"
+        self._arguments = arguments
+        self._resume: bool = arguments[-1].resume
+        self._samples = samples
+        self._may_differ = may_differ
+        self._digest: str | None = None
+        self.is_done = False
+
+    def look(self) -> None:
+        """Find out whether the run is done or can go on. All processes get the same answer.
+
+        Raises:
+            InputError: the folder holds a run of another kind, with other settings, other samples or another number of
+                processes.
+        """
+        # the digest is taken before anything reads the samples
+        self._digest, self.is_done = from_first_process(self._look)
+        if self.is_done:
+            logger.info(
+                f"{self.folder}: this run has ended; start over with --no-resume, or choose another --output-dir"
+            )
+
+    def _look(self) -> tuple[str | None, bool]:
+        digest = file_digest(self._samples) if self._samples.is_file() else None
+        done = (self.folder / DONE_MARK).is_file()
+        # a folder without a whole checkpoint holds nothing to go on with: any run may start in it
+        if self._resume and (done or any(self.folder.glob(f"checkpoint-*/{COMPLETE_MARK}"))):
+            self._require_same_settings()
+            self._require_begun_with(digest, process_count(), done)
+        return digest, done and self._resume
+
+    def _require_same_settings(self) -> None:
+        file = self.settings_file
+        if not file.is_file():
+            raise InputError(
+                f"{self.folder}: holds a run of another kind, for {file.name} is not there, which every run of this kind "
+                "begins with; choose another --output-dir"
+            )
+        # a field that was not written down had its default
+        defaults = {f.name: f.default for part in self._arguments for f in dataclasses.fields(part)}
+        earlier = {**defaults, **read_yaml(file)}
+        now = {**defaults, **as_written(settings_of(self._arguments))}
+        for name in sorted(earlier.keys() | now.keys()):
+            if name in MAY_DIFFER | _LEFT_OUT or name in self._may_differ or name.startswith(MAY_DIFFER_BEGINNINGS):
+                continue
+            was, wanted = earlier.get(name), now.get(name)
+            if was != wanted and not (name in PATHS and was and wanted and _same_path(was, wanted)):
+                raise InputError(
+                    f"{self.folder}: its run was begun with {name} {was!r}, not {wanted!r} ({file.name} says so); {_REMEDY}"
+                )
+
+    def _require_begun_with(self, digest: str | None, processes: int, done: bool) -> None:
+        file = self.folder / BEGUN_WITH
+        begun = read_yaml(file) if file.is_file() else {}
+        if digest is not None and begun.get("digest", digest) != digest:
+            raise InputError(f"{self.folder}: its run was begun when {self._samples} held other samples; {_REMEDY}")
+        were = begun.get("processes", processes)
+        if were != processes and not done:  # they share out each batch, and each draws random numbers of its own
+            raise InputError(
+                f"{self.folder}: its run was begun by {_count(were)}, not by {_count(processes)}; start it by as many again, "
+                f"{_REMEDY}"
+            )
+
+    def begin(self, trainer: Trainer) -> str | None:
+        """Write down what the run is, and return the checkpoint that it goes on from, if there is one. Waits for all."""
+        trainer.add_callback(CompleteCheckpoints(trainer.accelerator))
+        checkpoint = from_first_process(self._begin)
+        if checkpoint is not None:
+            logger.info(f"going on from {checkpoint}")
+        return checkpoint
+
+    def _begin(self) -> str | None:
+        if not self._resume:
+            self._start_over()
+        checkpoint = last_complete_checkpoint(self.folder)
+        self.write_settings()
+        if checkpoint is None:
+            write_json(self.folder / BEGUN_WITH, {"digest": self._digest, "processes": process_count()})
+        return None if checkpoint is None else str(checkpoint)
+
+    def _start_over(self) -> None:
+        """Killed, a run that started over goes on from its own checkpoints and no others, and is not taken for done."""
+        (self.folder / DONE_MARK).unlink(missing_ok=True)
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            if checkpoint.name.removeprefix("checkpoint-").isdigit():
+                shutil.rmtree(checkpoint)
+
+    def write_settings(self) -> None:
+        """Write the settings beside the result, as a recipe that runs again. For the first process; the others do nothing."""
+        if is_first_process():
+            save_config(settings_of(self._arguments), self.settings_file)
+
+    def finish(self, trainer: Trainer, **facts: Any) -> None:
+        """Mark the run as done, once all that it has written is on the disk. Waits for all.
+
+        Args:
+            facts: what the mark holds beside the steps and the last loss.
+        """
+        if trainer.is_world_process_zero():
+            sync_folder(self.folder)
+            steps = trainer.state.global_step
+            write_json(self.folder / DONE_MARK, {"steps": steps, "loss": last_loss(self.folder / LOG), **facts})
+        trainer.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def own_run(kind: str, *arguments: Any, samples: str | Path, may_differ: Collection[str] = ()) -> Iterator[RunFolder]:
+    """Own the output folder of a run until the block ends, and look at what it holds.
+
+    Args:
+        kind: of the run; its settings are ``KIND.yaml`` in the folder.
+        arguments: dataclasses of settings, the last of them a ``RunArguments``.
+        samples: the file that lists what there is to learn from; pictures are others.
+        may_differ: fields of this kind of run that do not touch the weights.
+
+    Raises:
+        InputError: another process owns the folder, or it holds another run. It names what differs and the remedy.
+    """
+    run = RunFolder(kind, arguments, Path(samples), may_differ)
+    with first_process_holds(own_folder(run.folder, "--output-dir", kind)):
+        run.look()
+        yield run
+
+
+def settings_of(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Return what a run is: every field of ours, and each of TrainingArguments' that differs from its default."""
+    theirs = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    ours = {
+        name
+        for part in arguments
+        for kind in type(part).__mro__
+        if kind is not TrainingArguments
+        for name in inspect.get_annotations(kind)
+    }
+    settings: dict[str, Any] = {}
+    for part in arguments:
+        for name in (field.name for field in dataclasses.fields(part) if field.init):
+            value = getattr(part, name)
+            if name == "report_to" and isinstance(value, list):  # TrainingArguments make it one of the recipe's word
+                value = value[0] if len(value) == 1 else value or "none"
+            plain = isinstance(value, str | int | float | bool | list | dict)
+            if name not in _LEFT_OUT and (name in ours or (plain and value != theirs[name])):
+                settings[name] = str(value) if isinstance(value, Path) else value
+    return settings
+
+
+def _same_path(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def _count(processes: int) -> str:
+    return "one process" if processes == 1 else f"{processes} processes"
