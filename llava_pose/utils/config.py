@@ -279,8 +279,6 @@ def _validated(value: Any, hint: Any, where: str) -> Any:
     """
     if value is None and not _may_be_none(hint):
         raise InputError(f"{where} must not be null or empty; give it a value, or leave the line out")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise InputError(f"{where} must be a smaller number, not {_shown(value)}")
     if isinstance(value, str) and "\0" in value:
         raise InputError(f"{where} holds a NUL character, which no path or name can; mend it")
     if isinstance(value, bool) and not _is_boolean(hint):  # which is a number to Python, and no word's to YAML's
