@@ -38,7 +38,7 @@ def imports(module: str, *, at_import_time: bool = False) -> set[str]:
     """The names of modules that a module imports; of ``from package import module`` the module.
 
     Args:
-        at_import_time: leave out what functions import when they are called.
+        at_import_time: leave out what functions import when they are called, and what only type checkers import.
     """
     is_package = MODULES[module].name == "__init__.py"
     found: set[str] = set()
@@ -57,6 +57,8 @@ def imports(module: str, *, at_import_time: bool = False) -> set[str]:
 def _nodes(node: ast.AST, *, into_functions: bool) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not into_functions:
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not into_functions:
             continue
         yield child
         yield from _nodes(child, into_functions=into_functions)

@@ -283,7 +283,7 @@ def test_all_missing_options_are_named_at_once():
     ("values", "match"),
     [
         ({"rank": 0}, "--rank: must be over 0, not 0"),
-        ({"rate": 1.5}, "--rate: must be less than 1.0, not 1.5"),
+        ({"rate": 1.5}, "--rate: must be less than 1, not 1.5"),
         ({"rate": math.nan}, "--rate: must be a finite number|must be"),
         ({"rank": "many"}, "--rank: must be a whole number"),
     ],
