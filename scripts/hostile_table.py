@@ -1,6 +1,7 @@
 """Run tests/hostile and write how many inputs of each kind were tried and survived into docs/RESULTS.md.
 
-    python scripts/hostile_table.py            # some minutes; the slow tests are among them
+    python scripts/hostile_table.py                              # some minutes; the slow tests are among them
+    python scripts/hostile_table.py --report report.xml          # of scripts/test --slow --junitxml=report.xml
 
 A kind is a test module, its name the first line of the module's docstring; an input is a test. A test that this machine
 cannot run (such as one that needs to mount a small disk) is counted as left out, not as survived.
@@ -8,6 +9,7 @@ cannot run (such as one that needs to mount a small disk) is counted as left out
 
 from __future__ import annotations
 
+import argparse
 import ast
 import datetime
 import os
@@ -47,7 +49,9 @@ def counts(report: Path) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """Return the tried, survived and left-out inputs of each module."""
     tried, survived, left_out = Counter[str](), Counter[str](), Counter[str]()
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        module = case.attrib["classname"].split(".")[2]
+        package, _, module = case.attrib["classname"].rpartition(".")
+        if package != "tests.hostile":
+            continue
         if case.find("skipped") is not None:
             left_out[module] += 1
             continue
@@ -66,9 +70,15 @@ def table(report: Path) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--report", type=Path, help="Take a JUnit report that pytest has left; by default run the tests."
+    )
+    given = parser.parse_args().report
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        run_tests(report)
+        report = given or Path(folder) / "report.xml"
+        if given is None:
+            run_tests(report)
         text = table(report)
         tried, survived, _ = counts(report)
     before, _, rest = RESULTS.read_text(encoding="utf-8").partition(BEGIN)
