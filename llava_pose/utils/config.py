@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -421,7 +421,7 @@ class _PlainLoader(yaml.SafeLoader):
     any memory holds.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # a name or None, whatever the stubs say
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -557,6 +557,12 @@ def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
     return code
 
 
+class Main(Protocol):
+    """The main function of a stage."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
 def command(
     config_class: type[ConfigT],
     run: Callable[[ConfigT], Any],
@@ -565,7 +571,7 @@ def command(
     description: str,
     example: str,
     positional: str | None = None,
-) -> Callable[[Sequence[str] | None], int]:
+) -> Main:
     """The ``main(argv=None) -> exit code`` of a stage."""
 
     def main(argv: Sequence[str] | None = None) -> int:
