@@ -214,7 +214,7 @@ class ObjectRecord:
             raise InputError(f"{where}: {error}") from error
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[float]:
     """Return whether it is a positive number that pixels and lengths can have."""
     return _is_number(value) and 1 / MAX_NUMBER <= value <= MAX_NUMBER
 

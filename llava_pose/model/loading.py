@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
@@ -117,7 +116,9 @@ def load_model(
     return model.eval()
 
 
-def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
+def load_full(
+    path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto", **kwargs: Any
+) -> LlavaPoseForConditionalGeneration:
     """A model that is whole in one folder.
 
     Raises:

@@ -33,6 +33,7 @@ from llava_pose.utils.files import is_disk_full, printable, read_text, write_ato
 from llava_pose.utils.other_packages import quiet_others
 
 ConfigT = TypeVar("ConfigT")
+ValueT = TypeVar("ValueT")
 logger = logging.getLogger(__name__)
 _MOST_UNFOLDED = 10_000_000  # characters and values of a YAML file, its aliases written out
 
@@ -453,10 +454,11 @@ def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-def require(value: Any, option: str) -> None:
-    """Raise InputError where a field that has no default was given neither on the command line nor in YAML."""
+def require(value: ValueT | None, option: str) -> ValueT:
+    """A field that has no default; InputError where it was given neither on the command line nor in YAML."""
     if value is None or value == "":
         raise InputError(f"the option {option} is needed; see --help")
+    return value
 
 
 def require_seed(seed: int) -> None:
