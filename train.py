@@ -56,19 +56,20 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
 
         # Processor and model: a LLaVA with a pose head that reads the state predicting <pose6D>
         processor = load_processor(model_args.model)
-        model = load_full(
+        loaded = load_full(
             model_args.model,
             dtype=torch.bfloat16 if training_args.bf16 else torch.float32,
             quantization_config=nf4_config() if model_args.quantize == "nf4" else None,
         )
-        model.config.use_cache = False
+        loaded.config.use_cache = False
         if model_args.text_loss_weight is not None:
-            model.config.text_loss_weight = model_args.text_loss_weight
+            loaded.config.text_loss_weight = model_args.text_loss_weight
 
         # What trains: projector and pose parts always, the language model and the tower as the arguments have it
+        model: torch.nn.Module = loaded
         if model_args.language == "lora":
             model = add_lora(
-                model,
+                loaded,
                 r=model_args.lora_r,
                 alpha=model_args.lora_alpha,
                 dropout=model_args.lora_dropout,
@@ -76,7 +77,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             )
         else:
             freeze_for(
-                model,
+                loaded,
                 language=model_args.language,
                 tune_embeddings=model_args.tune_embeddings,
                 tune_vision=model_args.tune_vision,

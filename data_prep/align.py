@@ -134,7 +134,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _table(config: AlignConfig, root: Path) -> AlignmentTable:
-    settings = read_yaml(root / CONFIG_FILE) if (root / CONFIG_FILE).exists() else {"inverse": True}
+    settings: dict[str, Any] = read_yaml(root / CONFIG_FILE) if (root / CONFIG_FILE).exists() else {"inverse": True}
     if not settings["inverse"] and not (root / TABLE_FILES[settings["turn"]]).is_file():
         raise InputError(f"--data-root {root}: a run of llava-pose align was stopped in it; run that to its end first")
     aligned = root / TABLE_FILES[config.turn]
@@ -208,9 +208,9 @@ def _cad_index(path: Path) -> int:
     return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else 0
 
 
-def _turn_objects(path: Path, folder: str, table: AlignmentTable) -> tuple[list[dict[str, Any]], Counter[str]]:
+def _turn_objects(path: Path, folder: str, table: AlignmentTable) -> tuple[list[Mapping[str, Any]], Counter[str]]:
     counts: Counter[str] = Counter()
-    objects = []
+    objects: list[Mapping[str, Any]] = []
     for raw in read_annotation(path):
         try:
             objects.append(_turn_object(raw, folder, table, counts))

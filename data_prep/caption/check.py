@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from data_prep.questions.base import Mismatch, expect
 from data_prep.scene.scenes import category_of
@@ -186,7 +187,7 @@ def _mentions(caption: str, expected: Iterable[Category]) -> list[_Mention]:
     for match in pattern.finditer(caption):
         clause = re.split(r"[.,;:!?()]", caption[: match.start()].replace(POSE_TOKEN, ","))[-1]
         words = tuple(re.findall(r"[\w'-]+", clause.lower()))
-        found.append(_Mention(match.group(), match.end(), names[longest_first[match.lastindex - 1]], words))
+        found.append(_Mention(match.group(), match.end(), names[longest_first[cast(int, match.lastindex) - 1]], words))
     return found
 
 

@@ -97,17 +97,16 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
         InputError: the prepared folder or an earlier file is unusable, the server refuses or does not answer, or records or
             pictures cannot be used: all others have their line.
     """
-    require(config.data, "--data")
+    data = require(config.data, "--data")
     if config.api_base is not None and not config.dry_run:
         require_client()
-    prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
+    prepared = require_folder(data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     faults: list[InputError] = []
     scenes = _pictures(prepared, config.split, faults)
     if config.dry_run:
         _print_prompts(scenes, config)
         return None
-    require(config.out, "--out")
-    out = Path(config.out)
+    out = Path(require(config.out, "--out"))
     with own_file(out, "--out", "caption"):
         known = _earlier_lines(out, config)
         save_config(_settings(config), _settings_file(out))

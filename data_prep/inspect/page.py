@@ -9,7 +9,7 @@ import logging
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -225,7 +225,7 @@ def _words(entry: Entry, dataset: Dataset) -> str:
     name = "true" if entry.system else "pose"
     lines += [f"{name} {_angles(pose)}" for pose in entry.poses]
     if entry.system:
-        degrees = math.degrees(_error(entry))
+        degrees = math.degrees(cast(float, _error(entry)))
         answer = "no pose" if entry.predicted is None else f"predicted {_angles(entry.predicted)}"
         lines.append(f"<span{' class=bad' if degrees >= 30 else ''}>{answer}, error {degrees:.1f}°</span>")
         if entry.pred_category is not None:

@@ -295,7 +295,7 @@ def _predictions(path: Path, problems: list[Problem]) -> Iterator[Entry]:
         except InputError as error:
             problems.append(Problem("prediction malformed", str(error)))
             continue
-        missing = ("pose",) if prediction.pose is None else ()
+        missing: tuple[str, ...] = ("pose",) if prediction.pose is None else ()
         missing += ("confidence",) if prediction.confidence is None else ()
         yield Entry(
             prediction.id,

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -210,7 +210,8 @@ def _same_pictures(entries: Iterable[Entry]) -> dict[str, list[list[str]]]:
     by_digest: dict[str, list[Path]] = defaultdict(list)
     for path in tqdm(candidates, desc="comparing pictures", unit="file", delay=2, leave=False, mininterval=0.5):
         by_digest[file_digest(path)].append(path)
-    within, across = [], []
+    within: list[list[str]] = []
+    across: list[list[str]] = []
     for paths in by_digest.values():
         if len(paths) > 1:
             named = sorted(f"{split}: {path}" if split else str(path) for path in paths for split in splits[path])
@@ -247,7 +248,7 @@ def _systems(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
         predicted = np.array([nan if entry.predicted is None else entry.predicted.angles for entry in of_system])
         errors = np.degrees(pose_error(predicted, true))  # pi where there is no usable pose
         named = [entry for entry in of_system if entry.pred_category is not None]
-        right = [categories.find(e.pred_category) or e.pred_category for e in named]
+        right = [categories.find(cast(str, e.pred_category)) or e.pred_category for e in named]
         found[system] = {
             "predictions": len(of_system),
             "without_pose": sum(entry.predicted is None for entry in of_system),

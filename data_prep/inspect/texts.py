@@ -112,7 +112,7 @@ def _entry(
         str(value.get("object_status") or ""),
         poses=poses,
         viewport=float(viewport) if is_size(viewport) else None,
-        size=(int(size[0]), int(size[1])) if all(map(is_size, size)) else None,
+        size=(int(size[0]), int(size[1])) if is_size(size[0]) and is_size(size[1]) else None,
         picture=picture,
         texts=texts,
         kinds=kinds,

@@ -121,10 +121,9 @@ def instruct(config: InstructConfig) -> InstructResult:
             with the records: a caption of ``captions``, or a fault of this program. Also where records or their images
             cannot be used: the others have been written then.
     """
-    require(config.data, "--data")
-    require(config.out, "--out")
-    prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
-    out = Path(config.out)
+    data = require(config.data, "--data")
+    out = Path(require(config.out, "--out"))
+    prepared = require_folder(data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     faults: list[InputError] = []
     records = [
         record
@@ -254,6 +253,7 @@ class SampleWriter:
         for record in sorted(records, key=lambda record: record.id):
             self._angles[category_of(record).name].append(record.pose.angles)
         self._pool = tuple(sorted({object_words(category_of(record))["an_object"] for record in records}))
+        self.order: list[ObjectRecord]
         if any(self.kinds[kind].balanced for kind in config.kinds):
             # neighbours in the file are alike: balance would have to leave out more of them
             self.order = sorted(records, key=lambda record: _hash(config.seed, record.id))
@@ -323,11 +323,11 @@ def deal(turns: Sequence[Turn], most: int) -> list[list[Turn]]:
         hands.append(hand)
     for turn in spilled:
         room = (hand for hand in hands[conversations:] if len(hand) < most and not _is_told(turn, hand))
-        hand = next(room, None)
-        if hand is None:
-            hand = []
-            hands.append(hand)
-        hand.append(turn)
+        found = next(room, None)
+        if found is None:
+            found = []
+            hands.append(found)
+        found.append(turn)
     return hands
 
 

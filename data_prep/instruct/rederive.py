@@ -69,7 +69,7 @@ def _check_frame(sample: Mapping[str, Any], record: ObjectRecord, split: str) ->
         f"'viewport' is {viewport!r}, not {record.viewport * record.focal}",
     )
     expect(isinstance(sample.get("flippable"), bool), "'flippable' must be true or false")
-    kinds = sample.get("kinds")
+    kinds: Any = sample.get("kinds")
     expect(isinstance(kinds, list) and kinds, "'kinds' must be a list that is not empty")
     expect(sample.get("kind") == kinds[0], f"'kind' is {sample.get('kind')!r}, not {kinds[0]!r}")
     for pose in sample["poses"]:

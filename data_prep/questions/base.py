@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -210,6 +210,20 @@ def sentence(text: str) -> str:
 def expect(condition: object, reason: str) -> None:
     if not condition:
         raise Mismatch(reason)
+
+
+def expect_slots(
+    choices: Iterable[Phrasing], question: str, fit: Callable[[dict[str, str]], object] = bool
+) -> dict[str, str]:
+    """The slots of a question by the first phrasing that it can be read by and whose slots fit.
+
+    Raises:
+        Mismatch: there is none.
+    """
+    slots = next((slots for _, slots in readings(choices, question) if fit(slots)), None)
+    if slots is None:
+        raise Mismatch(f"the question {question!r} is none of the kind")
+    return slots
 
 
 def expect_poses(poses: Sequence[Pose], records: Sequence[ObjectRecord]) -> None:

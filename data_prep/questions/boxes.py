@@ -13,9 +13,9 @@ from data_prep.questions.base import (
     expect,
     expect_answer,
     expect_poses,
+    expect_slots,
     listing,
     phrasings,
-    readings,
     resolve_all,
     sentence,
     split_listing,
@@ -58,8 +58,7 @@ class BoxKind:
         )
 
     def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = next((s for _, s in readings(self.questions, question) if parse_box(s["box"])), None)
-        expect(slots, f"the question {question!r} is none of the kind")
+        slots = expect_slots(self.questions, question, lambda slots: parse_box(slots["box"]))
         found = scene.in_box(slots["box"])
         expect(found is not None and found.id == record.id, f"the box {slots['box']} is not that of {record.id!r}")
         expect(slots["object"] == noun(record), f"in the box {slots['box']} is no {slots['object']}")
@@ -104,8 +103,7 @@ class BoxJointKind:
         )
 
     def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = next((s for _, s in readings(self.questions, question) if parse_box(s["box"])), None)
-        expect(slots, f"the question {question!r} is none of the kind")
+        slots = expect_slots(self.questions, question, lambda slots: parse_box(slots["box"]))
         found = scene.in_box(slots["box"])
         expect(found is not None and found.id == record.id, f"the box {slots['box']} is not that of {record.id!r}")
         if "options" in slots:
@@ -146,8 +144,7 @@ class LocateKind:
         )
 
     def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = next((s for _, s in readings(self.questions, question)), None)
-        expect(slots, f"the question {question!r} is none of the kind")
+        slots = expect_slots(self.questions, question)
         (found,) = resolve_all(scene, slots, ["ref"])
         expect(found.id == record.id, f"'the {slots['ref']}' is {found.id!r}")
         start, end = self.answer.split("{box}")
@@ -202,8 +199,7 @@ class SeveralKind:
         return sentence(listing([f"{reference} is at {POSE_TOKEN}" for reference in references])) + "."
 
     def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = next((s for _, s in readings(self.questions, question)), None)
-        expect(slots, f"the question {question!r} is none of the kind")
+        slots = expect_slots(self.questions, question)
         references = split_listing(slots["refs"], "and", "the ")
         expect(all(r.startswith("the ") for r in references), f"no list of objects: {slots['refs']!r}")
         named = {str(i): reference.removeprefix("the ") for i, reference in enumerate(references)}

@@ -22,6 +22,7 @@ from data_prep.questions.base import (
     expect,
     expect_answer,
     expect_poses,
+    expect_slots,
     phrasings,
     readings,
     resolve_all,
@@ -74,7 +75,7 @@ class VerifyKind:
             self.name,
             asking.choose(self.questions).write(ref=asking.reference(record)),
             self.yes if right else self.no,
-            (record.pose,) if right else (wrong, record.pose),
+            (record.pose,) if right or wrong is None else (wrong, record.pose),
             (record,),
             tells=told([record], CATEGORY, *_ASPECTS),
             asks=told([record], *_ASPECTS),
@@ -100,8 +101,7 @@ class VerifyKind:
         return None
 
     def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = next((s for _, s in readings(self.questions, question)), None)
-        expect(slots, f"the question {question!r} is none of the kind")
+        slots = expect_slots(self.questions, question)
         (found,) = resolve_all(scene, slots, ["ref"])
         expect(found.id == record.id, f"'the {slots['ref']}' is {found.id!r}, not {record.id!r}")
         expect(poses, "the question has no pose")
@@ -129,7 +129,7 @@ class WhichKind:
 
     @staticmethod
     def _apart(a: ObjectRecord, b: ObjectRecord) -> bool:
-        if None in (a.pose.px, a.pose.py, b.pose.px, b.pose.py):
+        if a.pose.px is None or a.pose.py is None or b.pose.px is None or b.pose.py is None:
             return False
         offset = math.hypot(a.pose.px - b.pose.px, a.pose.py - b.pose.py)
         return offset >= _PLACES_APART * a.width or rotation_error(a.pose, b.pose, category_of(a)) >= _TELLS_APART

@@ -170,8 +170,8 @@ class RelativeKind:
                         candidates.append((lead, relation, a, b, truth))
         if not candidates:
             return None
-        relation = asking.rng.choice(list(dict.fromkeys(c[1].name for c in candidates)))
-        fitting = [c for c in candidates if c[1].name == relation]
+        name = asking.rng.choice(list(dict.fromkeys(c[1].name for c in candidates)))
+        fitting = [c for c in candidates if c[1].name == name]
         least = min(c[0] for c in fitting)
         _, relation, a, b, truth = asking.rng.choice([c for c in fitting if c[0] == least])
         outcome, wrong = self._outcomes(relation, truth)

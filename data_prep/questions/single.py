@@ -14,6 +14,7 @@ from data_prep.questions.base import (
     expect,
     expect_answer,
     expect_poses,
+    expect_slots,
     listing,
     phrasings,
     readings,
@@ -128,8 +129,7 @@ class ListedKind:
         )
 
     def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = next((slots for _, slots in readings(self.questions, question)), None)
-        expect(slots, f"the question {question!r} is none of the kind")
+        slots = expect_slots(self.questions, question)
         expect_options(slots["options"], record)
         expect_answer(answer, [joint_answer(record)])
         expect_poses(poses, [record])
@@ -199,8 +199,7 @@ class PoseKind:
         )
 
     def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = next((slots for _, slots in readings(self.questions, question)), None)
-        expect(slots, f"the question {question!r} is none of the kind")
+        slots = expect_slots(self.questions, question)
         found = record if len(scene.owners) == 1 and slots["object"] == noun(record) else None
         if found is None:
             (found,) = resolve_all(scene, slots, ["object"])

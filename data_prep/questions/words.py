@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from data_prep.questions.base import (
     CATEGORY,
@@ -155,7 +155,7 @@ def _expect_one_right(
     )
     truth = topic.truth(pose)
     expect(truth is not None, f"too close to call: {question!r}")
-    expect(options.count(truth) == 1, f"the right option, {truth!r}, does not stand once among {options}")
+    expect(options.count(cast(str, truth)) == 1, f"the right option, {truth!r}, does not stand once among {options}")
     doubtful = set(options) - {truth} - set(topic.wrong(pose))
     expect(
         not doubtful and len(set(options)) == len(options), f"options that are not clearly wrong: {sorted(doubtful)}"

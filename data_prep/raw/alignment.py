@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -112,7 +112,7 @@ class AlignmentTable:
         )
         return replace(
             category,
-            symmetry=symmetry,
+            symmetry=cast(tuple[str, str, str], symmetry),
             # a mirror plane that lies level leaves no rule for flipping pictures
             mirror_axis=None if mirror_axis == "z" else mirror_axis,
             front=front,

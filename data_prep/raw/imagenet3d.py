@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -161,7 +161,7 @@ def write_annotation(path: str | os.PathLike[str], objects: Iterable[Mapping[str
     array = np.empty(len(dicts), dtype=object)
     array[:] = dicts
     stream = io.BytesIO()
-    np.savez(stream, **{ANNOTATIONS_KEY: array})
+    np.savez(stream, **cast(dict[str, Any], {ANNOTATIONS_KEY: array}))
     write_atomic(path, stream.getvalue())
 
 
@@ -208,10 +208,12 @@ def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
     for axis, name in enumerate(("px", "py")):
         if values.get(name) is None and principal is not None:
             values[name] = principal[axis]
-    angles = [_angle(values, name) for name in ("azimuth", "elevation", "theta")]
+    azimuth, elevation, theta = (_angle(values, name) for name in ("azimuth", "elevation", "theta"))
     px, py = _pixels(values, "px"), _pixels(values, "py")
     return AnnotatedObject(
-        *angles,
+        azimuth,
+        elevation,
+        theta,
         distance=_positive(values, "distance"),
         px=px,
         py=py,

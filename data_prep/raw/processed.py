@@ -17,7 +17,7 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -122,7 +122,7 @@ def flat_annotation(record: ObjectRecord, name: str, *, published_distance: bool
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The same arrays give the same bytes."""
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    np.savez(stream, **cast(Mapping[str, Any], arrays))
     return stream.getvalue()
 
 
@@ -142,7 +142,7 @@ def raw_annotation(record: ObjectRecord, *, absent_too: bool = False) -> dict[st
     except KeyError as error:
         raise InputError(f"record {record.id!r}: 'crop' has no {error}; run llava-pose prepare again") from error
     extra = _checked_extra(record, source)
-    px, py = pose.px / scale + left, pose.py / scale + top
+    px, py = cast(float, pose.px) / scale + left, cast(float, pose.py) / scale + top
     x1, y1, x2, y2 = record.bbox
     values: dict[str, Any] = {
         "azimuth": pose.azimuth,
@@ -253,7 +253,9 @@ def read_object(layout: ProcessedLayout, category: str, name: str) -> ObjectReco
         id=str(fields.plain("id")) if "id" in fields else f"{category}/{name}/0",
         category=str(fields.plain("class")),
         pose=Pose(
-            *(fields.number(angle) for angle in ("azimuth", "elevation", "theta")),
+            fields.number("azimuth"),
+            fields.number("elevation"),
+            fields.number("theta"),
             distance=fields.number("distance_original"),
             px=float(px),
             py=float(py),

@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -162,7 +162,7 @@ class _Dtype:
         return self.code.startswith("O")
 
     def to_numpy(self) -> np.dtype:
-        return np.dtype(self.code).newbyteorder(self.order)
+        return np.dtype(self.code).newbyteorder(cast(Literal["<", ">", "|", "="], self.order))
 
 
 class _Array:

@@ -125,7 +125,9 @@ def _require_filled(file: io.BytesIO, name: str) -> None:
 def _folder_resolver(trimesh: ModuleType, folder: Path) -> Any:
     """Materials and textures that a mesh file names, out of its folder alone."""
 
-    class FolderResolver(trimesh.resolvers.FilePathResolver):
+    resolver: Any = trimesh.resolvers.FilePathResolver
+
+    class FolderResolver(resolver):
         def get(self, name: str) -> bytes:
             for candidate in (name.strip(), name.replace("\\", "/").rpartition("/")[2].strip()):
                 if unsafe_name(candidate) is None and is_regular(inside(folder, candidate)):
@@ -211,6 +213,7 @@ def _part(trimesh: ModuleType, scene: Any, node: str, name: str) -> Mesh | None:
 
 def _with_material(plain: Mesh, geometry: Any, material: Any, name: str) -> Mesh | None:
     """A part with the one material that trimesh gives each; None if it cannot be seen."""
+    color: np.ndarray | None
     if hasattr(material, "baseColorFactor"):
         factor, picture = material.baseColorFactor, material.baseColorTexture
         color = None if factor is None else np.asarray(factor, dtype=np.float32).ravel() / 255

@@ -60,8 +60,8 @@ class MeshFolderSource:
             by_category.setdefault(category_of(file.parent.name), []).append(file)
         found = []
         for category, members in sorted(by_category.items()):
-            files = [file.relative_to(self.folder).as_posix() for file in _without_copies(members)]
-            found += shape_instances(self.name, category, files)
+            names = [file.relative_to(self.folder).as_posix() for file in _without_copies(members)]
+            found += shape_instances(self.name, category, names)
         return found
 
     def mesh(self, instance: Instance) -> Mesh:

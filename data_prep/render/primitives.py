@@ -12,7 +12,7 @@ import numpy as np
 from .mesh import Mesh
 
 Color = Sequence[float]
-Point = Sequence[float]
+Point = Sequence[float] | np.ndarray
 
 
 def loft(rings: Sequence[np.ndarray] | np.ndarray, color: Color, *, gloss: float = 0.1, closed: bool = False) -> Mesh:
@@ -92,7 +92,7 @@ def cylinder(
 
 
 def tube(
-    path: np.ndarray, radius: float | Sequence[float], color: Color, *, sides: int = 10, gloss: float = 0.1
+    path: np.ndarray, radius: float | Sequence[float] | np.ndarray, color: Color, *, sides: int = 10, gloss: float = 0.1
 ) -> Mesh:
     """A round bar along ``path`` (n, 3), of one radius or one a point.
 
@@ -145,17 +145,17 @@ def prism(
 
     The outline's two coordinates are (y, z) for axis "x", (x, z) for "y" and (x, y) for "z".
     """
-    outline = np.asarray(outline, dtype=np.float64)
-    n = len(outline)
+    corners = np.asarray(outline, dtype=np.float64)
+    n = len(corners)
     i = "xyz".index(axis)
     others = [k for k in range(3) if k != i]
     vertices = np.zeros((2 * n, 3))
-    vertices[:, others] = np.concatenate([outline, outline])
+    vertices[:, others] = np.concatenate([corners, corners])
     vertices[:n, i], vertices[n:, i] = low, high
-    cap = triangulate(outline)
+    cap = triangulate(corners)
     here = np.arange(n)
     following = (here + 1) % n
-    if _signed_area(outline) < 0:
+    if _signed_area(corners) < 0:
         here, following = following, here
     faces = np.concatenate(
         [

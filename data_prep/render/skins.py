@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -76,7 +76,7 @@ class PictureSkin:
         corners = self.coordinates[face[chosen]]
         b, c = second[chosen, None], third[chosen, None]
         uv = corners[:, 0] * (1 - b - c) + corners[:, 1] * b + corners[:, 2] * c
-        colors[chosen] = self._sample(self.picture[face[chosen]], uv, texels[chosen])
+        colors[chosen] = self._sample(self.picture[face[chosen]], uv, cast(np.ndarray, texels)[chosen])
         return colors
 
     def texels(self, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -129,7 +129,9 @@ class _Levels:
 
     @classmethod
     def of(cls, pictures: Sequence[np.ndarray]) -> _Levels:
-        parts, first, count = [], [], []
+        parts: list[np.ndarray] = []
+        first: list[int] = []
+        count: list[int] = []
         for picture in pictures:
             first.append(len(parts))
             image = Image.fromarray(picture)

@@ -82,7 +82,7 @@ class Studio:
         camera = sampling.draw_camera(rng, mesh, width, height, self._views, self._instance.category)
         light = sampling.draw_light(rng, camera, varied=config.lights == "varied")
         if self._photos:
-            background = photo_background(self._photos[rng.integers(len(self._photos))], width, height, rng)
+            background = photo_background(self._photos[int(rng.integers(len(self._photos)))], width, height, rng)
         else:
             background = procedural_background(width, height, rng)
         target = self._painted(self._caster, self._groups, rng)

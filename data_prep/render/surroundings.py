@@ -44,7 +44,7 @@ def draw_distractors(
     low, high = points.min(axis=0), points.max(axis=0)
     placed = []
     for _ in range(int(rng.integers(1, 3))):
-        companion = companions[rng.integers(len(companions))]
+        companion = companions[int(rng.integers(len(companions)))]
         angle = rng.uniform(0, 2 * np.pi)
         u, v = (low + high) / 2 + rng.uniform(0.45, 0.8) * (high - low) * (np.cos(angle), np.sin(angle))
         depth = camera.distance + rng.uniform(-0.7, 3.0) * mesh.reach

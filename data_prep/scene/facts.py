@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -139,10 +140,10 @@ def _upright(pose: Pose) -> bool | None:
     return None if abs(elevation) > POLAR else between(abs(theta), 15, 6)
 
 
-ASKS_FRONT = {"aspect": HEADING, "needs_front": True, "needs_up": False}
-ASKS_SIDE = {"aspect": HEADING, "needs_front": True, "needs_up": True}
-ASKS_HEIGHT = {"aspect": HEIGHT, "needs_front": False, "needs_up": True}
-ASKS_TILT = {"aspect": TILT, "needs_front": False, "needs_up": True}
+ASKS_FRONT: Mapping[str, Any] = {"aspect": HEADING, "needs_front": True, "needs_up": False}
+ASKS_SIDE: Mapping[str, Any] = {"aspect": HEADING, "needs_front": True, "needs_up": True}
+ASKS_HEIGHT: Mapping[str, Any] = {"aspect": HEIGHT, "needs_front": False, "needs_up": True}
+ASKS_TILT: Mapping[str, Any] = {"aspect": TILT, "needs_front": False, "needs_up": True}
 
 PREDICATES: Mapping[str, Predicate] = {
     predicate.name: predicate

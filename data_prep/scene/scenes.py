@@ -161,7 +161,7 @@ def make_scenes(records: Iterable[ObjectRecord]) -> dict[str, Scene]:
     by_source: dict[object, list[ObjectRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.id):
         by_source[record.source.get("image") or record.file_name].append(record)
-    scenes = {}
+    scenes: dict[str, Scene] = {}
     for relatives in by_source.values():
         pictures: dict[tuple[str, float], list[ObjectRecord]] = defaultdict(list)
         for record in relatives:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -102,9 +102,9 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
             annotation than the object's, or none is of an object of the split. Also where lines or pictures cannot be
             used: the sheet of the others has been drawn then.
     """
-    require(config.data, "--data")
+    data = require(config.data, "--data")
     require(config.predictions, "--predictions")
-    folder = require_folder(config.data, "--data", "make it with llava-pose prepare")
+    folder = require_folder(data, "--data", "make it with llava-pose prepare")
     with own_file(config.out, "--out", "sheet"):
         return _contact_sheet(config, folder)
 
@@ -141,7 +141,7 @@ def _contact_sheet(config: ContactSheetConfig, folder: Path) -> Path:
 
 
 def _of_one_system(config: ContactSheetConfig) -> list[Prediction]:
-    systems = read_systems([config.predictions])
+    systems = read_systems([cast(str, config.predictions)])
     if config.system is None and len(systems) > 1:
         raise InputError(
             f"{config.predictions}: holds several systems ({', '.join(systems)}); choose one with --system"
@@ -229,8 +229,8 @@ def save_sheet(sheet: Image.Image, path: str | Path) -> None:
 
 def _picture(item: SheetItem, tile: int) -> Image.Image:
     scale = tile / max(item.image.size)
-    size = tuple(max(1, round(side * scale)) for side in item.image.size)
-    picture = to_rgb(item.image).resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * scale)) for side in item.image.size)
+    picture = to_rgb(item.image).resize((width, height), Image.Resampling.LANCZOS)
     viewport = None if item.viewport is None else item.viewport * scale
     if item.true is not None:
         picture = draw_axes(picture, _scaled(item.true, scale), viewport, item.focal, dashed=True)

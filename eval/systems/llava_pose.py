@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eval.predict import TASKS, PredictConfig, predict
 from eval.systems.record_images import category_of, select_records
@@ -73,11 +73,11 @@ class LlavaPoseSystemConfig:
         self.assemble_config: AssembleConfig | None = None
         self.training: tuple[ModelArguments, DataArguments, PoseTrainingArguments] | None = None
         if self.assemble is not None:
-            base = str(Path(self.output_dir) / "base")
+            base = str(Path(cast(str, self.output_dir)) / "base")
             (self.assemble_config,) = self._stage((AssembleConfig,), "assemble", {"out": base})
         if self.checkpoint is None:
             given = {
-                "model": self.model or self.assemble_config.out,
+                "model": self.model or cast(AssembleConfig, self.assemble_config).out,
                 "data": self.data,
                 "train_json": self.train_json or str(self.made_train_json),
                 "output_dir": self.output_dir,
@@ -119,8 +119,8 @@ def run(config: LlavaPoseSystemConfig) -> Path:
     return predict(
         PredictConfig(
             checkpoint=str(checkpoint),
-            data=config.data,
-            out=str(Path(config.output_dir) / "predictions.jsonl"),
+            data=cast(str, config.data),
+            out=str(Path(cast(str, config.output_dir)) / "predictions.jsonl"),
             split=config.predict_split,
             task=config.task,
             categories=_candidates(config),
@@ -138,7 +138,7 @@ def _candidates(config: LlavaPoseSystemConfig) -> list[str] | None:
     """Of the joint task, what the other systems choose from, too: the categories that are trained on."""
     if config.task != "joint":
         return None
-    records = select_records(config.data, "train", config.train_categories, "train_categories")
+    records = select_records(cast(str, config.data), "train", config.train_categories, "train_categories")
     return sorted({category_of(record).name for record in records})
 
 
@@ -158,7 +158,7 @@ def _require_no_other_category(config: LlavaPoseSystemConfig) -> None:
     if config.train_categories is None:
         return
     allowed = set(config.train_categories)
-    for sample in read_samples(Path(config.train_json)):
+    for sample in read_samples(Path(cast(str, config.train_json))):
         name = sample.get("category")
         if name is None or categories.get(name, allow_custom=True).name not in allowed:
             raise InputError(

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava_pose.data.records import write_jsonl
 from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
@@ -94,10 +94,11 @@ def load_network(folder: Path, network_class: type[NetworkT], *, what: str, reme
     Raises:
         InputError: the folder holds none, or not a whole one.
     """
-    require_model_type(folder, network_class.config_class.model_type, remedy)
+    require_model_type(folder, cast(type[PreTrainedConfig], network_class.config_class).model_type, remedy)
     with loading(f"{folder}: no {what} can be loaded"), building(folder):
-        model, info = network_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **SAFE)
+        loaded: Any = network_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **SAFE)
         image_processor = AutoImageProcessor.from_pretrained(folder, **NO_CODE)
+    model, info = loaded
     require_complete(info, folder)
     require_finite(model, folder)
     model.backbone.to(memory_format=torch.channels_last)

@@ -74,41 +74,38 @@ def convert(config: OrientAnythingConfig) -> Path:
     Raises:
         InputError: a file or a line is bad, an answer is for no object of the split, or an object has two.
     """
-    for option in ("answers", "data", "out"):
-        require(getattr(config, option), f"--{option}")
-    require_folder(config.data, "--data", "make it with llava-pose prepare")
-    records = read_records(config.data, config.split)
+    answers_file, data, out = (require(getattr(config, o), f"--{o}") for o in ("answers", "data", "out"))
+    require_folder(data, "--data", "make it with llava-pose prepare")
+    records = read_records(data, config.split)
     ids = {record.id for record in records}
     answers: dict[str, tuple[Pose | None, float | None]] = {}
-    for where, value in _lines(Path(config.answers)):
+    for where, value in _lines(Path(answers_file)):
         id_ = str(value.get("id") or "")
         if id_ not in ids:
-            raise InputError(
-                f"{where}: the id {id_!r} is no object of {Path(config.data) / config.split}; check --split"
-            )
+            raise InputError(f"{where}: the id {id_!r} is no object of {Path(data) / config.split}; check --split")
         if id_ in answers:
             raise InputError(f"{where}: the id {id_!r} stands on two lines; delete one of them")
         answers[id_] = _pose(value, where), _number(value.get("confidence"), f"{where}: 'confidence'")
     if not answers:
-        raise InputError(f"--answers {config.answers}: there is no answer in it")
+        raise InputError(f"--answers {answers_file}: there is no answer in it")
     lines = []
     for record in records:
         pose, confidence = answers.get(record.id, (None, None))
         lines.append(
             Prediction.of(record, system=config.system, pose=pose, pred_category=None, confidence=confidence).to_dict()
         )
-    with own_file(config.out, "--out", "orient-anything"):
-        write_jsonl(config.out, lines)
+    with own_file(out, "--out", "orient-anything"):
+        write_jsonl(out, lines)
     without = sum(line["pose"] is None for line in lines)
     logger.info(
         "%d predictions of %s are in %s, %d of them without a pose; next: llava-pose score %s --out scores.json",
         len(lines),
         config.system,
-        config.out,
+        out,
         without,
-        config.out,
+        out,
     )
-    return Path(config.out)
+    return Path(out)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

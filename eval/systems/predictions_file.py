@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from eval.compared import require_annotation
 from eval.systems.record_images import select_records
@@ -32,7 +33,7 @@ class ReadyPredictionsConfig:
 
     def __post_init__(self) -> None:
         require(self.file, "file")
-        if not Path(self.file).is_file():
+        if not Path(cast(str, self.file)).is_file():
             raise InputError(f"file {self.file}: there is no such file; give the predictions of a system")
 
 
@@ -43,8 +44,10 @@ def run(config: ReadyPredictionsConfig) -> Path:
         InputError: the file is malformed, holds several systems, lacks an object, was made on other annotations, or names no
             category in the joint task.
     """
-    records = select_records(config.data, config.predict_split, config.predict_categories, "predict_categories")
-    predictions = read_predictions(config.file)
+    records = select_records(
+        cast(str, config.data), config.predict_split, config.predict_categories, "predict_categories"
+    )
+    predictions = read_predictions(cast(str, config.file))
     systems = sorted({prediction.system for prediction in predictions})
     if len(systems) > 1:
         raise InputError(f"file {config.file}: holds {len(systems)} systems ({', '.join(systems)}); give a file of one")
@@ -62,7 +65,7 @@ def run(config: ReadyPredictionsConfig) -> Path:
             f"file {config.file}: names no category ('pred_category' is null in all of its lines), and the joint task asks "
             "for the category too; predict with it, or take the file to llava-pose open-vocabulary"
         )
-    out = Path(config.output_dir) / "predictions.jsonl"
+    out = Path(cast(str, config.output_dir)) / "predictions.jsonl"
     if is_first_process():
         out.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(out, (replace(by_id[record.id], system=config.system).to_dict() for record in records))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class PoseCollator:
             batch["input_pose_mask"] = torch.from_numpy(at_input_pose)
         images = [sample.image for sample in samples if sample.image is not None]
         if images and isinstance(images[0], np.ndarray):
-            batch["image_patches"] = torch.from_numpy(np.stack(images)).float()
+            batch["image_patches"] = torch.from_numpy(np.stack(cast(list[np.ndarray], images))).float()
         elif images:
             batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         elif self.runs_tower:

@@ -168,8 +168,7 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> list[Pose]:
     image = sample.get("image")
     if not isinstance(image, str | None):
         raise InputError(f"{where}: 'image' must be the path of a picture, not {reprlib.repr(image)}")
-    reason = unsafe_name(image) if image else None
-    if reason is not None:
+    if image and (reason := unsafe_name(image)) is not None:
         raise InputError(f"{where}: 'image' must be a path below the prepared folder, {shortened(image)} {reason}")
     if not isinstance(sample.get("flippable", False), bool):
         raise InputError(f"{where}: 'flippable' must be true or false, not {reprlib.repr(sample['flippable'])}")

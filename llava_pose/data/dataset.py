@@ -182,7 +182,7 @@ class PoseDataset(Dataset):
     def __getitem__(self, item: int) -> EncodedSample:
         item = range(len(self))[item]  # what is past the end ends an iteration
         index, mirrored = self.items[item % len(self.items)]
-        kinds = self.samples[index].get("kinds")
+        kinds = self.samples[index].get("kinds") or ()
         geometric = bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
         change = Augmentation.of_item(item, self.augment, geometric=geometric)
         image = self._load_image(self.samples[index].get("image"), mirrored, change)
@@ -207,7 +207,8 @@ class PoseDataset(Dataset):
         chat = self.processor.encode_chat(messages, max_length=self.max_length, where=name)
         if (chat.labels == IGNORE_INDEX).all():
             raise InputError(f"{name}: no token is supervised; a sample needs an answer (a turn from 'gpt')")
-        answers, questions = [], []
+        answers: list[list[float]] = []
+        questions: list[list[float]] = []
         poses = iter(self._pose_numbers(sample, mirrored, change))
         for message in messages:
             target = answers if message["role"] == "assistant" else questions

@@ -15,10 +15,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from llava_pose.errors import InputError
 from llava_pose.utils.files import inside, open_regular, read_bytes
@@ -78,11 +78,11 @@ def open_image(
         yield image
 
 
-def has_too_many_scans(image: Image.Image) -> bool:
+def has_too_many_scans(image: ImageFile.ImageFile) -> bool:
     """Return whether a picture that is open is a JPEG of more than :data:`MAX_SCANS`, by the markers that they begin with."""
     if "progressive" not in image.info:
         return False
-    file = image.fp
+    file = cast(IO[bytes], image.fp)  # it is open
     place = file.tell()
     file.seek(0)
     count, last = 0, b""

@@ -15,7 +15,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llava_pose.errors import InputError, joined
 from llava_pose.utils.files import (
@@ -114,16 +114,12 @@ class Pose:
 
 def pose_targets_of(pose: Pose, *, width: float, height: float, viewport: float) -> list[float]:
     """The six numbers the model learns of a pose: three angles in radians and the normalised location (NaN if unknown)."""
-    location = (pose.distance, pose.px, pose.py)
-    if any(value is None or not math.isfinite(value) for value in location) or pose.distance <= 0:
+    known = [value for value in (pose.distance, pose.px, pose.py) if value is not None and math.isfinite(value)]
+    if len(known) < 3 or known[0] <= 0:
         return [*pose.angles, math.nan, math.nan, math.nan]
+    distance, px, py = known
     side = max(width, height)
-    return [
-        *pose.angles,
-        math.log(viewport / (pose.distance * side)),
-        pose.px / width - 0.5,
-        pose.py / height - 0.5,
-    ]
+    return [*pose.angles, math.log(viewport / (distance * side)), px / width - 0.5, py / height - 0.5]
 
 
 @dataclass(frozen=True)
@@ -218,7 +214,7 @@ class ObjectRecord:
             raise InputError(f"{where}: {error}") from error
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[float]:
     """Return whether it is a positive number that pixels and lengths can have."""
     return _is_number(value) and 1 / MAX_NUMBER <= value <= MAX_NUMBER
 
@@ -227,7 +223,7 @@ def _is_place(value: Any) -> bool:
     return _is_number(value) and abs(value) <= MAX_NUMBER
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number, Python's or numpy's."""
     try:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -95,7 +95,8 @@ class _Frame:
     viewport: float
 
     def to_picture(self, pose: Pose) -> Pose:
-        return replace(pose, px=(pose.px - self.left) / self.scale, py=(pose.py - self.top) / self.scale)
+        px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
+        return replace(pose, px=(px - self.left) / self.scale, py=(py - self.top) / self.scale)
 
     def to_square(self, pose: Pose) -> Pose:
         if pose.px is None or pose.py is None:
@@ -259,7 +260,7 @@ class PosePredictor:
         probabilities = scores.softmax(-1)
         best = scores.argmax(-1)
         output = self._model.read_poses(states[rows, best], seen)
-        if of_mirror is not None:
+        if of_mirror is not None and flip is not None:
             both = torch.tensor([names[i] in flip for i in best.tolist()], device=self._device)
             _, states, seen = of_mirror
             mirrored = self._model.read_poses(states[rows, best], seen)
@@ -353,7 +354,7 @@ class PosePredictor:
         ]
         stops = self._stop_ids()
         complete = bool(tokens) and tokens[-1] in stops
-        ending = {"complete": complete, "took_too_long": not complete and len(tokens) < max_new_tokens}
+        ending: dict[str, Any] = {"complete": complete, "took_too_long": not complete and len(tokens) < max_new_tokens}
         hidden = set(self._processor.tokenizer.all_special_ids) | stops
         hidden.discard(self._processor.pose_token_id)
         text = space_poses(self._processor.tokenizer.decode([token for token in tokens if token not in hidden])).strip()

@@ -125,6 +125,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(path)
     if folder.is_dir():
         file = folder / CONFIG_FILE
+        most: float
         if (folder / ADAPTER_CONFIG).exists():
             raise InputError(f"{path}: holds an adapter, not a whole model; make one of it with llava-pose merge")
         values, most = read_json_object(file), stored_weights(folder).size

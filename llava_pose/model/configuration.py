@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
@@ -31,6 +33,10 @@ class LlavaPoseConfig(LlavaConfig):
     """
 
     model_type = "llava_pose"
+
+    if TYPE_CHECKING:  # no dict and not None any more once it is made, and of a kind with sizes
+        text_config: Any
+        vision_config: Any
 
     pose_token_id: int | None = None
     rotation: str = "bins+residual"

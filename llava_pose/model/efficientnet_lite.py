@@ -158,8 +158,8 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
     config_class = EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules: ClassVar[list[str]] = ["InvertedResidual"]
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as in transformers' own models
+    _no_split_modules: ClassVar[list[str]] = ["InvertedResidual"]  # type: ignore[misc]  # read from the class
 
 
 class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
@@ -117,7 +116,9 @@ def load_model(
     return model.eval()
 
 
-def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
+def load_full(
+    path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto", **kwargs: Any
+) -> LlavaPoseForConditionalGeneration:
     """A model that is whole in one folder.
 
     Raises:
@@ -137,9 +138,10 @@ def load_full(path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto"
             raise InputError(f"{path}: {CONFIG_FILE} has no {part} with a model_type; take it from the base again")
     with loading(f"{path}: cannot load the model"), building(path):
         # mismatched sizes are "ignored" so that they are listed, and refused by name below
-        model, info = LlavaPoseForConditionalGeneration.from_pretrained(
+        loaded: Any = LlavaPoseForConditionalGeneration.from_pretrained(
             path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE, **kwargs
         )
+    model, info = loaded
     require_complete(info, path)
     require_finite(model, path)
     return model
@@ -197,7 +199,7 @@ def read_adapter_config(folder: Path) -> Any:
             f"{file}: an adapter of the kind {shortened(str(values.get('peft_type')))}, not a LoRA of llava-pose train"
         )
     with loading(f"{file}: cannot be read"):
-        config, usual = LoraConfig.from_pretrained(folder, inference_mode=True), LoraConfig()
+        config, usual = LoraConfig.from_pretrained(str(folder), inference_mode=True), LoraConfig()
     for name, value in vars(config).items():
         if name not in _LORA_FIELDS and value != getattr(usual, name, value):
             raise InputError(
@@ -282,6 +284,7 @@ def require_fit(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.
 
 def unwrap_model(model: nn.Module) -> LlavaPoseForConditionalGeneration:
     """The LLaVA-pose model itself, whether or not an adapter is wrapped round it."""
-    while not isinstance(model, LlavaPoseForConditionalGeneration):
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
-    return model
+    inner: Any = model
+    while not isinstance(inner, LlavaPoseForConditionalGeneration):
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner.module
+    return inner

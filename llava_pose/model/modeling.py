@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class LlavaPoseModel(LlavaModel):
     def __init__(self, config: LlavaPoseConfig):
         super(LlavaModel, self).__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config, **NO_CODE)
-        self.multi_modal_projector = LlavaPoseProjector(config)
+        self.multi_modal_projector = LlavaPoseProjector(config)  # type: ignore[assignment]  # in place of LLaVA's
         self.language_model = AutoModel.from_config(config.text_config, **NO_CODE)
         self.post_init()
 
@@ -150,7 +151,7 @@ class LlavaPoseModel(LlavaModel):
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Projected image tokens, as transformers' LLaVA gives them: ``pooler_output`` is a list, one for each image."""
         tokens = self.multi_modal_projector(self.extract_patches(pixel_values))
-        return BaseModelOutputWithPooling(pooler_output=list(tokens))
+        return BaseModelOutputWithPooling(pooler_output=cast(Any, list(tokens)))
 
 
 class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
@@ -239,7 +240,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         found, given = 0 if at_pose is None else int(at_pose.sum()), 0 if poses is None else poses.shape[0]
         if found != given:
             raise ValueError(f"{found} input pose tokens, but {given} poses")
-        if not given:
+        if poses is None or at_pose is None or not given:
             if not run_every_module:
                 return embeddings
             return embeddings + 0.0 * self.pose_encoder(embeddings.new_zeros(1, 6)).sum().to(embeddings.dtype)
@@ -252,12 +253,12 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         logits[..., self.config.pose_token_id] += self.pose_token_output(states).to(logits.dtype)
         return logits
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # what is not named here goes on as it is
         self, *args, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs
     ) -> dict:
         """As LLaVA's; pictures and poses of the prompt belong to the step that reads it, and to none of a cached one."""
         # generate takes inputs_embeds only where this signature names it
-        inputs = super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # args begin with the ids
             *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
@@ -321,7 +322,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         seen = None
-        if inputs_embeds is None:
+        if input_ids is not None:
             if pixel_values is not None:
                 blank = not bool((input_ids == self.config.image_token_id).any())
                 image_patches = self.model.extract_patches(pixel_values, at_rest=blank)
@@ -366,7 +367,7 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         found, expected = int(at_pose.sum()), 0 if pose_targets is None else pose_targets.shape[0]
         if found != expected:
             raise ValueError(f"{found} supervised <pose6D> tokens, but {expected} pose targets")
-        if found:
+        if found and pose_targets is not None:
             poses, terms = pose_loss(
                 self.read_poses(predicting[at_pose], seen, at_pose.nonzero()[:, 0]),
                 pose_targets,

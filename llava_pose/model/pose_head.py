@@ -130,8 +130,8 @@ class PictureAttention(nn.Module):
         # a key and a value of zero: what a row without a picture attends to
         key, value = F.pad(key, (0, 0, 1, 0)), F.pad(value, (0, 0, 1, 0))
         mask = F.pad(seen.there, (1, 0), value=True)[:, None, None]
-        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        found = F.scaled_dot_product_attention(*split, attn_mask=mask)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.output(found.transpose(1, 2).flatten(2)[:, 0])
 
 

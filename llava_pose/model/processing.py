@@ -180,7 +180,7 @@ class LlavaPoseProcessor(LlavaProcessor):
 
     def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
         """The chat as the text of the chat template, `<image>` not yet expanded."""
-        return self.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return self.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
 
     def answer_spans(
         self, messages: Sequence[dict[str, str]], text: str, *, where: str = "chat"

@@ -194,7 +194,8 @@ def get(name: str, *, allow_custom: bool = False, source: str | None = None) -> 
 
 
 class _Categorised(Protocol):
-    category: str
+    @property
+    def category(self) -> str: ...
 
 
 CategorisedT = TypeVar("CategorisedT", bound=_Categorised)

@@ -151,11 +151,11 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     codes = _codes(instances, values.size)
     if codes is not None:
-        resample = _instance_means if statistic == "mean" else _instance_medians
-        estimates = resample(values, codes, resamples, rng)
+        of_instances = _instance_means if statistic == "mean" else _instance_medians
+        estimates = of_instances(values, codes, resamples, rng)
     else:
-        resample = _resampled_means if statistic == "mean" else _resampled_medians
-        estimates = resample(values, resamples, rng)
+        of_pictures = _resampled_means if statistic == "mean" else _resampled_medians
+        estimates = of_pictures(values, resamples, rng)
     tail = (1 - level) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])
     point = values.mean() if statistic == "mean" else np.median(values)
@@ -272,7 +272,7 @@ def summarize_errors(
     codes = _codes(instances, errors.size)
     if codes is not None:
         summary["n_instances"] = int(codes.max()) + 1
-    resampled = {"instances": codes, "seed": seed}
+    resampled: dict[str, Any] = {"instances": codes, "seed": seed}
     for threshold in thresholds:
         summary[threshold_name(threshold)] = vars(bootstrap_interval(errors < threshold, **resampled))
     degrees = np.degrees(errors)

@@ -9,7 +9,7 @@ import html
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -77,7 +77,8 @@ def build_page(
     turn = threading.Lock()
 
     def ask(picture: Mapping[str, Any] | None, question: str | None, visit: _Visit | None) -> tuple[Any, ...]:
-        file, question = (picture or {}).get("path"), (question or "").strip()
+        upload = picture or {}
+        file, question = upload.get("path"), (question or "").strip()
         try:
             if not file:
                 raise InputError(NO_PICTURE)
@@ -91,8 +92,8 @@ def build_page(
             if visit is not None and visit.file != file:
                 visit = None
             if visit is None:
-                picture = _open_picture(file, picture.get("orig_name"), uploads)
-                chat = ChatSession(predictor, picture, max_new_tokens=max_new_tokens, max_seconds=max_seconds)
+                opened = _open_picture(file, upload.get("orig_name"), uploads)
+                chat = ChatSession(predictor, opened, max_new_tokens=max_new_tokens, max_seconds=max_seconds)
                 visit = _Visit(file, chat)
             with turn:
                 visit.chat.ask(question)
@@ -185,7 +186,10 @@ def launch(blocks: gr.Blocks, *, host: str, port: int, share: bool, visitors: in
         OSError: it cannot listen there.
     """
     uploads = Uploads(get_upload_folder(), blocks)
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
+    fonts: dict[str, Any] = {
+        "font": ["system-ui", "sans-serif"],
+        "font_mono": ["ui-monospace", "monospace"],
+    }  # none is downloaded
     return blocks.launch(
         server_name=host,
         server_port=port,
@@ -243,7 +247,7 @@ def _axes(visit: _Visit | None) -> Image.Image | None:
 def _angles(visit: _Visit | None) -> Mapping[str, Any]:
     answer = visit.chat.last_with_poses if visit else None
     rows = [
-        [*angles_in_degrees(pose), round(pose.distance, 2), round(100 * confidence)]
+        [*angles_in_degrees(pose), round(cast(float, pose.distance), 2), round(100 * confidence)]
         for pose, confidence in (zip(answer.poses, answer.confidences, strict=True) if answer else ())
     ]
     return {"headers": ANGLE_HEADERS, "data": rows}

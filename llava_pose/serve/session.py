@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -117,10 +117,11 @@ class ChatSession:
             at_least: pixels; a picture whose longer side is less is enlarged to it, so that its axes are drawn fine.
         """
         scale = max(1.0, at_least / max(self.picture.size))
-        size = tuple(round(side * scale) for side in self.picture.size)
-        drawn = self.picture.resize(size, Image.Resampling.BICUBIC)
+        width, height = self.picture.size
+        drawn = self.picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
         answer = self.last_with_poses
         for pose in answer.poses if answer else ():
-            enlarged = replace(pose, px=pose.px * scale, py=pose.py * scale)
+            px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
+            enlarged = replace(pose, px=px * scale, py=py * scale)
             drawn = draw_axes(drawn, enlarged, self.viewport * scale)
         return drawn

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,7 +50,7 @@ class CompleteCheckpoints(TrainerCallback):
         control.should_log |= control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = Path(cast(str, args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         self._accelerator.wait_for_everyone()
         if state.is_local_process_zero:  # of each machine: a file is in the memory of the one that wrote it
             sync_folder(folder)
@@ -99,9 +99,9 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
     aside under another name, so that they are neither taken again nor counted among those that are kept.
     """
     steps = {
-        int(step): folder
+        int(number): folder
         for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (step := folder.name.rpartition("-")[2]).isdigit()
+        if (number := folder.name.rpartition("-")[2]).isdigit()
     }
     for step, folder in sorted(steps.items(), reverse=True):
         if not (folder / COMPLETE_MARK).is_file():

@@ -64,7 +64,7 @@ def add_lora(
 
     config = LoraConfig(
         r=r,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and only divides it
         lora_dropout=dropout,
         target_modules=lora_targets(model),
         modules_to_save=[*ALWAYS_TUNED, *(["vision_tower"] if tune_vision else [])],

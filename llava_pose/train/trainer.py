@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +35,12 @@ _EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
 
 class NonFiniteLossError(RunError):
     """The loss became NaN or infinite; the message names the samples of the batch, where they have names."""
+
+
+class _WithLengths(Protocol):
+    """A dataset that knows the tokens of each sample."""
+
+    def lengths(self) -> Sequence[int]: ...
 
 
 class LostWeightsError(RunError):
@@ -65,9 +71,9 @@ class ResumableTrainer(Trainer):
             StoppedEarlyError: it ended before the last step of the recipe, for whatever reason.
         """
         batch = self.args.per_device_train_batch_size * self.args.world_size
-        if self.args.dataloader_drop_last and len(self.train_dataset) < batch:
+        if self.args.dataloader_drop_last and (samples := len(cast(Sized, self.train_dataset))) < batch:
             raise InputError(
-                f"--dataloader-drop-last: no step can be taken, for {len(self.train_dataset)} samples are no whole batch of "
+                f"--dataloader-drop-last: no step can be taken, for {samples} samples are no whole batch of "
                 f"{batch}; make the batch smaller"
             )
         result = super().train(*args, **kwargs)
@@ -165,7 +171,9 @@ class PoseTrainer(ResumableTrainer):
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        groups = LengthGroups(dataset.lengths(), self._train_batch_size * self.args.world_size, seed)
+        groups = LengthGroups(
+            cast(_WithLengths, dataset).lengths(), self._train_batch_size * self.args.world_size, seed
+        )
         self.add_callback(_EpochOfGroups(groups))
         return groups
 
@@ -202,7 +210,7 @@ class PoseTrainer(ResumableTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As Trainer's, with learning rates of their own for parts of the model."""
         if self.optimizer is None and self.learning_rates:
-            source = self.model if model is None else model
+            source: Any = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(source))
             groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in source.named_parameters():

@@ -13,7 +13,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -74,7 +74,7 @@ REFUSED: dict[str, str] = {
 
 
 @dataclass(kw_only=True)
-class RunArguments(RunOptions, TrainingArguments):
+class RunArguments(RunOptions, TrainingArguments):  # type: ignore[misc]  # its fields replace those of that name
     """TrainingArguments as every run here has them."""
 
     hidden_options: ClassVar[frozenset[str]] = frozenset((*REFUSED, "remove_unused_columns", "local_rank"))
@@ -142,7 +142,7 @@ class RunArguments(RunOptions, TrainingArguments):
 
 
 @dataclass(kw_only=True)
-class PoseTrainingArguments(PoseRunOptions, RunArguments):
+class PoseTrainingArguments(PoseRunOptions, RunArguments):  # type: ignore[misc]  # as above
     """The arguments of a LLaVA-pose run."""
 
     sampling_strategies: ClassVar[tuple[str, ...]] = ("random", "sequential", "group_by_length")
@@ -179,7 +179,7 @@ def _own_fields(kind: type) -> list[str]:
 
 def _transformers_defaults() -> dict[str, Any]:
     return {
-        field.name: field.default_factory() if field.default is dataclasses.MISSING else field.default
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(TrainingArguments)
         if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
     }
@@ -193,7 +193,7 @@ def _try_optimizer(args: TrainingArguments) -> None:
     for key in (pair.partition("=")[0].strip() for pair in (args.optim_args or "").split(",") if pair.strip()):
         if key not in options and not key.startswith("beta"):  # which become one pair of numbers
             raise InputError(f"--optim-args {key}: has no effect on --optim {getattr(args.optim, 'value', args.optim)}")
-    kwargs = args.lr_scheduler_kwargs or {}
+    kwargs = cast(dict[str, Any], args.lr_scheduler_kwargs or {})  # transformers has parsed a text
     get_scheduler(
         args.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=kwargs
     )

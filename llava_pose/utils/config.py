@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -33,6 +33,7 @@ from llava_pose.utils.files import is_disk_full, printable, read_text, write_ato
 from llava_pose.utils.other_packages import quiet_others
 
 ConfigT = TypeVar("ConfigT")
+ValueT = TypeVar("ValueT")
 logger = logging.getLogger(__name__)
 _MOST_UNFOLDED = 10_000_000  # characters and values of a YAML file, its aliases written out
 
@@ -421,7 +422,7 @@ class _PlainLoader(yaml.SafeLoader):
     any memory holds.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # a name or None, whatever the stubs say
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -453,10 +454,11 @@ def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-def require(value: Any, option: str) -> None:
-    """Raise InputError where a field that has no default was given neither on the command line nor in YAML."""
+def require(value: ValueT | None, option: str) -> ValueT:
+    """A field that has no default; InputError where it was given neither on the command line nor in YAML."""
     if value is None or value == "":
         raise InputError(f"the option {option} is needed; see --help")
+    return value
 
 
 def require_seed(seed: int) -> None:
@@ -557,6 +559,12 @@ def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
     return code
 
 
+class Main(Protocol):
+    """The main function of a stage."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
 def command(
     config_class: type[ConfigT],
     run: Callable[[ConfigT], Any],
@@ -565,7 +573,7 @@ def command(
     description: str,
     example: str,
     positional: str | None = None,
-) -> Callable[[Sequence[str] | None], int]:
+) -> Main:
     """The ``main(argv=None) -> exit code`` of a stage."""
 
     def main(argv: Sequence[str] | None = None) -> int:

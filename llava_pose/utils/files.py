@@ -378,7 +378,7 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
     return shutil.disk_usage(place).free
 
 
-def _size(number: int) -> str:
+def _size(number: float) -> str:
     for unit in ("bytes", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}"

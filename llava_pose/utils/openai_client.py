@@ -228,7 +228,7 @@ def _content(reply: Any) -> tuple[str | None, bool]:
         ValueError: it is no chat completion: a web page, an error with status 200, an answer of another kind. The client
             passes on whatever a server sends.
     """
-    choices = getattr(reply, "choices", ...)
+    choices: Any = getattr(reply, "choices", ...)
     if choices == []:
         return None, False
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..mesh import Mesh, both_sides, join
@@ -58,7 +60,7 @@ def _chair_back(
     padded: bool,
 ) -> Mesh:
     y = depth / 2 - 0.02
-    lean = {"shift": (0.0, recline)}
+    lean: dict[str, Any] = {"shift": (0.0, recline)}
     parts = []
     if padded or chance(rng, 0.3):
         parts.append(

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -190,11 +190,11 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         InputError: the backbone cannot be loaded whole, or its config is none.
     """
     if config.backbone_config is not None or config.backbone == TINY:
-        backbone, backbone_config = None, _new_backbone_config(config.backbone_config)
+        backbone, backbone_config = None, _new_backbone_config(cast(dict[str, Any] | None, config.backbone_config))
         size = config.image_size or getattr(backbone_config, "image_size", TINY_IMAGE_SIZE)
         image_processor = ViTImageProcessor(size={"height": size, "width": size})
     else:
-        backbone, image_processor = load_backbone(config.backbone)
+        backbone, image_processor = load_backbone(cast(str, config.backbone))
         backbone_config = backbone.config
         keep_borders(image_processor)
         if config.image_size is not None:
@@ -256,7 +256,7 @@ def predict(
         given: that category is the record's, as where LLaVA-pose is told it; else the one that is found.
     """
     model, image_processor = load_classifier(folder)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps it without its self
     names = model.config.categories
     dataset = RecordImages(records, pictures, image_processor, names)
 

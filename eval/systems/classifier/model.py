@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +124,7 @@ class PoseClassifier(PreTrainedModel):
         raw, logits = self.rotation_head(hidden).float(), self.category_head(hidden).float()
         loss = None
         if angles is not None:
-            loss = self.representation.loss(raw, angles).mean() + F.cross_entropy(logits, category)
+            loss = self.representation.loss(raw, angles).mean() + F.cross_entropy(logits, cast(Tensor, category))
         return PoseClassifierOutput(loss=loss, raw_rotation=raw, category_logits=logits)
 
     def rotations(self, raw_rotation: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from accelerate import PartialState
 
@@ -43,13 +44,15 @@ def run(config: TrainedClassifierConfig) -> Path:
     Raises:
         InputError: bad data, or no whole classifier is in the folder.
     """
-    folder = require_folder(config.checkpoint, "checkpoint", "train one with llava-pose classifier")
-    records = select_records(config.data, config.predict_split, config.predict_categories, "predict_categories")
-    out = Path(config.output_dir) / "predictions.jsonl"
+    folder = require_folder(cast(str, config.checkpoint), "checkpoint", "train one with llava-pose classifier")
+    records = select_records(
+        cast(str, config.data), config.predict_split, config.predict_categories, "predict_categories"
+    )
+    out = Path(cast(str, config.output_dir)) / "predictions.jsonl"
     predict(
         folder,
         records,
-        Path(config.data) / config.predict_split,
+        Path(cast(str, config.data)) / config.predict_split,
         out,
         system=config.system,
         device=PartialState().device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -13,6 +13,7 @@ from llava_pose.train.trainer import ResumableTrainer
 class ClassifierTrainer(ResumableTrainer):
     """Reads ``lr_step_epochs``, ``lr_step_factor`` and ``decay_all`` of its ClassifierConfig."""
 
+    args: Any
     _steps_an_epoch = 0
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
@@ -32,7 +33,9 @@ class ClassifierTrainer(ResumableTrainer):
                 # a thousandth of a step: 2.5 epochs of 4 steps are 10, and not 9.999…
                 return factor ** int((step + 1e-3) / steps)
 
-            self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, share)
+            self.lr_scheduler = LambdaLR(
+                cast(torch.optim.Optimizer, self.optimizer if optimizer is None else optimizer), share
+            )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -90,11 +90,13 @@ class ProbeBackbone:
         Raises:
             InputError: it is not known where the model has its final norm.
         """
-        self.model = model.eval().to(device=device, memory_format=torch.channels_last)
+        self.model: Any = model.eval().to(  # type: ignore[call-overload]  # torch takes both
+            device=device, memory_format=torch.channels_last
+        )
         self.image_processor = image_processor
         self._device = device
         self._name = name
-        self._type = model.config.model_type
+        self._type = self.model.config.model_type
         self._side = input_size(image_processor)
         states = self._layer_states(self._pixels([_noise_picture(self._side)]), check=True)
         count = len(states)
@@ -104,7 +106,7 @@ class ProbeBackbone:
             LAST_FOUR: list(range(max(1, count - 3), count + 1)),
             UNIFORM_FOUR: sorted({max(1, count * quarter // 4) for quarter in (1, 2, 3, 4)}),
         }
-        self.feature_sets = []
+        self.feature_sets: list[FeatureSet] = []
         for name_of_set, layers in layer_sets.items():
             if layers in [layer_sets[feature_set.layers] for feature_set in self.feature_sets]:
                 continue  # a model of few stages: the same layers by another name
@@ -175,7 +177,7 @@ class ProbeBackbone:
                     f"{self._name}: it is not known where a {self._type} model has its final norm; "
                     "add the family to eval/systems/linear_probe/backbone.py"
                 )
-        return [norm(state) for state in states]
+        return [cast(nn.Module, norm)(state) for state in states]
 
     def _options(self, pixels: Tensor) -> dict[str, Any]:
         """Of a forward call."""
@@ -213,7 +215,7 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(path, **NO_CODE)
     if config.model_type in _VISION_PART:
         return config
-    kind = MODEL_MAPPING.get(type(config), None)
+    kind: Any = MODEL_MAPPING.get(type(config), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
     if kind is None or kind.main_input_name != "pixel_values":
         raise InputError(
@@ -235,7 +237,7 @@ def load_probe_backbone(
         InputError: it cannot be loaded whole, or is no vision model that probes can read.
     """
     config = read_backbone_config(path)
-    loader = _VISION_PART.get(config.model_type, AutoModel)
+    loader: Any = _VISION_PART.get(config.model_type, AutoModel)
     if config.model_type in _VISION_PART:
         config = config.vision_config
     if config.model_type == "vit_mae":

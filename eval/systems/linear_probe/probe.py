@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ def _probe(
     fit, kept_out = np.flatnonzero(~held), np.flatnonzero(held)
     everything, to_predict = np.arange(len(train)), np.arange(len(train), len(images))
     chosen_on, _ = _train_grid(config, backbone, blocks, angles, fit, kept_out, f"{config.system}, hold-out")
-    predicted, probes = _train_grid(config, backbone, blocks, angles, everything, to_predict, config.system)
+    predicted, probes = _train_grid(config, backbone, blocks, angles, everything, to_predict, cast(str, config.system))
     cells = [
         {**name, "holdout": _figures(on_holdout), "predicted": _figures(on_predicted)}
         for name, on_holdout, on_predicted in zip(_cell_names(config, backbone), chosen_on, predicted, strict=True)
@@ -313,7 +313,11 @@ def _predictions(
     poses = bins_to_angles(best.indices.cpu().numpy(), bins=BINS)
     return [
         Prediction.of(
-            record, system=config.system, pose=Pose(*map(float, pose)), pred_category=None, confidence=float(confidence)
+            record,
+            system=cast(str, config.system),
+            pose=Pose(*map(float, pose)),
+            pred_category=None,
+            confidence=float(confidence),
         ).to_dict()
         for record, pose, confidence in zip(records, poses, best.values.prod(-1).tolist(), strict=True)
     ]

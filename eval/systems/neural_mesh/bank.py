@@ -24,6 +24,11 @@ class FeatureBank(nn.Module):
         clutter_next: () where the next clutter feature goes.
     """
 
+    vertices: Tensor
+    clutter: Tensor
+    seen: Tensor
+    clutter_next: Tensor
+
     def __init__(self, classes: int, vertices: int, clutter: int, dims: int, momentum: float):
         super().__init__()
         self.momentum = momentum

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -178,7 +178,7 @@ def _run(config: NeuralMeshRunConfig, folder: RunFolder) -> Path:
         records,
         Path(config.data) / config.predict_split,
         predictions,
-        system=config.system,
+        system=cast(str, config.system),
         score=config.score,
         steps=config.refine_steps,
         starts=config.refine_starts,
@@ -195,7 +195,7 @@ def train(config: NeuralMeshRunConfig, folder: RunFolder) -> None:
     where = f"{config.data}/train"
     records = with_cameras(square_records(config.data, "train", config.train_categories, "--train-categories"), where)
     names = None if config.shares_bank else sorted({category_of(record).name for record in records})
-    cuboids = cuboids_of(config.cad, names) if config.kind == "cuboid" else []
+    cuboids = cuboids_of(cast(str, config.cad), cast(list[str], names)) if config.kind == "cuboid" else []
     set_seed(config.seed)
     backbone, backbone_config, image_processor = _backbone(config)
     dataset = MeshImages(records, Path(config.data) / "train", image_processor, names or (), flip=config.flip)
@@ -338,7 +338,7 @@ def predict(
         search_classes: how many classes, most votes first, have their poses searched; the best pose decides.
     """
     model, image_processor = load_neural_mesh(folder)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps it without its self
     search = pose_search(model, score=score, steps=steps, starts=starts)
     images = MeshImages(records, pictures, image_processor, ())
 
@@ -367,7 +367,9 @@ def _pose(angles: Sequence[float], camera: Sequence[float], record: ObjectRecord
     """In the prepared picture; the distance is what its apparent size means under the record's viewport."""
     log_scale, across, down = camera
     distance = record.viewport * record.focal / (math.exp(log_scale) * record.width)
-    return Pose(*angles, distance, (across + 0.5) * record.width, (down + 0.5) * record.height)
+    azimuth, elevation, theta = angles
+    px, py = (across + 0.5) * record.width, (down + 0.5) * record.height
+    return Pose(azimuth, elevation, theta, distance, px, py)
 
 
 main = command(

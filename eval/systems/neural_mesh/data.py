@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -51,8 +52,8 @@ def with_cameras(records: Sequence[ObjectRecord], where: str) -> list[ObjectReco
 
 def _has_camera(record: ObjectRecord) -> bool:
     pose = record.pose
-    numbers = (pose.distance, pose.px, pose.py)
-    return all(number is not None and math.isfinite(number) for number in numbers) and pose.distance > 0
+    numbers = [number for number in (pose.distance, pose.px, pose.py) if number is not None and math.isfinite(number)]
+    return len(numbers) == 3 and numbers[0] > 0
 
 
 class MeshImages(MirroredRecords):
@@ -67,11 +68,13 @@ class MeshImages(MirroredRecords):
         """Angles (radians), distance (object units), focal length, px and py (prepared pixels)."""
         index, mirrored = self.items[item]
         record = self.records[index]
-        pose, angles, px = record.pose, record.pose.angles, record.pose.px
+        # with_cameras has left out what has none
+        distance, px, py = cast(tuple[float, float, float], (record.pose.distance, record.pose.px, record.pose.py))
+        angles = record.pose.angles
         if mirrored:
-            *turned, px = (float(value) for value in flip_pose(*angles, px, record.width))
-            angles = tuple(turned)
-        return angles, pose.distance, record.viewport * record.focal, px, pose.py
+            azimuth, elevation, theta, px = (float(value) for value in flip_pose(*angles, px, record.width))
+            angles = (azimuth, elevation, theta)
+        return angles, distance, record.viewport * record.focal, px, py
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
         index, mirrored = self.items[item]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class FeaturePyramid(nn.Module):
         for lateral, mix, m in zip(reversed(self.lateral), reversed(self.mix), reversed(maps), strict=True):
             here = lateral(m)
             joined = mix(here if joined is None else here + _resized(joined, here.shape[-2:]))
-        return F.normalize(self.output(_resized(joined, size)).float(), dim=1)
+        return F.normalize(self.output(_resized(cast(Tensor, joined), size)).float(), dim=1)
 
 
 def _resized(features: Tensor, size: Sequence[int]) -> Tensor:

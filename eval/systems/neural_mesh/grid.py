@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def expected_cameras(cameras: Cameras, grid: np.ndarray, classes: int) -> tuple[
     """
     own = [cameras.category == index for index in range(classes)]
     moments = [_moments(cameras.rotations[rows], cameras.values[rows], grid) for rows in own]
-    weight, total = (sum(parts) for parts in zip(*moments, strict=True))
+    weight, total = (cast(np.ndarray, sum(parts)) for parts in zip(*moments, strict=True))
     of_all = (total + np.median(cameras.values, axis=0)) / (weight[:, None] + 1)
     means = np.stack([(total + of_all) / (weight[:, None] + 1) for weight, total in moments])
     spreads = np.tile(cameras.values.std(0), (classes, 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -110,7 +110,8 @@ class NeuralMeshConfig(PreTrainedConfig):
         """The mesh of each class with so many vertices."""
         if self.kind == "sphere":
             return [sphere_points(count, self.sphere_radius)] * self.classes
-        return [cuboid_points(count, Cuboid(*map(tuple, corners))) for corners in self.cuboids]
+        cuboids = cast(list[list[tuple[float, float, float]]], [list(map(tuple, corners)) for corners in self.cuboids])
+        return [cuboid_points(count, Cuboid(low, high)) for low, high in cuboids]
 
 
 @dataclass
@@ -135,6 +136,14 @@ class NeuralMesh(PreTrainedModel):
 
     config_class = NeuralMeshConfig
     main_input_name = "pixel_values"
+
+    mesh_vertices: Tensor
+    mesh_normals: Tensor
+    grid: Tensor
+    camera_mean: Tensor
+    camera_spread: Tensor
+    camera_distance: Tensor
+    draws: Tensor
 
     def __init__(self, config: NeuralMeshConfig):
         """
@@ -172,7 +181,7 @@ class NeuralMesh(PreTrainedModel):
         layers = pyramid_layers(maps, self.map_size[0])
         if not layers:
             raise ValueError("the backbone has no feature maps")
-        return layers, [maps[layer].shape[1] for layer in layers]
+        return layers, [cast(Tensor, maps[layer]).shape[1] for layer in layers]
 
     def _maps(self, pixel_values: Tensor) -> list[Tensor | None]:
         output = self.backbone(pixel_values, output_hidden_states=True, return_dict=True)
@@ -209,6 +218,9 @@ class NeuralMesh(PreTrainedModel):
         features = self.features(pixel_values)
         if angles is None:
             return NeuralMeshOutput(features=features)
+        # the others are given with the angles
+        distance, focal, principal = cast(tuple[Tensor, Tensor, Tensor], (distance, focal, principal))
+        bbox, category, key = cast(tuple[Tensor, Tensor, Tensor], (bbox, category, key))
         config = self.config
         vertices, normals = self.mesh_vertices[category], self.mesh_normals[category]
         points, seen = self._project(vertices, normals, angles, distance, focal, principal)

@@ -215,7 +215,8 @@ class PoseSearch:
         expected = self.starts.expected[classes[:, None], chosen]
         if not self.steps:
             return Found(first[:, 0], expected[:, 0], scores[:, 0])
-        mesh = [part[classes][:, None] for part in (self.fine.vertices, self.fine.normals, self.fine.area)]
+        parts = (self.fine.vertices, self.fine.normals, self.fine.area)
+        vertices, normals, area = (part[classes][:, None] for part in parts)
         spread = self.starts.spread[classes][:, None]
         rows, columns = maps.shape[-2:]
         # (pairs, V, positions)
@@ -223,7 +224,7 @@ class PoseSearch:
 
         def score(turn: Tensor, stray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             rotations, cameras = turned(first, turn), expected + spread * stray
-            points, shares = self._place(*mesh, rotations, cameras)
+            points, shares = self._place(vertices, normals, area, rotations, cameras)
             places, weights = bilinear(points, rows, columns)
             values = sum(_look_up(table, places[..., corner]) * weights[..., corner] for corner in range(4))
             return (values * shares).sum(-1) - _STRAY * stray.square().sum(-1), rotations, cameras
