@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eval.systems.record_images import category_of
+from eval.systems.record_choice import category_of
 from llava_pose import cli
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError

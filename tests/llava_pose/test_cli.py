@@ -32,8 +32,6 @@ HEAVY = (  # their --help still waits for torch
     "classifier",
     "neural-mesh",
     "linear-probing",
-    "predict",
-    "vlm-api",
     "open-vocabulary",
     "joint",
 )

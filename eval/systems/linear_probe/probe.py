@@ -26,7 +26,7 @@ from torch import Tensor
 from eval.systems.linear_probe.backbone import ProbeBackbone, load_probe_backbone
 from eval.systems.linear_probe.features import ProbeFeatures, build_features
 from eval.systems.linear_probe.training import ProbeTrainer, ProbeWeights, batch_order
-from eval.systems.record_images import category_of, select_records
+from eval.systems.record_choice import category_of, select_records
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.model.rotation import BINS
