@@ -31,8 +31,6 @@ HEAVY = (  # their --help still waits for torch
     "classifier",
     "neural-mesh",
     "linear-probing",
-    "open-vocabulary",
-    "joint",
 )
 CHECKS = {"chat": ["--max-new-tokens", "0"], "demo": ["--port", "0"]}
 
