@@ -27,7 +27,6 @@ REQUIRED = {  # what argparse asks for first
 }
 HEAVY = (  # their --help still waits for torch
     "assemble",
-    "merge",
     "classifier",
     "neural-mesh",
     "linear-probing",
