@@ -29,7 +29,6 @@ HEAVY = (  # their --help still waits for torch
     "assemble",
     "classifier",
     "neural-mesh",
-    "linear-probing",
 )
 CHECKS = {"chat": ["--max-new-tokens", "0"], "demo": ["--port", "0"]}
 
