@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -32,9 +32,6 @@ from llava_pose.data.records import (
     read_records,
 )
 from llava_pose.errors import InputError, RunError, joined, left_out
-from llava_pose.inference.predictor import PoseAnswer, PosePredictor
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
-from llava_pose.model.rotation import DECODING
 from llava_pose.pose import categories
 from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.utils.distributed import (
@@ -47,6 +44,9 @@ from llava_pose.utils.distributed import (
 )
 from llava_pose.utils.files import inside, is_regular
 from llava_pose.utils.output_folder import own_file
+
+if TYPE_CHECKING:
+    from llava_pose.inference.predictor import PoseAnswer, PosePredictor
 
 logger = logging.getLogger(__name__)
 TASKS = ("pose", "joint")
@@ -149,6 +149,8 @@ def _predict(
     left = asked - answered
     unreadable: list[InputError] = []
     if left:
+        from llava_pose.inference.predictor import PosePredictor  # seconds, which --help does without
+
         predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
 
         def answer(batch: Sequence[ObjectRecord]) -> tuple[list[Prediction], dict[str, InputError]]:
@@ -256,6 +258,8 @@ def settings_file(out: Path) -> Path:
 
 def run_settings(config: PredictConfig, candidates: list[str], system: str) -> dict[str, Any]:
     """What decides an answer; how many objects, in which batches and on which device does not."""
+    from llava_pose.model.rotation import DECODING
+
     checkpoint = Path(config.checkpoint)
     return {
         "checkpoint": str(checkpoint.resolve()) if checkpoint.exists() else config.checkpoint,
@@ -309,6 +313,8 @@ def _weights_of(folder: Path) -> list[Path]:
 
 def _base_digest(checkpoint: Path, base: str | None) -> str | None:
     """Of the base of an adapter, where it is a folder; None otherwise."""
+    from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
+
     adapter = checkpoint / ADAPTER_CONFIG
     if not adapter.is_file():
         return None

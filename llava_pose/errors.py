@@ -23,6 +23,10 @@ class RunError(RuntimeError):
     """
 
 
+class NonFiniteLossError(RunError):
+    """The loss became NaN or infinite; the message names the samples of the batch, where they have names."""
+
+
 def listed(faults: Sequence[object], most: int = _NAMED) -> str:
     """Return faults as the lines of a message that go below its sentence: the first of them, and the count of the rest."""
     lines = [f"\n  {fault}" for fault in faults[:most]]

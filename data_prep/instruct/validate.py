@@ -15,8 +15,8 @@ from data_prep.instruct.rederive import rederive
 from data_prep.questions.base import Kind, Mismatch
 from data_prep.questions.kinds import make_kinds
 from data_prep.scene.scenes import Scene, make_scenes
-from llava_pose.data.dataset import read_samples
 from llava_pose.data.records import ObjectRecord, read_records
+from llava_pose.data.samples import read_samples
 from llava_pose.errors import InputError, listed
 from llava_pose.utils.config import command, require, require_folder
 

@@ -21,12 +21,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from eval.systems.record_images import category_of
+from eval.systems.record_choice import category_of
 from llava_pose import cli
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
-from llava_pose.errors import InputError
+from llava_pose.errors import InputError, NonFiniteLossError
 from llava_pose.pose import categories
-from llava_pose.train.trainer import NonFiniteLossError
 from llava_pose.utils.config import fill_config, read_yaml, require, require_folder, save_config
 from llava_pose.utils.distributed import (
     broadcast,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from eval.predict import TASKS, PredictConfig, predict
-from eval.systems.record_images import category_of, select_records
+from eval.systems.record_choice import category_of, select_records
 from llava_pose import cli
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.data.dataset import read_samples

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from eval.compared import require_annotation
-from eval.systems.record_images import select_records
+from eval.systems.record_choice import select_records
 from llava_pose.data.records import read_predictions, write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.utils.config import require

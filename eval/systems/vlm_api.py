@@ -21,7 +21,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from eval.predict import claim_output
-from eval.systems.record_images import select_records
+from eval.systems.record_choice import select_records
 from eval.systems.vlm_prompt import VlmAnswer, candidate_words, first_messages, read_answer
 from llava_pose.data.images import check_picture
 from llava_pose.data.records import (

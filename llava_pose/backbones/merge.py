@@ -7,33 +7,26 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import AutoConfig
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, NO_CODE, loading, read_config, require_finite
-from llava_pose.model.loading import (
-    base_of,
-    load_full,
-    load_model,
-    load_processor,
-    read_adapter_config,
-    unwrap_model,
-)
-from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
 from llava_pose.utils.files import sync_folder
 from llava_pose.utils.output_folder import own_new_folder
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from llava_pose.model.processing import LlavaPoseProcessor
+
 logger = logging.getLogger(__name__)
 # the largest difference of an output, as a share of its largest value; a weight in 16 bits is rounded to 1 in 500 or finer
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.05}
+TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.05}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -59,6 +52,8 @@ def merge(config: MergeConfig) -> Path:
         InputError: there is no adapter, its base is not there or is quantised, the folder is taken, or the written
             checkpoint answers otherwise than the adapter; then nothing is left under ``out``.
     """
+    from llava_pose.model.checkpoint_files import ADAPTER_CONFIG  # seconds, which --help does without
+
     require(config.checkpoint, "--checkpoint")
     require(config.out, "--out")
     if config.dtype not in DTYPES:
@@ -71,6 +66,11 @@ def merge(config: MergeConfig) -> Path:
 
 
 def _merge(config: MergeConfig, folder: Path, out: Path) -> Path:
+    import torch
+
+    from llava_pose.model.checkpoint_files import require_finite
+    from llava_pose.model.loading import load_full, load_model, load_processor
+
     processor = load_processor(folder)
     base = _whole_base(folder, config.base)
     dtype = _stored_dtype(config.dtype, base)
@@ -102,6 +102,9 @@ def _whole_base(folder: Path, base: str | None) -> str:
     Raises:
         InputError: the base cannot be read, or is stored quantised.
     """
+    from llava_pose.model.checkpoint_files import read_config
+    from llava_pose.model.loading import base_of, read_adapter_config
+
     base = base_of(folder, read_adapter_config(folder), base)
     try:
         read_config(base)
@@ -118,28 +121,37 @@ def _whole_base(folder: Path, base: str | None) -> str:
 
 
 def _config_of(base: str) -> Any:
+    from transformers import AutoConfig
+
+    from llava_pose.model.checkpoint_files import NO_CODE, loading
+
     with loading(f"{base}: cannot load the base; say where it is with --base"):
         return AutoConfig.from_pretrained(base, **NO_CODE)
 
 
 def _stored_dtype(name: str, base: str) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    own = _config_of(base).dtype
-    return own if own in TOLERANCES else torch.float32
+    import torch
+
+    if name == "auto":
+        own = _config_of(base).dtype
+        return own if _name(own) in TOLERANCES else torch.float32
+    return getattr(torch, name)
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-@torch.inference_mode()
 def probe(model: nn.Module, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
     """What a model, bare or behind an adapter, makes of a random picture and the first question for a pose.
 
     Returns:
         logits (length, vocabulary), and the pose head's raw rotation, location and confidence (1, …), float32.
     """
+    import torch
+
+    from llava_pose.model.loading import unwrap_model
+
     words = {"object": "object", "pose": POSE_TOKEN}
     turns = [
         {"role": "user", "content": f"{IMAGE_TOKEN}\n{POSE_QUESTIONS[0].format(**words)}"},
@@ -150,9 +162,12 @@ def probe(model: nn.Module, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
     picture = Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
     pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
     inner = unwrap_model(model).eval()
-    output = inner(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
     predicting = (ids[0, 1:] == processor.pose_token_id).nonzero()[:, 0]
-    poses = inner.read_poses(output.last_hidden_state[0, predicting], output.image_tokens, torch.zeros_like(predicting))
+    with torch.inference_mode():
+        output = inner(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
+        poses = inner.read_poses(
+            output.last_hidden_state[0, predicting], output.image_tokens, torch.zeros_like(predicting)
+        )
     return {
         "logits": output.logits[0].float(),
         "rotation": poses.raw_rotation.float(),
@@ -176,10 +191,10 @@ def require_same_outputs(wanted: dict[str, Tensor], found: dict[str, Tensor], dt
         size = max(float(value.abs().max()), 1e-6)
         shares[name] = float((found[name] - value).abs().max()) / size
     worst = max(shares, key=lambda name: (not np.isfinite(shares[name]), shares[name]))
-    if not shares[worst] <= TOLERANCES[dtype]:
+    if not shares[worst] <= TOLERANCES[_name(dtype)]:
         raise InputError(
             f"the merged model's {worst} differs from the adapter's by {shares[worst]:.1e} of its size, more than "
-            f"{TOLERANCES[dtype]:g}; nothing was written; try --dtype float32, or use the adapter as it is"
+            f"{TOLERANCES[_name(dtype)]:g}; nothing was written; try --dtype float32, or use the adapter as it is"
         )
     return shares[worst]
 

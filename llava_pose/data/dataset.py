@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -26,11 +25,12 @@ from llava_pose.data.conversation import (
     validate_sample,
 )
 from llava_pose.data.images import check_picture, load_rgb
-from llava_pose.data.records import Pose, parse_json, pose_targets_of
+from llava_pose.data.records import Pose, pose_targets_of
+from llava_pose.data.samples import read_samples as read_samples
 from llava_pose.errors import InputError, joined
 from llava_pose.pose.geometry import flip_pose
 from llava_pose.utils.distributed import is_first_process
-from llava_pose.utils.files import inside, of_split, read_text
+from llava_pose.utils.files import inside, of_split
 
 if TYPE_CHECKING:
     from llava_pose.model.processing import LlavaPoseProcessor
@@ -237,42 +237,8 @@ def _shown(items: list[tuple[int, bool]]) -> tqdm:
     return tqdm(items, desc="lengths", unit="sample", delay=2, leave=False, disable=not is_first_process())
 
 
-_MOST_BYTES = 1 << 36  # of a train.json: 69 thousand million
 _NO_SIZE = {"width": 1.0, "height": 1.0, "viewport": 1.0}  # of no effect where the location is unknown
 
 
 def _rows(numbers: list[list[float]]) -> np.ndarray:
     return np.asarray(numbers, dtype=np.float32).reshape(-1, 6)
-
-
-def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The samples of a train.json, each checked.
-
-    Raises:
-        InputError: the file cannot be read, is no JSON array, is empty, or a sample is malformed.
-    """
-    text = read_text(path, remedy="make it with llava-pose instruct", most=_MOST_BYTES)
-    try:
-        samples = parse_json(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: not valid JSON ({error.msg} at line {error.lineno}); the file may be cut off"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); make it with llava-pose instruct") from error
-    if not isinstance(samples, list) or not samples:
-        raise InputError(
-            f"{path}: expected a JSON array of samples that is not empty; make it with llava-pose instruct"
-        )
-    faults: list[InputError] = []
-    for index, sample in enumerate(samples):
-        where = f"{path}, sample {index}"
-        try:
-            if not isinstance(sample, dict):
-                raise InputError(f"{where} is no JSON object")
-            validate_sample(sample, where=where)
-        except InputError as error:
-            faults.append(error)
-    if faults:
-        raise joined(faults, f"{path}: {len(faults)} of {len(samples)} samples cannot be learned from")
-    return samples

@@ -243,3 +243,8 @@ def picture_part(picture: Path) -> dict[str, Any]:
     content, kind = sent_picture(picture)
     data = base64.b64encode(content).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
+
+
+def assumed_viewport(image: Image.Image) -> float:
+    """Pixels per unit focal length of a camera that is not known: the longer side, a field of view of 53 degrees."""
+    return float(max(image.size))

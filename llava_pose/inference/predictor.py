@@ -29,7 +29,7 @@ from llava_pose.data.conversation import (
     interleave_poses,
     space_poses,
 )
-from llava_pose.data.images import square_picture
+from llava_pose.data.images import assumed_viewport, square_picture
 from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
@@ -105,11 +105,6 @@ class _Frame:
 
 
 _NO_PICTURE = _Frame(scale=1.0, left=0, top=0, side=1, viewport=1.0)
-
-
-def assumed_viewport(image: Image.Image) -> float:
-    """Pixels per unit focal length of a camera that is not known: the longer side, a field of view of 53 degrees."""
-    return float(max(image.size))
 
 
 def _require_device(device: str) -> None:

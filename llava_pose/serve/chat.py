@@ -8,14 +8,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from llava_pose.errors import InputError
-from llava_pose.inference.predictor import ChatAnswer, PosePredictor
 from llava_pose.serve.session import ChatSession, angles_in_degrees, open_picture
 from llava_pose.utils.config import command, require
 from llava_pose.utils.files import atomic_file, printable
+
+if TYPE_CHECKING:
+    from llava_pose.inference.predictor import ChatAnswer
 
 logger = logging.getLogger(__name__)
 PROMPT = "> "
@@ -69,6 +72,8 @@ def chat(config: ChatConfig) -> ChatSession:
     picture = open_picture(config.image)
     if config.save_overlay is not None:
         _require_writable_format(config.save_overlay)
+    from llava_pose.inference.predictor import PosePredictor  # seconds, which --help does without
+
     predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
     session = ChatSession(predictor, picture, viewport=config.viewport, max_new_tokens=config.max_new_tokens)
     by_hand = config.question is None and sys.stdin.isatty()

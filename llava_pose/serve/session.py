@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
-from llava_pose.data.images import load_rgb
+from llava_pose.data.images import assumed_viewport, load_rgb
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
-from llava_pose.inference.predictor import ChatAnswer, PosePredictor, assumed_viewport
 from llava_pose.pose.geometry import canonicalize
+
+if TYPE_CHECKING:
+    from llava_pose.inference.predictor import ChatAnswer, PosePredictor
 
 
 def open_picture(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:

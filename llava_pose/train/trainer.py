@@ -21,7 +21,7 @@ from transformers.trainer_utils import TrainOutput
 
 from llava_pose.data.collator import SAMPLE_NAMES
 from llava_pose.data.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
-from llava_pose.errors import InputError, RunError
+from llava_pose.errors import InputError, NonFiniteLossError, RunError
 from llava_pose.model.checkpoint_files import first_sentence, loading
 from llava_pose.model.loading import ADAPTER_WEIGHTS
 from llava_pose.train.checkpoints import StopAtSignal
@@ -31,10 +31,6 @@ from llava_pose.utils.distributed import broadcast, gathered_parameters, is_firs
 
 logger = logging.getLogger(__name__)
 _EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
-
-
-class NonFiniteLossError(RunError):
-    """The loss became NaN or infinite; the message names the samples of the batch, where they have names."""
 
 
 class _WithLengths(Protocol):

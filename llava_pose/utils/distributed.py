@@ -1,4 +1,8 @@
-"""What the processes of one run do together. In a run of one process, nothing here waits or communicates."""
+"""What the processes of one run do together. In a run of one process, nothing here waits or communicates.
+
+Commands import this before they know whether they are only asked for ``--help``: torch and accelerate are imported by the
+functions that need them.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,14 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from llava_pose.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -38,12 +41,17 @@ class Place:
 
 
 def several_processes() -> bool:
+    import torch.distributed as dist
+
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def join_processes() -> None:
     """Join the other processes where torchrun or accelerate started several; TrainingArguments do so by themselves."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+        from accelerate import PartialState
+
         PartialState(cpu=not torch.accelerator.is_available())
         leave_at_exit()
 
@@ -57,17 +65,31 @@ def leave_at_exit() -> None:
 
 
 def _leave() -> None:
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes what all have done."""
-    return not several_processes() or dist.get_rank() == 0
+    return _rank() == 0
 
 
 def process_count() -> int:
-    return dist.get_world_size() if several_processes() else 1
+    if not several_processes():
+        return 1
+    import torch.distributed as dist
+
+    return dist.get_world_size()
+
+
+def _rank() -> int:
+    if not several_processes():
+        return 0
+    import torch.distributed as dist
+
+    return dist.get_rank()
 
 
 def map_over_processes(
@@ -80,11 +102,13 @@ def map_over_processes(
     Args:
         description: of a progress bar; none is shown without it.
     """
-    rank, count = (dist.get_rank(), dist.get_world_size()) if several_processes() else (0, 1)
+    rank, count = _rank(), process_count()
     mine = range(rank, len(items), count)
     shown = tqdm(mine, desc=description, unit="batch", disable=description is None or rank > 0)
     results = [(index, work(items[index])) for index in shown]
     if count > 1:
+        from accelerate.utils import gather_object
+
         results = sorted(gather_object(results), key=lambda pair: pair[0])
     return [result for _, result in results]
 
@@ -96,13 +120,18 @@ def join_deepspeed() -> None:
     """
     if several_processes():
         import deepspeed
+        import torch.distributed as dist
 
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 
 def broadcast(value: T) -> T:
     """Process 0's value, on every process. Waits for all."""
-    return broadcast_object_list([value])[0] if several_processes() else value
+    if not several_processes():
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 
 @contextmanager
@@ -143,8 +172,10 @@ def this_place() -> Place:
     """Machines are told apart by host name. Waits for all."""
     if not several_processes():
         return Place()
+    from accelerate.utils import gather_object
+
     hosts = gather_object([socket.gethostname()])
-    rank = dist.get_rank()
+    rank = _rank()
     machines = sorted(set(hosts), key=hosts.index)
     here = [other for other, host in enumerate(hosts) if host == hosts[rank]]
     return Place(machines.index(hosts[rank]), len(machines), here.index(rank), len(here))
@@ -153,6 +184,8 @@ def this_place() -> Place:
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum over all processes, in place. Waits for all."""
     if several_processes():
+        import torch.distributed as dist
+
         dist.all_reduce(values)
     return values
 

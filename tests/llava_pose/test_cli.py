@@ -25,6 +25,11 @@ REQUIRED = {  # what argparse asks for first
     "align": ["--data-root", "d", "--out", "a"],
     "assemble": ["--out", "b"],
 }
+HEAVY = (  # their --help still waits for torch
+    "assemble",
+    "classifier",
+    "neural-mesh",
+)
 CHECKS = {"chat": ["--max-new-tokens", "0"], "demo": ["--port", "0"]}
 
 
@@ -87,6 +92,21 @@ def test_help_is_there_at_once():
     """Nobody waits for torch to read a list of commands."""
     script = "import sys; from llava_pose.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in HEAVY])
+def test_help_of_a_command_loads_no_model_library(name):
+    script = f"""
+import sys
+from llava_pose.cli import main
+try:
+    code = main([{name!r}, "--help"])
+except SystemExit as end:
+    code = end.code
+sys.exit(code or " ".join(sorted({{"torch", "transformers"}} & set(sys.modules))) or 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

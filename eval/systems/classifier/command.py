@@ -25,7 +25,8 @@ from transformers.trainer_utils import set_seed
 from eval.systems.classifier.model import PoseClassifier, PoseClassifierConfig
 from eval.systems.classifier.trainer import ClassifierTrainer
 from eval.systems.network import TINY, fit, load_backbone, load_network, start_from, write_answers
-from eval.systems.record_images import RecordImages, category_of, select_records
+from eval.systems.record_choice import category_of, select_records
+from eval.systems.record_images import RecordImages
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError

@@ -10,7 +10,7 @@ from typing import cast
 from accelerate import PartialState
 
 from eval.systems.classifier.command import predict
-from eval.systems.record_images import select_records
+from eval.systems.record_choice import select_records
 from llava_pose.utils.config import require, require_folder
 from llava_pose.utils.distributed import is_first_process
 

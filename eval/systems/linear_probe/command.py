@@ -15,15 +15,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
-
-from eval.systems.linear_probe.backbone import read_backbone_config
-from eval.systems.linear_probe.probe import (
+from eval.systems.linear_probe.settings import (
     GRID_FILE,
     LinearProbeConfig,
     ProbeSettings,
     predict_records,
-    run,
     training_records,
 )
 from llava_pose.errors import InputError
@@ -74,6 +70,11 @@ def linear_probing(config: LinearProbingConfig) -> list[Path]:
     Raises:
         InputError: bad data or settings; backbones are looked at before the first is run.
     """
+    from accelerate import PartialState  # seconds, which --help does without
+
+    from eval.systems.linear_probe.backbone import read_backbone_config
+    from eval.systems.linear_probe.probe import run
+
     probes = config.probes()
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     training_records(config)

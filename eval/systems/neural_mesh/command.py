@@ -36,7 +36,7 @@ from eval.systems.neural_mesh.grid import (
 )
 from eval.systems.neural_mesh.model import NeuralMesh, NeuralMeshConfig
 from eval.systems.neural_mesh.search import Meshes, PoseSearch, Starts, classify_and_search, interpolated
-from eval.systems.record_images import category_of
+from eval.systems.record_choice import category_of
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from eval.systems.neural_mesh.grid import Cameras
-from eval.systems.record_images import MirroredRecords, select_records
+from eval.systems.record_choice import select_records
+from eval.systems.record_images import MirroredRecords
 from llava_pose.data.records import ObjectRecord
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import flip_pose, rotation_matrix
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def square_records(data: str | Path, split: str, names: Sequence[str] | None, option: str) -> list[ObjectRecord]:
-    """:func:`eval.systems.record_images.select_records`, of square pictures alone.
+    """:func:`eval.systems.record_choice.select_records`, of square pictures alone.
 
     Raises:
         InputError: as that does, or a picture is not square.
