@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
-from llava_pose.model.rotation import ROTATION_NAMES
+from llava_pose.pose.rotation_names import DEFAULT_ROTATION, ROTATION_NAMES
 
 
 def fits_attention_heads(heads: int, width: int) -> bool:
@@ -33,7 +33,7 @@ class LlavaPoseConfig(LlavaConfig):
     model_type = "llava_pose"
 
     pose_token_id: int | None = None
-    rotation: str = "bins+residual"
+    rotation: str = DEFAULT_ROTATION
     pose_head_hidden_size: int = 512
     pose_head_attention_heads: int = 0
     pose_head_pooled_features: bool = False
