@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig
 
-from llava_pose.model.rotation import ROTATION_NAMES
+from llava_pose.pose.rotation_names import DEFAULT_ROTATION, ROTATION_NAMES
 
 
 def fits_attention_heads(heads: int, width: int) -> bool:
@@ -39,7 +39,7 @@ class LlavaPoseConfig(LlavaConfig):
         vision_config: Any
 
     pose_token_id: int | None = None
-    rotation: str = "bins+residual"
+    rotation: str = DEFAULT_ROTATION
     pose_head_hidden_size: int = 512
     pose_head_attention_heads: int = 0
     pose_head_pooled_features: bool = False

@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 from transformers import LlavaProcessor
 from transformers.image_utils import get_image_size, to_numpy_array
 
+from llava_pose.data.chat_templates import CHAT_TEMPLATES as CHAT_TEMPLATES
 from llava_pose.data.conversation import IGNORE_INDEX, IMAGE_TOKEN, POSE_TOKEN, ChatTooLongError
 from llava_pose.errors import InputError
 
@@ -22,23 +23,6 @@ SPECIAL_TOKENS = (
     # in large language models", COLM 2024).
     AddedToken(POSE_TOKEN, special=True, normalized=False, lstrip=True),
 )
-
-# Content is a string, or a list of {"type": "text" | "image"} parts as transformers' multimodal chats have it.
-_CONTENT = (
-    "{%- macro show(content) -%}{%- if content is string -%}{{ content }}{%- else -%}"
-    "{%- for part in content -%}{%- if part.type == 'image' -%}{{ '<image>\n' }}"
-    "{%- else -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
-)
-CHAT_TEMPLATES = {
-    "chatml": _CONTENT
-    + "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' }}{{ show(message.content) }}"
-    "{{ '<|im_end|>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}",
-    "vicuna": _CONTENT + "{{ bos_token }}{%- for message in messages -%}{%- if message.role == 'assistant' -%}"
-    "{{ 'ASSISTANT: ' }}{{ show(message.content) }}{{ eos_token }}"
-    "{%- elif message.role == 'user' -%}{{ 'USER: ' }}{{ show(message.content) }}{{ ' ' }}"
-    "{%- else -%}{{ show(message.content) }}{{ ' ' }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}",
-}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava_pose.pose.geometry import angles_to_bins, bins_to_angles, rotation_matrix
+from llava_pose.pose.rotation_names import ROTATION_NAMES
 
 BINS = 40
 DECODING = "smoothed bins"  # of :meth:`decode`, for files of answers: to be named anew when one changes, so that none mixes two
@@ -239,14 +240,9 @@ def _nodes_dense_at_both_ends(count: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return v, v[::-1].copy(), weights * 140 * (t * (1 - t)) ** 3
 
 
-_REPRESENTATIONS: dict[str, type[RotationRepresentation]] = {
-    "svd9d": Svd9d,
-    "rot6d": Rot6d,
-    "bins": Bins,
-    "bins+residual": BinsResidual,
-    "matrix-fisher": MatrixFisher,
-}
-ROTATION_NAMES = tuple(_REPRESENTATIONS)
+_REPRESENTATIONS: dict[str, type[RotationRepresentation]] = dict(
+    zip(ROTATION_NAMES, (Svd9d, Rot6d, Bins, BinsResidual, MatrixFisher), strict=True)
+)
 
 
 def rotation_representation(name: str) -> RotationRepresentation:

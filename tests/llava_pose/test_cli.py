@@ -26,7 +26,6 @@ REQUIRED = {  # what argparse asks for first
     "assemble": ["--out", "b"],
 }
 HEAVY = (  # their --help still waits for torch
-    "assemble",
     "classifier",
     "neural-mesh",
 )
