@@ -144,7 +144,21 @@ def load_full(
     model, info = loaded
     require_complete(info, path)
     require_finite(model, path)
+    _require_layers(model.config, path)
     return model
+
+
+def _require_layers(config: LlavaPoseConfig, path: str | os.PathLike[str]) -> None:
+    """Refuse feature layers that the tower has not, which it would be asked for at the first picture."""
+    layers = config.vision_feature_layer
+    layers = layers if isinstance(layers, list | tuple) else [layers]
+    tower = config.vision_config
+    # transformers' towers say how deep they are in one of these two ways; others are believed
+    depth = getattr(tower, "num_hidden_layers", None) or len(getattr(tower, "depths", None) or ()) or 1000
+    if not layers or not all(isinstance(layer, int) and -depth - 1 <= layer <= depth for layer in layers):
+        raise InputError(
+            f"{path}: {CONFIG_FILE}: the tower has no vision_feature_layer {layers}; take it from the base again"
+        )
 
 
 def require_complete(info: dict[str, Any], path: str | os.PathLike[str], *, may_miss: tuple[str, ...] = ()) -> None:

@@ -100,7 +100,7 @@ def test_a_baseline_is_sent_into_the_folder_of_another(
     common = ["--data", prepared, "--output-dir", folder]
     sentence = said("classifier", *common, *options(CLASSIFIER))
     assert f"{folder}: holds a run of another kind, for classifier.yaml is not there" in sentence
-    assert "choose another output_dir" in sentence
+    assert "choose another --output-dir" in sentence
     assert sorted(path.name for path in folder.iterdir()) == before
     sentence = said("neural-mesh", "--data", prepared, "--output-dir", runs / "general", *options(MESH))
     assert f"{runs / 'general'}: holds a run of another kind, for neural_mesh.yaml is not there" in sentence

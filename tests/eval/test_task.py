@@ -383,7 +383,7 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
         ([{**classifier(), "options": [1]}], "options must be 'field: value' lines"),
         ([classifier(max_step=3)], "system 'general': options: there is no field 'max_step'; did you mean 'max_steps'"),
         ([classifier(max_steps="many")], "system 'general': options: the field 'max_steps' must be a whole number"),
-        ([classifier(rotation="euler")], "system 'general': --rotation euler: not known"),
+        ([classifier(rotation="euler")], "system 'general': options: the field 'rotation' must be one of"),
         ([classifier(data="elsewhere")], "system 'general': the option 'data' is set by the task"),
         ([{"name": "v", "kind": "llava-pose"}], "system 'v': v: give one of model"),
         (

@@ -505,21 +505,10 @@ def test_a_bad_picture_is_a_sentence(stranger, good, kind):
     assert "/" not in said
 
 
-@pytest.mark.slow
-def test_a_picture_that_keeps_its_decoder_busy_stops_nobody(server, stranger, good, taught):
-    import threading
-
+def test_a_picture_of_thousands_of_scans_is_refused_at_once(server, stranger, taught):
     upload = stranger.upload(_bomb(20_000))
-    said: list[str] = []
-    busy = threading.Thread(target=lambda: said.extend(Stranger(server).conversation({"path": upload}, QUESTION)))
-    busy.start()
-    time.sleep(1)
-    begin = time.monotonic()
+    assert "scans" in Stranger(server).conversation({"path": upload}, QUESTION)[-1]
     assert ask(server.client(), taught.picture, QUESTION).angles
-    assert time.monotonic() - begin < 15
-    assert busy.is_alive()
-    busy.join(60)
-    assert said[-1].startswith("the picture: it takes too long to decode")
 
 
 def test_an_answer_is_given_afterwards(server, taught):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from llava_pose.data.records import Pose
+from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.pose_head import (
     ImageTokens,
@@ -19,7 +19,6 @@ from llava_pose.model.pose_head import (
     PoseTokenOutput,
     denormalize_location,
     normalize_location,
-    pose_targets_of,
 )
 from llava_pose.model.rotation import ROTATION_NAMES
 from llava_pose.pose.geometry import geodesic_angle_of_poses, rotation_matrix
