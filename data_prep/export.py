@@ -160,7 +160,7 @@ def _remove_strays(layout: ProcessedLayout, listed: Mapping[str, list[str]]) -> 
     kept = {layout.list_file(category) for category in listed}
     for category, names in listed.items():
         kept |= {layout.image(category, name) for name in names} | {layout.annotation(category, name) for name in names}
-    strays = [path for path in (layout.root / layout.split).glob("*/*/*") if path not in kept]
+    strays = [path for path in (layout.root / layout.split).glob("*/*/*") if path not in kept and not path.is_dir()]
     for path in strays:
         path.unlink()
     if strays:

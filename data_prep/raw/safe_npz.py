@@ -259,12 +259,13 @@ class _Materialiser:
         self.left = budget
 
     def build(self, value: Any, depth: int = 0) -> Any:
-        self._spend(_BYTES_A_VALUE + (len(value) if isinstance(value, (str, bytes, bytearray)) else 0))
+        self._spend(_BYTES_A_VALUE + _length(value))
         if depth > _MAX_DEPTH:
             raise UnsafePickle("it is nested too deeply")
         if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
             return value
         if isinstance(value, dict):
+            self._spend(sum(map(_length, value)))
             return {_plain_key(key): self.build(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple, set, frozenset)):
             return type(value)(self.build(item, depth + 1) for item in value)
@@ -308,6 +309,13 @@ class _Materialiser:
             raise ValueError("an array without bytes")
         self._spend(len(data))
         return np.frombuffer(bytes(data), dtype=dtype.to_numpy()).copy()
+
+
+def _length(value: Any) -> int:
+    """The bytes that a value takes, or its digits where it is a whole number: what is named often is copied often."""
+    if isinstance(value, int):
+        return value.bit_length() // 4
+    return len(value) if isinstance(value, (str, bytes, bytearray)) else 0
 
 
 def _plain_key(key: Any) -> Any:

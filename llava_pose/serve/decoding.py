@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 from PIL import Image
@@ -19,8 +20,10 @@ from llava_pose.errors import InputError
 from llava_pose.serve.limits import DECODING_BYTES, DECODING_SECONDS, LARGEST_SIDE
 
 REMEDY = "give a JPEG, PNG or WebP file"
+_ROOT = str(Path(__file__).resolve().parents[2])
 _DECODE = """
 import sys
+sys.path[0] = sys.argv[2]  # in place of the current folder, whose files must not be taken for modules
 from llava_pose.errors import InputError
 from llava_pose.serve.decoding import decode_within_limits
 try:
@@ -43,7 +46,7 @@ def decode_apart(file: IO[bytes], name: str, *, seconds: float = DECODING_SECOND
     Raises:
         InputError: it is damaged, too large, no picture of a known format, or takes too long.
     """
-    command = [sys.executable, "-W", "ignore", "-c", _DECODE, name]
+    command = [sys.executable, "-W", "ignore", "-c", _DECODE, name, _ROOT]
     try:
         done = subprocess.run(
             command, stdin=file, capture_output=True, timeout=seconds, env={**os.environ, **_ONE_THREAD}

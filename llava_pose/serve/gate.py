@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,7 @@ class Uploads:
     def __init__(self, folder: str | os.PathLike[str], blocks: Any):
         self._folder = Path(folder)
         self._blocks = blocks
+        self._making_room = threading.Lock()
 
     def holds(self, path: object) -> bool:
         """Return whether a path is, to the letter, that of a file which Gradio stored for an upload."""
@@ -83,24 +86,27 @@ class Uploads:
 
     def make_room(self) -> None:
         """Delete the oldest files, so that all together stay within :data:`KEPT_BYTES` and :data:`KEPT_FILES`."""
-        found = sorted(self._files(), key=lambda item: item[1].st_ctime, reverse=True)  # the newest first
-        size = 0
-        for count, (path, status) in enumerate(found, start=1):
-            size += status.st_size
-            if size > KEPT_BYTES or count > KEPT_FILES:
-                path.unlink(missing_ok=True)
-                for files in self._blocks.temp_file_sets:
-                    files.discard(str(path))
-                if path.parent != self._folder and not any(path.parent.iterdir()):
-                    path.parent.rmdir()
+        with self._making_room:
+            found = sorted(self._files(), key=lambda item: item[1].st_ctime, reverse=True)  # the newest first
+            size = 0
+            for count, (path, status) in enumerate(found, start=1):
+                size += status.st_size
+                if size > KEPT_BYTES or count > KEPT_FILES:
+                    path.unlink(missing_ok=True)
+                    for files in self._blocks.temp_file_sets:
+                        files.discard(str(path))
+                    if path.parent != self._folder:
+                        with suppress(OSError):  # it is not empty, or gone
+                            path.parent.rmdir()
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self._folder.rglob("*"):
-            try:
-                if path.is_file():
-                    yield path, path.lstat()
-            except FileNotFoundError:  # deleted since, by Gradio or by the thread of another request
-                continue
+        for root, _, names in os.walk(self._folder):
+            for path in (Path(root, name) for name in names):
+                try:
+                    if path.is_file():
+                        yield path, path.lstat()
+                except FileNotFoundError:  # deleted since, by Gradio or by the thread of another request
+                    continue
 
 
 class Gate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import loading, read_json_object, stored_shapes
 from llava_pose.utils.distributed import sum_over_processes
-from llava_pose.utils.files import sync_folder, unsafe_name, write_json
+from llava_pose.utils.files import is_regular, sync_folder, unsafe_name, write_json
 
 logger = logging.getLogger(__name__)
 COMPLETE_MARK = "complete.json"  # in a checkpoint, once it is whole
@@ -94,15 +95,18 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: size for name, size in sorted(sizes.items()) if name != COMPLETE_MARK}
 
 
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """Return the checkpoints that a run has written: real folders named checkpoint-N, and nothing that a user put beside."""
+    named = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    pattern = rf"{PREFIX_CHECKPOINT_DIR}-[0-9]+"
+    return [path for path in named if re.fullmatch(pattern, path.name) and path.is_dir() and not path.is_symlink()]
+
+
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint that is whole. Torn ones are removed; those that are marked whole and are not any more are set
     aside under another name, so that they are neither taken again nor counted among those that are kept.
     """
-    steps = {
-        int(number): folder
-        for folder in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (number := folder.name.rpartition("-")[2]).isdigit()
-    }
+    steps = {int(folder.name.rpartition("-")[2]): folder for folder in checkpoint_folders(output_dir)}
     for step, folder in sorted(steps.items(), reverse=True):
         if not (folder / COMPLETE_MARK).is_file():
             logger.warning(f"{folder}: was not written to its end; removed")
@@ -133,6 +137,11 @@ def damage_of(folder: Path, step: int) -> str | None:
 
 
 def _damage(folder: Path, step: int) -> str | None:
+    for root, folders, names in os.walk(folder):
+        for path in (Path(root, name) for name in (*folders, *names)):
+            # a link could lead to files that are looked at by nobody here, and a FIFO would block whoever reads it
+            if path.is_symlink() or not (path.is_dir() or is_regular(path)):
+                return f"{path.relative_to(folder)} is no regular file"
     there = _sizes(folder)
     for name, size in read_json_object(folder / COMPLETE_MARK).get("files", {}).items():
         if there.get(name) != size:

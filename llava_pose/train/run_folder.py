@@ -14,7 +14,12 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from llava_pose.errors import InputError
-from llava_pose.train.checkpoints import COMPLETE_MARK, CompleteCheckpoints, last_complete_checkpoint
+from llava_pose.train.checkpoints import (
+    COMPLETE_MARK,
+    CompleteCheckpoints,
+    checkpoint_folders,
+    last_complete_checkpoint,
+)
 from llava_pose.train.trainer import last_loss
 from llava_pose.train.training_arguments import REFUSED
 from llava_pose.utils.config import as_written, read_yaml, save_config
@@ -136,9 +141,8 @@ class RunFolder:
     def _start_over(self) -> None:
         """Killed, a run that started over goes on from its own checkpoints and no others, and is not taken for done."""
         (self.folder / DONE_MARK).unlink(missing_ok=True)
-        for checkpoint in self.folder.glob("checkpoint-*"):
-            if checkpoint.name.removeprefix("checkpoint-").isdigit():
-                shutil.rmtree(checkpoint)
+        for checkpoint in checkpoint_folders(self.folder):
+            shutil.rmtree(checkpoint)
 
     def write_settings(self) -> None:
         """Write the settings beside the result, as a recipe that runs again. For the first process; the others do nothing."""

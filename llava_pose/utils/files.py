@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -134,7 +135,7 @@ def unsafe_name(name: str) -> str | None:
 
 def is_plain_name(name: str) -> bool:
     """Return whether a name can be that of one file or folder of a data set, also with a suffix or a number behind it."""
-    if unsafe_name(name) is not None or any(sign in name for sign in "/\\"):
+    if unsafe_name(name) is not None or name != name.strip() or any(sign in name for sign in "/\\"):
         return False
     return len(name.encode("utf-8")) <= LONGEST_PLAIN_NAME
 
@@ -191,9 +192,9 @@ def _can_be_shown(character: str) -> bool:
 
 
 def _is_control(character: str) -> bool:
-    """C0, DEL and C1, separators of lines, and the marks that reverse the order in which text is shown."""
-    code = ord(character)
-    return code < 32 or 127 <= code < 160 or 0x2028 <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    """Controls, separators of lines, and marks that are not seen or reverse the order in which text is shown."""
+    joins = character in "\u200c\u200d"  # which letters of some scripts, and emoji, need
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and not joins
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -314,7 +315,7 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Force every file under a folder, and the folders themselves, to disk, so that a mark written next is true."""
     for root, _, names in os.walk(folder):
-        for path in [root, *(os.path.join(root, name) for name in names)]:
+        for path in [root, *filter(is_regular, (os.path.join(root, name) for name in names))]:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -113,7 +113,7 @@ def _locked(
         except OSError as error:
             if is_disk_full(error):
                 raise cannot_write(path, error) from error
-            raise InputError(f"{place}: cannot write there ({error.strerror}); choose another path") from error
+            raise InputError(f"{place}: cannot write there ({error.strerror or error}); choose another path") from error
         with file:
             try:
                 fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)

@@ -1,0 +1,90 @@
+"""What only a second look found: links and pipes in a checkpoint, folders of the user's own, modules beside a picture."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_prep.raw.safe_npz import read_npz
+from llava_pose.errors import InputError
+from llava_pose.train.checkpoints import COMPLETE_MARK, damage_of, last_complete_checkpoint
+from llava_pose.utils.files import is_plain_name, printable, sync_folder
+from tests.conftest import REPOSITORY
+
+
+def marked(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / COMPLETE_MARK).write_text('{"step": 7, "files": {}}')
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["a linked folder", "a linked file", "a FIFO", "a FIFO of weights"])
+def test_a_checkpoint_that_holds_more_than_files_is_damaged(kind: str, tmp_path: Path) -> None:
+    checkpoint = marked(tmp_path / "checkpoint-7")
+    (tmp_path / "elsewhere").mkdir()
+    if kind.startswith("a FIFO"):
+        os.mkfifo(checkpoint / ("model.safetensors" if "weights" in kind else "latest"))
+    else:
+        (checkpoint / "global_step7").symlink_to(tmp_path / ("elsewhere" if "folder" in kind else "nothing"))
+    assert "is no regular file" in (damage_of(checkpoint, 7) or "")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best-7", "checkpoint-\u00b2", "checkpoint-7-copy"])
+def test_a_folder_that_a_user_put_beside_the_checkpoints_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    assert last_complete_checkpoint(tmp_path) is None
+    assert (tmp_path / name).is_dir()
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").symlink_to(tmp_path / "nothing")
+    assert last_complete_checkpoint(tmp_path) is None
+
+
+def test_links_and_pipes_do_not_stop_what_is_forced_to_disk(tmp_path: Path) -> None:
+    (tmp_path / ".#log.jsonl").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    sync_folder(tmp_path)
+
+
+def test_the_decoder_takes_no_module_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "PIL.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 6)).save(picture)
+    program = (
+        f"import sys\nsys.path[0] = {str(REPOSITORY)!r}\nfrom llava_pose.serve.decoding import decode_apart\n"
+        "with open('picture.png', 'rb') as file:\n    sys.stdout.write(str(decode_apart(file, 'a').size))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stdout == "(8, 6)", ended.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\ufeff", "\U000e0041"])
+def test_marks_that_are_not_seen_are_written_out(mark: str) -> None:
+    assert mark not in printable(f"a{mark}b")
+
+
+def test_a_name_with_a_blank_at_its_end_is_no_plain_name() -> None:
+    assert not is_plain_name(" n2")
+    assert is_plain_name("n 2")
+
+
+def test_a_number_that_is_named_often_has_its_price(tmp_path: Path) -> None:
+    import numpy as np
+
+    number = 1 << (8 << 20)
+    objects = np.empty(1, dtype=object)
+    objects[0] = {"azimuth": 0.1, "extra": [[number]] * 400}
+    stream = io.BytesIO()
+    np.savez_compressed(stream, annotations=objects)
+    path = tmp_path / "bomb.npz"
+    path.write_bytes(stream.getvalue())
+    with pytest.raises(InputError, match="unfolds into more than a file may hold"):
+        read_npz(path)
