@@ -49,7 +49,7 @@ def counts(report: Path) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """Return the tried, survived and left-out inputs of each module."""
     tried, survived, left_out = Counter[str](), Counter[str](), Counter[str]()
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        package, _, module = case.attrib["classname"].rpartition(".")
+        package, _, module = case.attrib.get("classname", "").rpartition(".")
         if package != "tests.hostile":
             continue
         if case.find("skipped") is not None:

@@ -210,7 +210,7 @@ def press(event, arguments):
         os.kill(os.getpid(), signal.SIGINT)
 sys.addaudithook(press)
 from llava_pose.cli import main
-sys.exit(main(["predict", "--checkpoint", "c"]))
+sys.exit(main(["classifier", "--help"]))  # whose options are transformers' own
 """
 
 
