@@ -131,5 +131,6 @@ def test_a_cad_model_that_is_none_is_named(tmp_path, text):
     path = tmp_path / "car" / "01.off"
     path.parent.mkdir()
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"car/01\.off: .*(save the (model|file) as|copy the file again)"):
+    remedies = "save the model as an ASCII OFF file|save the file as UTF-8|copy the file again"
+    with pytest.raises(InputError, match=rf"car/01\.off: .*({remedies})"):
         cuboid_of_cads(path.parent)

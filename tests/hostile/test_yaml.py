@@ -118,11 +118,11 @@ def test_what_is_no_file(words: tuple[str, ...], kind: str, tmp_path: Path, caps
 VALUES = {
     "null": ("null", "must not be null or empty; give it a value, or leave the line out"),
     "nothing": ("", "must not be null or empty"),
-    "text": ("many", "must be a"),
-    "a list": ("[1, 2]", "must be a"),
-    "a mapping": ("{a: 1}", "must be a"),
+    "text": ("many", "must be a whole number, not 'many'"),
+    "a list": ("[1, 2]", "must be a whole number, not [1, 2]"),
+    "a mapping": ("{a: 1}", "must be a whole number, not {'a': 1}"),
     "a truth": ("yes", "must not be True"),
-    "a number without end": ("0x" + "f" * 6000, "must "),
+    "a number without end": ("0x" + "f" * 6000, "must be a number of 64 bits, not a number of more than 80 digits"),
 }
 
 
