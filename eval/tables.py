@@ -43,10 +43,7 @@ class TablesConfig(ComparisonConfig):
 
     table: int = field(
         default=3,
-        metadata={
-            "help": "1: linear probing, 2: open vocabulary, 3: joint classification and pose",
-            "choices": [1, 2, 3],
-        },
+        metadata={"help": "1: linear probing, 2: open vocabulary, 3: joint classification and pose"},
     )
     out: str = field(
         default="table.md",

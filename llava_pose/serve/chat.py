@@ -32,10 +32,7 @@ class ChatConfig:
     image: str = field(default="", metadata={"help": "the picture: JPEG, PNG, WebP, …"})
     question: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "ask this and end; may be repeated. Without it, questions are read line by line",
-            "action": "extend",
-        },
+        metadata={"help": "ask this and end; may be repeated. Without it, questions are read line by line"},
     )
     save_overlay: str | None = field(
         default=None,

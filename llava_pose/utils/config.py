@@ -18,7 +18,6 @@ import math
 import os
 import reprlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -476,22 +475,6 @@ def require_folder(path: str | os.PathLike[str], option: str, remedy: str) -> Pa
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{option} {path}: there is no such folder; {remedy}")
-    return folder
-
-
-def make_folder(path: str | os.PathLike[str], option: str) -> Path:
-    """The folder, made if it is not there: before long work, not after it.
-
-    Raises:
-        InputError: it cannot be made, or not written to.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be written ({error.strerror}); give another folder") from error
     return folder
 
 
