@@ -141,9 +141,13 @@ def _earlier_lines(out: Path, config: CaptionConfig) -> dict[str, CaptionLine]:
     """The lines that an earlier run has left, without those that are to be asked for again."""
     if not out.exists():
         return {}
+    settings_file = _settings_file(out)
+    if out.stat().st_size and not settings_file.is_file():  # settings are there before the first line is
+        raise InputError(
+            f"--out {out}: is not empty, and {settings_file.name} does not stand beside it; give another file"
+        )
     drop_torn_line(out)
     known = read_captions(out)
-    settings_file = _settings_file(out)
     earlier = read_yaml(settings_file) if settings_file.is_file() else {}
     for name, value in _settings(config).items():
         if known and earlier.get(name) != value:

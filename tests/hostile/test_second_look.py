@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.raw.safe_npz import read_npz
+from llava_pose.cli import main
 from llava_pose.errors import InputError
 from llava_pose.train.checkpoints import COMPLETE_MARK, damage_of, last_complete_checkpoint
 from llava_pose.utils.files import is_plain_name, printable, sync_folder
@@ -88,3 +89,10 @@ def test_a_number_that_is_named_often_has_its_price(tmp_path: Path) -> None:
     path.write_bytes(stream.getvalue())
     with pytest.raises(InputError, match="unfolds into more than a file may hold"):
         read_npz(path)
+
+
+def test_captions_are_not_written_over_notes(workspace, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my only notes")
+    assert main(["caption", "--data", str(workspace.prepared), "--out", str(notes)]) == 2
+    assert notes.read_text() == "my only notes"
