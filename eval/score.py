@@ -21,7 +21,7 @@ from eval.report.table import score_text
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_json
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import own_file, require_other
 
 
 @dataclass
@@ -45,6 +45,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     Raises:
         InputError: a file is bad, the systems cannot be compared, or an option is wrong.
     """
+    require_other("--out", (config.out, *plot_paths(config.out)), config.predictions)
     with own_file(config.out, "--out", "score"):
         return _score(config)
 

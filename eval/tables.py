@@ -27,7 +27,7 @@ from llava_pose.pose import categories
 from llava_pose.pose.metrics import threshold_name
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import own_file, require_other
 
 logger = logging.getLogger(__name__)
 PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
@@ -88,6 +88,7 @@ def tables(config: TablesConfig) -> dict[str, Any]:
     Raises:
         InputError: a file is bad, the systems cannot be compared, or they lack what the table shows.
     """
+    require_other("--out", output_paths(config.out), config.predictions)
     with own_file(output_paths(config.out)[0], "--out", "tables"):
         return _tables(config)
 

@@ -17,7 +17,7 @@ from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import geodesic_angle_of_poses
 from llava_pose.utils.files import write_json
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import own_file, require_other
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ def inspect_diff(config: DiffConfig) -> str:
     Raises:
         InputError: one of them cannot be inspected, or they are not of the same kind.
     """
+    if config.out is not None:
+        require_other("--out", [config.out], config.data)
     with nullcontext() if config.out is None else own_file(config.out, "--out", "inspect"):
         return _diff(config)
 

@@ -29,7 +29,7 @@ from llava_pose.errors import InputError
 from llava_pose.pose.geometry import canonicalize
 from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.files import is_regular, write_atomic
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import own_file, require_other
 
 logger = logging.getLogger(__name__)
 JPEG_QUALITY = 82
@@ -73,6 +73,7 @@ def inspect_page(config: PageConfig) -> None:
     Raises:
         InputError: the data cannot be inspected, nothing is left of it, or CAD models are asked for and cannot be drawn.
     """
+    require_other("--out", [config.out], [config.data])
     with own_file(config.out, "--out", "inspect"):
         _write_page(config)
 

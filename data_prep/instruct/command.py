@@ -36,7 +36,7 @@ from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
 from llava_pose.utils.config import command, require, require_folder
 from llava_pose.utils.files import atomic_file, write_json
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import own_file, require_other
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,8 @@ def instruct(config: InstructConfig) -> InstructResult:
     """
     data = require(config.data, "--data")
     out = Path(require(config.out, "--out"))
+    if config.captions is not None:
+        require_other("--out", (out, report_path(out)), [config.captions])
     prepared = require_folder(data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     faults: list[InputError] = []
     records = [

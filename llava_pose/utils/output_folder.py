@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,25 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 LOCK_NAME = ".lock"  # in a folder that a command owns
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+def require_other(
+    option: str, outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
+) -> None:
+    """Refuse outputs that would replace what they are made of.
+
+    Args:
+        option: the option that named the outputs, for messages.
+        outputs: all files that are written, those beside the one that was named as well.
+        inputs: the files that are read; links are followed.
+
+    Raises:
+        InputError: an output is one of the inputs.
+    """
+    read = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.realpath(path) in read:
+            raise InputError(f"{option} {os.fspath(path)}: is one of the files that are read; name another")
 
 
 @contextmanager
