@@ -136,7 +136,7 @@ def object_names(records: list[ObjectRecord]) -> list[tuple[str, str]]:
     for record in sorted(records, key=lambda record: record.id.split("/")[0] != filed_under(record)):
         folder, name, index = record.id.split("/")
         place = filed_under(record), f"{name}_{int(index):02d}"
-        if place in taken:
+        while place in taken:  # also where the longer name is another object's own
             place = place[0], f"{folder}_{place[1]}"
         taken.add(place)
         names.append((record.id, place))

@@ -196,6 +196,17 @@ def test_objects_of_other_folders_do_not_take_each_others_names(raw_dataset: Any
     assert sorted(record.id for record in read_processed(out, "train")) == ["bus/same/0", "car/same/0", "car/same/1"]
 
 
+def test_a_name_with_a_folder_in_front_may_be_another_objects_own(raw_dataset: Any, tmp_path: Path) -> None:
+    car = raw_dataset.object(**{"class": "car"})
+    for name, category in (("n1", "car"), ("truck_n1", "car"), ("n1", "truck")):
+        raw_dataset.add(name, category=category, objects=[car])
+    prepared = prepared_from(raw_dataset, tmp_path / "prepared")
+    out = export(ExportConfig(str(prepared), str(tmp_path / "out")))
+    names = [sample["name"] for sample in published_samples(out, "train", "car")]
+    assert sorted(names) == ["n1_00", "truck_n1_00", "truck_truck_n1_00"]
+    assert sorted(record.id for record in read_processed(out, "train")) == ["car/n1/0", "car/truck_n1/0", "truck/n1/0"]
+
+
 def test_running_again_writes_only_what_has_changed(raw_dataset: Any, tmp_path: Path) -> None:
     for name in ("a", "b"):
         raw_dataset.add(name, objects=[raw_dataset.object(), raw_dataset.object(px=300.0)])
