@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from llava_pose.utils.files import is_regular, read_text, shortened, unsafe_name
 
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # NAME or OWNER/NAME; whatever else is not there is a path
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # what every call of from_pretrained is given
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
@@ -130,6 +132,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise InputError(f"{path}: holds an adapter, not a whole model; make one of it with llava-pose merge")
         values, most = read_json_object(file), stored_weights(folder).size
     else:
+        if not _HUB_ID.fullmatch(os.fspath(path)):
+            raise InputError(f"{path}: cannot load the model (there is no such folder); check the path")
         with loading(f"{path}: cannot load the model"):
             values, most = PreTrainedConfig.get_config_dict(path)[0], math.inf
         file = Path(path, CONFIG_FILE)

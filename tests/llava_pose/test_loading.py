@@ -380,3 +380,9 @@ def test_a_processor_comes_back_as_it_was(request, tmp_path: Path, name):
     for what in ("pose_token_id", "image_token_id", "patch_size", "vision_merge", "image_size", "chat_template"):
         assert getattr(first, what) == getattr(again, what), what
     assert again.tokenizer.padding_side == "left"  # the side to generate with
+
+
+@pytest.mark.parametrize("path", ["runs/quick/chekpoint", "./base", "/nowhere/base", "base/", "../base"])
+def test_a_path_that_is_not_there_is_said_to_be_just_that(path):
+    with pytest.raises(InputError, match=r"cannot load the model \(there is no such folder\); check the path$"):
+        load_model(path)
