@@ -15,7 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -26,6 +34,7 @@ from llava_pose.model.checkpoint_files import first_sentence, loading
 from llava_pose.model.loading import ADAPTER_WEIGHTS
 from llava_pose.train.checkpoints import StopAtSignal
 from llava_pose.train.length_groups import LengthGroups
+from llava_pose.train.progress import TrainingProgress
 from llava_pose.train.trainable import part_of
 from llava_pose.utils.distributed import broadcast, gathered_parameters, is_first_process, sum_over_processes
 
@@ -52,6 +61,9 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.add_callback(TrainingProgress())
         if self.args.enable_jit_checkpoint:
             # transformers' own callback saves in the middle of a step, whose random numbers are drawn by then, so that the
             # run could not go on bit for bit; and each process would save at a step of its own
