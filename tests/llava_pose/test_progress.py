@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import pytest
-
 from tests.llava_pose.conftest import run_training
 
 
