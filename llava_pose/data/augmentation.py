@@ -41,7 +41,7 @@ class Augmentation:
 
     @classmethod
     def of_item(cls, item: int, versions: int, *, geometric: bool = True) -> Augmentation:
-        """That of an item of a dataset, the same whenever it is drawn; none where there are 0 versions of each."""
+        """Return the change of an item of a dataset, the same whenever it is drawn; none where there are 0 versions of each."""
         return cls.draw(np.random.default_rng(item), geometric=geometric) if versions else UNCHANGED
 
     @classmethod

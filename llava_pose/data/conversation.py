@@ -77,7 +77,7 @@ class ChatTooLongError(InputError):
 
 
 def object_words(category: Category) -> dict[str, str]:
-    """What a category is called in the templates: {object} goes after "the", {an_object} has its own article.
+    """Return a category's names for the templates: {object} goes after "the", {an_object} has its own article.
 
     {object} is the display name, but "pair of scissors" for scissors, so that the sentences stay singular.
     """
@@ -105,7 +105,7 @@ def to_messages(conversation: Sequence[Mapping[str, str]], *, where: str = "conv
 
 
 def count_pose_tokens(conversation: Sequence[Mapping[str, str]]) -> int:
-    """How many `<pose6D>` a conversation holds, questions and answers together."""
+    """Count the `<pose6D>` of a conversation, questions and answers together."""
     return sum(turn["value"].count(POSE_TOKEN) for turn in conversation)
 
 

@@ -145,7 +145,7 @@ class PoseDataset(Dataset):
 
     @cached_property
     def _bytes_a_turn(self) -> int:
-        """Of what the chat template adds to a turn, at most."""
+        """Return the most bytes that the chat template adds to a turn."""
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
         return len(self.processor.render(chat).encode())
 

@@ -145,7 +145,7 @@ class Category:
 
     @property
     def flip_azimuth_offset(self) -> float | None:
-        """What to add (radians) to the azimuth of ``geometry.flip_pose`` for the pose in the flipped image.
+        """Return what is to be added (radians) to the azimuth of ``geometry.flip_pose`` for the pose in the flipped image.
 
         0 where x = 0 is the plane of symmetry. Where it is y = 0 (a cup's handle is at +x, and in a flipped image the
         handle of the canonical cup is at -x) the flipped image shows the object turned by half a turn about z: pi.
@@ -263,7 +263,7 @@ def _index() -> dict[str, str]:
 
 
 def _plural(noun: str) -> str:
-    """By the rules of spelling; of a noun that keeps none of them, categories.json has the plural."""
+    """Return the plural by the rules of spelling; categories.json has those of nouns that keep none of them."""
     if noun.lower().endswith(("s", "x", "z", "ch", "sh")):
         return f"{noun}es"
     return re.sub(r"(?<=[^aeiou])y$", "ie", noun, flags=re.IGNORECASE) + "s"

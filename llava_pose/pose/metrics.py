@@ -64,7 +64,7 @@ def _block_error(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def count_not_finite(pred: Any) -> int:
-    """How many predicted poses (..., 3) hold a value that is not finite, and so count as errors of pi."""
+    """Count the predicted poses (..., 3) with a value that is not finite; they count as errors of pi."""
     return int((~np.isfinite(np.asarray(pred, dtype=np.float64)).all(-1)).sum())
 
 
@@ -302,9 +302,9 @@ def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
 
 
 def effective_size(hits: Any, instances: Any = None) -> np.ndarray:
-    """Of shares of hits, how many pictures of an instance each would be as sure (Kish, Survey Sampling, 1965, sec. 5.4): the
-    variance of a share of n such pictures is share (1 - share) / n, and that of ours is the ratio estimator's over instances
-    (Cochran, Sampling Techniques, 1977, sec. 2.11).
+    """Return how many pictures of an instance each would make shares of hits as sure as they are (Kish, Survey Sampling, 1965,
+    sec. 5.4): the variance of a share of n such pictures is share (1 - share) / n, and that of ours is the ratio estimator's
+    over instances (Cochran, Sampling Techniques, 1977, sec. 2.11).
 
     Args:
         hits: (n, m) of pictures, 0 or 1; the shares are their means.

@@ -26,7 +26,7 @@ PROMPT = "> "
 
 @dataclass
 class ChatConfig:
-    """Which checkpoint, which picture, and what to ask."""
+    """Options of ``llava-pose chat``."""
 
     checkpoint: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
     image: str = field(default="", metadata={"help": "the picture: JPEG, PNG, WebP, …"})

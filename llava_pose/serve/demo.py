@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DemoConfig:
-    """Which checkpoint, and where the page is served."""
+    """Options of ``llava-pose demo``."""
 
     checkpoint: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
     host: str = field(

@@ -55,7 +55,7 @@ footer { opacity: 0.6; }
 
 @dataclass(frozen=True)
 class _Visit:
-    """What is remembered of a visitor: the picture's file, and the chat about it."""
+    """A visitor's picture and the chat about it."""
 
     file: str
     chat: ChatSession

@@ -27,7 +27,7 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands.
+    """The place of this process among those that run together.
 
     Attributes:
         node, nodes: number of its machine, and of how many.

@@ -26,7 +26,7 @@ class _Without(logging.Filter):
 
 
 def quiet_others() -> None:
-    """For commands, before they import what is heavy; calling it again changes nothing."""
+    """Leave these lines out; a command calls it before it imports what is heavy, and again without effect."""
     for name, part in _LOGGED.items():
         logging.getLogger(name).addFilter(_Without(part))
     warnings.filterwarnings("ignore", message=_WARNED, category=FutureWarning)
