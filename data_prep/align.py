@@ -28,9 +28,9 @@ from data_prep.raw.alignment import AlignmentTable, builtin_table, read_table, t
 from data_prep.raw.imagenet3d import AnnotationError, parse_object, plain, read_annotation, write_annotation
 from llava_pose.errors import InputError
 from llava_pose.pose.meshes import turned_off
-from llava_pose.utils.config import command, read_yaml, require_folder, save_config
+from llava_pose.utils.config import command, read_yaml, require_folder
 from llava_pose.utils.files import replacing, write_atomic, write_json
-from llava_pose.utils.output_folder import is_unused, own_folder
+from llava_pose.utils.output_folder import keep_settings, own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,13 @@ def align(config: AlignConfig) -> Path:
 
 
 def _align(config: AlignConfig, root: Path, out: Path, table: AlignmentTable, files: Mapping[str, list[Path]]) -> Path:
-    _claim(config, root, out, table)
+    settings = {
+        "data_root": str(root.resolve()),
+        "inverse": config.inverse,
+        "turn": config.turn,
+        "table_digest": hashlib.sha256(json.dumps(table.source, sort_keys=True).encode()).hexdigest(),
+    }
+    keep_settings(out, "--out", "align", settings)
     job = _Job(root.resolve(), out.resolve(), table, config.turn, config.files == "copy")
     counts: Counter[str] = Counter()
     names = [path.relative_to(root) for folder in FOLDERS for path in files[folder]]
@@ -149,27 +155,6 @@ def _table(config: AlignConfig, root: Path) -> AlignmentTable:
             f"{aligned} says that the dataset is aligned already; use it as it is, or turn it back: --inverse"
         )
     return builtin_table() if config.table is None else read_table(config.table)
-
-
-def _claim(config: AlignConfig, root: Path, out: Path, table: AlignmentTable) -> None:
-    """Refuse a folder that holds something else, which would be mixed; note the settings in a new one."""
-    digest = hashlib.sha256(json.dumps(table.source, sort_keys=True).encode()).hexdigest()
-    settings = {
-        "data_root": str(root.resolve()),
-        "inverse": config.inverse,
-        "turn": config.turn,
-        "table_sha256": digest,
-    }
-    path = out / CONFIG_FILE
-    if path.exists():
-        earlier = read_yaml(path)
-        changed = [name for name in settings if settings[name] != earlier.get(name)]
-        if changed:
-            raise InputError(f"{path}: the folder was made with another {changed[0]}; give another --out or delete it")
-    elif not is_unused(out):
-        raise InputError(f"--out {out}: it is not empty and holds no {CONFIG_FILE}; give a new or empty folder")
-    else:
-        save_config(settings, path)
 
 
 def _align_file(name: Path, job: _Job) -> dict[str, int]:

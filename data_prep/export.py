@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -16,12 +15,11 @@ from data_prep.raw.processed import ProcessedLayout, filed_under, flat_annotatio
 from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
-from llava_pose.utils.config import command, read_yaml, require_folder, save_config
+from llava_pose.utils.config import command, require_folder
 from llava_pose.utils.files import is_plain_name, replacing, write_atomic
-from llava_pose.utils.output_folder import is_unused, own_folder
+from llava_pose.utils.output_folder import keep_settings, own_folder
 
 logger = logging.getLogger(__name__)
-SETTINGS_FILE = "export.yaml"
 
 
 @dataclass
@@ -65,7 +63,8 @@ def export(config: ExportConfig) -> Path:
         del records[split]
     exported = 0
     with own_folder(out, "--out", "export"):
-        _claim(out, {"data": str(data.resolve()), "published_distance": config.published_distance})
+        settings = {"data": str(data.resolve()), "published_distance": config.published_distance}
+        keep_settings(out, "--out", "export", settings)
         for split, of_split in records.items():
             exported += _export_split(of_split, data / split, ProcessedLayout(out, split), config, faults)
     logger.info(
@@ -75,21 +74,6 @@ def export(config: ExportConfig) -> Path:
     if faults:
         raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and are not in it")
     return out
-
-
-def _claim(out: Path, settings: Mapping[str, Any]) -> None:
-    """Note the settings in a new folder; refuse one that holds something else."""
-    path = out / SETTINGS_FILE
-    if not is_unused(out):
-        if not path.is_file():
-            raise InputError(f"--out {out}: holds files that export did not write; give a new folder")
-        earlier = read_yaml(path)
-        for name, value in settings.items():
-            if earlier.get(name) != value:
-                raise InputError(
-                    f"--out {out}: was exported with {name} {earlier.get(name)}, not {value}; give another folder"
-                )
-    save_config(settings, path)
 
 
 def _export_split(

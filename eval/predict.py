@@ -1,6 +1,6 @@
 """`llava-pose predict`: a checkpoint's answer for every object of a split, a line each, resumable.
 
-Beside ``predictions.jsonl`` stands ``predictions_settings.yaml``: what decides an answer (checkpoint and its weights, an
+Beside ``predictions.jsonl`` stands ``predictions.jsonl.settings.yaml``: what decides an answer (checkpoint and its weights, an
 adapter's base and its weights, records, split, task, candidates, descriptions, mirror images, what is predicted, system). A run
 with others does not go on with the file.
 
@@ -27,13 +27,13 @@ from llava_pose.data.records import (
     ObjectRecord,
     Prediction,
     append_jsonl,
-    drop_torn_line,
     read_predictions,
     read_records,
+    resume_jsonl,
 )
 from llava_pose.errors import InputError, RunError, joined, left_out
 from llava_pose.pose import categories
-from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
+from llava_pose.utils.config import command, require, require_folder
 from llava_pose.utils.distributed import (
     broadcast,
     first_process_holds,
@@ -43,7 +43,7 @@ from llava_pose.utils.distributed import (
     process_count,
 )
 from llava_pose.utils.files import inside, is_regular
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import keep_settings, own_file
 
 if TYPE_CHECKING:
     from llava_pose.inference.predictor import PoseAnswer, PosePredictor
@@ -142,7 +142,7 @@ def _predict(
     out = Path(config.out)
     answered: set[str] = set()
     if is_first_process():
-        claim_output(out, run_settings(config, list(candidates), system))
+        keep_settings(out, "--out", "predict", run_settings(config, list(candidates), system))
         answered = answered_ids(out, records, system, config.task)
     answered = broadcast(answered)
     asked = {record.id for record in records[: config.limit]}
@@ -251,11 +251,6 @@ def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> No
         _category(name, config)
 
 
-def settings_file(out: Path) -> Path:
-    """Where the settings stand that a predictions file was made with."""
-    return out.with_name(f"{out.stem}_settings.yaml")
-
-
 def run_settings(config: PredictConfig, candidates: list[str], system: str) -> dict[str, Any]:
     """What decides an answer; how many objects, in which batches and on which device does not."""
     from llava_pose.model.rotation import DECODING
@@ -278,33 +273,6 @@ def run_settings(config: PredictConfig, candidates: list[str], system: str) -> d
         "base_digest": _base_digest(checkpoint, config.base),
         "records_digest": _digest([Path(config.data) / config.split / "metadata.jsonl"]),
     }
-
-
-def claim_output(out: Path, settings: dict[str, Any]) -> None:
-    """Note the settings beside a new predictions file; refuse one that was made with others.
-
-    Raises:
-        InputError: naming what differs, or the file holds something and no settings stand beside it.
-    """
-    path = settings_file(out)
-    if not out.exists() or out.stat().st_size == 0:
-        save_config(settings, path)
-        return
-    if not path.exists():
-        raise InputError(f"{out}: is not empty, and {path.name} does not stand beside it; choose another --out")
-    earlier = read_yaml(path)
-    changed = next((name for name, value in settings.items() if earlier.get(name) != value), None)
-    if changed is None:
-        return
-    if changed == "weights_digest":
-        what = f"the weights in {settings['checkpoint']} have changed since it was begun"
-    elif changed == "base_digest":
-        what = "the weights of the base that the adapter belongs to have changed since it was begun"
-    elif changed == "records_digest":
-        what = f"the records in {settings['data']} have changed since it was begun"
-    else:
-        what = f"it was begun with {changed} {earlier.get(changed)!r}, not {settings[changed]!r}"
-    raise InputError(f"{out}: {what}; choose another --out, or delete it to predict anew")
 
 
 def _weights_of(folder: Path) -> list[Path]:
@@ -343,30 +311,22 @@ def answered_ids(out: Path, records: Sequence[ObjectRecord], system: str, task: 
     Raises:
         InputError: the file holds predictions of another system or task, or for objects that are not among the records.
     """
-    if not out.exists() or out.stat().st_size == 0:
-        return set()
-    if _is_one_torn_line(out):
-        drop_torn_line(out)
-        return set()
-    # nothing of the file is cut off before it is known to be this run's
-    done = read_predictions(out, whole_lines_only=True)
-    others = {p.system for p in done} - {system}
-    if others:
-        raise InputError(f"{out}: holds predictions of {sorted(others)[0]!r}, not of {system!r}; choose another --out")
-    if any((p.pred_category is None) != (task == "pose") for p in done):
-        raise InputError(f"{out}: holds predictions of another task than {task!r}; choose another --out")
-    answered = {p.id for p in done}
-    strays = answered - {record.id for record in records}
-    if strays:
-        raise InputError(f"{out}: answers {sorted(strays)[0]!r}, which is not in this split; choose another --out")
-    drop_torn_line(out)
-    logger.info(f"{out}: {len(answered)} of {len(records)} are answered already")
+    ids = {record.id for record in records}
+    answered: set[str] = set()
+    for where, value in resume_jsonl(out, "id"):
+        line = Prediction.from_dict(value, where=where)
+        if line.system != system:
+            raise InputError(f"{out}: holds predictions of {line.system!r}, not of {system!r}; choose another --out")
+        if (line.pred_category is None) != (task == "pose"):
+            raise InputError(f"{out}: holds predictions of another task than {task!r}; choose another --out")
+        if line.id not in ids:
+            raise InputError(f"{out}: answers {line.id!r}, which is not in this split; choose another --out")
+        if line.id in answered:
+            raise InputError(f"{where}: the id {line.id!r} stands on two lines; ids must be unique")
+        answered.add(line.id)
+    if answered:
+        logger.info(f"{out}: {len(answered)} of {len(records)} are answered already")
     return answered
-
-
-def _is_one_torn_line(out: Path) -> bool:
-    content = out.read_bytes()
-    return b"\n" not in content and content.startswith(b'{"id": ')
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

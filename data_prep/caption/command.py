@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 from data_prep.caption.api import Captioner
 from data_prep.caption.grammar import check_caption, scene_caption
-from data_prep.caption.lines import GRAMMAR, OK, CaptionLine, read_captions
+from data_prep.caption.lines import GRAMMAR, OK, CaptionLine
 from data_prep.caption.prompt import first_messages
 from data_prep.scene.scenes import Scene, make_scenes
 from llava_pose.data.images import check_picture
-from llava_pose.data.records import METADATA_FILE, append_jsonl, drop_torn_line, read_records, write_jsonl
+from llava_pose.data.records import METADATA_FILE, append_jsonl, read_records, resume_jsonl, write_jsonl
 from llava_pose.errors import InputError, left_out
-from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
+from llava_pose.utils.config import command, require, require_folder
 from llava_pose.utils.files import printable, write_json
 from llava_pose.utils.openai_client import Endpoint, map_threads, require_client, token_account
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import keep_settings, own_file
 
 logger = logging.getLogger(__name__)
 _LINES_AT_ONCE = 256  # of the grammar's, which need no saving one by one
@@ -108,8 +108,8 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
         return None
     out = Path(require(config.out, "--out"))
     with own_file(out, "--out", "caption"):
+        keep_settings(out, "--out", "caption", _settings(config))
         known = _earlier_lines(out, config)
-        save_config(_settings(config), _settings_file(out))
         wanted = [image for image in scenes if image not in known]
         if config.most:
             wanted = wanted[: config.most]
@@ -138,31 +138,17 @@ def _pictures(prepared: Path, split: str, faults: list[InputError]) -> dict[str,
 
 
 def _earlier_lines(out: Path, config: CaptionConfig) -> dict[str, CaptionLine]:
-    """The lines that an earlier run has left, without those that are to be asked for again."""
-    if not out.exists():
-        return {}
-    settings_file = _settings_file(out)
-    if out.stat().st_size and not settings_file.is_file():  # settings are there before the first line is
-        raise InputError(
-            f"--out {out}: is not empty, and {settings_file.name} does not stand beside it; give another file"
-        )
-    drop_torn_line(out)
-    known = read_captions(out)
-    earlier = read_yaml(settings_file) if settings_file.is_file() else {}
-    for name, value in _settings(config).items():
-        if known and earlier.get(name) != value:
-            raise InputError(
-                f"--out {out}: was written with {name} {earlier.get(name)}, not {value}; give another file"
-            )
+    """Return the lines that an earlier run has left, without those that are to be asked for again."""
+    known: dict[str, CaptionLine] = {}
+    for where, value in resume_jsonl(out, "image"):
+        line = CaptionLine.from_dict(value, where=where)
+        if line.image in known:
+            raise InputError(f"{where}: the picture {line.image!r} stands on two lines; delete one of them")
+        known[line.image] = line
     if config.retry_failed:
-        again = {image for image, line in known.items() if line.status != OK}
-        known = {image: line for image, line in known.items() if image not in again}
+        known = {image: line for image, line in known.items() if line.status == OK}
         write_jsonl(out, (line.to_dict() for line in known.values()))
     return known
-
-
-def _settings_file(out: Path) -> Path:
-    return out.with_suffix(".yaml")
 
 
 def _settings(config: CaptionConfig) -> dict[str, Any]:

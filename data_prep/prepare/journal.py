@@ -22,11 +22,16 @@ from data_prep.prepare.image import ImageResult
 from data_prep.prepare.shards import Shard
 from llava_pose.data.records import METADATA_FILE, drop_torn_line
 from llava_pose.errors import InputError
-from llava_pose.utils.config import read_yaml, save_config
 from llava_pose.utils.files import append_whole
-from llava_pose.utils.output_folder import LOCK_NAME, own_folder
+from llava_pose.utils.output_folder import (
+    LOCK_NAME,
+    changed_settings,
+    keep_settings,
+    own_folder,
+    settings_file,
+    write_settings,
+)
 
-SETTINGS_FILE = "prepare.yaml"
 JOURNAL_FOLDER = ".prepare"
 SHARDS_FOLDER = "shards"
 _FLUSH_SECONDS = 0.5  # of work that a kill may cost; forcing lines to disk costs time, too
@@ -57,22 +62,15 @@ class OutputFolder:
         with ExitStack() as held:
             if self.shard is None:
                 held.enter_context(own_folder(self.path, "--out", "prepare"))
-                self._require_ours()
                 self._settle()
                 self._take_over_shards()
             else:
                 held.enter_context(own_folder(self.path, "--out", "prepare of all shards", shared=True))
-                self._require_ours()
-                held.enter_context(own_folder(self._own, "--out", f"prepare of {self.shard}"))
                 with own_folder(self._folder, "--out", "prepare", wait=True):
                     self._settle()
+                    held.enter_context(own_folder(self._own, "--out", f"prepare of {self.shard}"))
             self._held = held.pop_all()
         return self
-
-    def _require_ours(self) -> None:
-        found = {entry.name for entry in self.path.iterdir()} - {LOCK_NAME}
-        if found and not found & {SETTINGS_FILE, JOURNAL_FOLDER}:
-            raise InputError(f"--out {self.path}: holds files that prepare did not write; give a new folder")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -83,19 +81,15 @@ class OutputFolder:
 
     def _settle(self) -> None:
         """Make the folder that of these settings."""
-        settings_file = self.path / SETTINGS_FILE
-        if self.splits():
-            earlier = read_yaml(settings_file) if settings_file.is_file() else {}
-            differing = [name for name in self.settings if earlier.get(name) != self.settings[name]]
-            if differing and not self.overwrite:
-                name = differing[0]
-                raise InputError(
-                    f"--out {self.path}: was prepared with {name} {earlier.get(name)}, not {self.settings[name]}; "
-                    "give another folder, or --overwrite to drop what is there"
-                )
-            if differing:
-                self._drop()
-        save_config(self.settings, settings_file)
+        file = settings_file(self.path, "prepare")
+        if self.overwrite and self.splits() and file.is_file() and changed_settings(file, self.settings):
+            self._drop()
+            write_settings(file, "prepare", self.settings)
+            return
+        others = {entry.name for entry in self.path.iterdir()} - {LOCK_NAME, JOURNAL_FOLDER, file.name}
+        begun = bool(others or self.splits() or any(self._folder.glob(f"{SHARDS_FOLDER}/*")))
+        remedy = "give another folder, or --overwrite to drop what is there"
+        keep_settings(self.path, "--out", "prepare", self.settings, begun=begun, remedy=remedy)
 
     def _drop(self) -> None:
         self.rejects_file.unlink(missing_ok=True)

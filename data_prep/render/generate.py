@@ -21,9 +21,9 @@ from data_prep.pool import map_processes
 from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.utils.config import command, read_yaml, save_config
+from llava_pose.utils.config import command
 from llava_pose.utils.files import write_atomic
-from llava_pose.utils.output_folder import is_unused, own_folder
+from llava_pose.utils.output_folder import keep_settings, own_folder
 
 from . import sampling
 from .backgrounds import list_photos
@@ -37,7 +37,6 @@ from .studio import Studio
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "render.yaml"
 MESHES_FILE = "meshes.jsonl"
 UNIT_SCALE = (0.2, 1.5)  # reaches that pass for unit scale; ImageNet3D's CADs have 0.3 to 0.85
 
@@ -117,7 +116,8 @@ def _render(config: RenderConfig) -> RenderResult:
     instances = plan(sources, selection)
     views = sampling.ViewDistribution(poses=make_poses(config), truncation=config.truncation)
     out = Path(config.out)
-    _claim_folder(config, out)
+    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "workers")}
+    keep_settings(out, "--out", "render", settings)
     job = _Job(RawLayout(out), {source.name: source for source in sources}, views, config, photos)
     beside = companions(instances, config.seed) if config.distractors else [()] * len(instances)
     tasks = [_Task(*pair) for pair in zip(instances, beside, strict=True)]
@@ -148,24 +148,6 @@ def _render(config: RenderConfig) -> RenderResult:
 def image_name(instance: Instance, view: int) -> str:
     """Name (without suffix) of an instance's image number ``view``, from 0."""
     return f"{instance.name}_{view:03d}"
-
-
-def _claim_folder(config: RenderConfig, out: Path) -> None:
-    """Refuse a folder that holds images of other settings, which would be mixed; note the settings in a new one."""
-    path = out / CONFIG_FILE
-    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "workers")}
-    if path.exists():
-        earlier = read_yaml(path)
-        changed = sorted(name for name in settings.keys() | earlier.keys() if settings.get(name) != earlier.get(name))
-        if changed:
-            raise InputError(
-                f"{path} says that this folder was rendered with {changed[0]} = {earlier.get(changed[0])}, not"
-                f" {settings.get(changed[0])}: give the same settings, another --out, or delete the folder."
-            )
-    elif not is_unused(out):
-        raise InputError(f"{out} is not empty and holds no {CONFIG_FILE}: give --out a new or empty folder.")
-    else:
-        save_config(settings, path)
 
 
 def _render_instance(task: _Task, job: _Job) -> _Done:

@@ -26,7 +26,7 @@ from llava_pose import cli
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, NonFiniteLossError
 from llava_pose.pose import categories
-from llava_pose.utils.config import fill_config, read_yaml, require, require_folder, save_config
+from llava_pose.utils.config import fill_config, require, require_folder
 from llava_pose.utils.distributed import (
     broadcast,
     first_process_holds,
@@ -35,7 +35,7 @@ from llava_pose.utils.distributed import (
     several_processes,
 )
 from llava_pose.utils.files import file_digest, read_text, write_json
-from llava_pose.utils.output_folder import own_folder
+from llava_pose.utils.output_folder import changed_settings, is_begun, own_folder, write_settings
 
 logger = logging.getLogger(__name__)
 SETTINGS_FILE, DONE_MARK = "system.yaml", "system_done.json"
@@ -286,10 +286,10 @@ def _run_systems(
     """What went wrong, by the system's name, and how many were asked for."""
     chosen = [system for system in systems if config.only is None or system.name in config.only]
     for system in chosen:
-        changed = _changed_setting(system)
+        changed = _changed_settings(system)
         if changed:
             raise InputError(
-                f"{system.folder}: was begun with {changed}; give the system another name, or delete the folder to run it anew"
+                f"{system.folder}: was begun {changed}; give the system another name, or delete the folder to run it anew"
             )
         _require_above(system, chosen)
     failed: dict[str, InputError | NonFiniteLossError] = {}
@@ -314,53 +314,38 @@ def _require_above(system: System, chosen: Sequence[System]) -> None:
     above = system.above
     if above is None or above in chosen or system.done:
         return
-    changed = _changed_setting(above)
+    changed = _changed_settings(above)
     if not above.done or changed:
-        why = f"was made with {changed}" if changed else "has not run"
+        why = f"was made {changed}" if changed else "has not run"
         raise InputError(f"--only {system.name}: it begins with '{above.name}', which {why}; run that one, too")
 
 
 def _is_outdated(system: System) -> bool:
-    changed = _changed_setting(system)
+    changed = _changed_settings(system)
     if changed:
-        logger.warning(f"{system.folder}: was made with {changed}, and is left out of the table; run the system anew")
+        logger.warning(f"{system.folder}: was made {changed}, and is left out of the table; run the system anew")
     return changed is not None
 
 
-def _changed_setting(system: System) -> str | None:
-    """Of a system that has been begun, what it was begun with and the list does not say any more, in words."""
-    path = system.folder / SETTINGS_FILE
-    if not path.is_file():
+def _changed_settings(system: System) -> str | None:
+    """Return, of a system that has been begun, what it was begun with and the list does not say any more, in words."""
+    file = system.folder / SETTINGS_FILE
+    if not file.is_file() or not is_begun(system.folder, file):
         return None
-    earlier, settings = _flat(read_yaml(path)), _flat(system.settings)
-    changed = next((key for key in [*settings, *earlier] if earlier.get(key) != settings.get(key)), None)
-    return None if changed is None else f"{changed} {earlier.get(changed)!r}, not {settings.get(changed)!r}"
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{k: v for k, v in settings.items() if k != "options"}, **(settings.get("options") or {})}
+    return changed_settings(file, system.settings)
 
 
 def _run_system(system: System) -> None:
     began = time.monotonic()
     if is_first_process():
         system.folder.mkdir(parents=True, exist_ok=True)
-        save_config(system.settings, system.folder / SETTINGS_FILE)
-    try:
-        system.run()
-    except InputError:
-        _forget_if_nothing_was_made(system.folder)
-        raise
+        file = system.folder / SETTINGS_FILE
+        write_settings(file, "task", system.settings, replace=is_begun(system.folder, file))
+    system.run()
     broadcast(None)
     if is_first_process():
         # of this start alone: a run that was stopped has spent more
         write_json(system.folder / DONE_MARK, {"seconds": round(time.monotonic() - began, 1)})
-
-
-def _forget_if_nothing_was_made(folder: Path) -> None:
-    """A system that was refused its input before it wrote anything may be given another without further ado."""
-    if is_first_process() and [path.name for path in folder.iterdir()] == [SETTINGS_FILE]:
-        (folder / SETTINGS_FILE).unlink()
 
 
 def make_table(table: int, systems: Sequence[System], output_dir: Path) -> None:

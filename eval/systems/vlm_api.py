@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from eval.predict import claim_output
 from eval.systems.record_choice import select_records
 from eval.systems.vlm_prompt import VlmAnswer, candidate_words, first_messages, read_answer
 from llava_pose.data.images import check_picture
@@ -29,9 +28,8 @@ from llava_pose.data.records import (
     ObjectRecord,
     Prediction,
     append_jsonl,
-    drop_torn_line,
-    read_jsonl,
     read_records,
+    resume_jsonl,
     write_jsonl,
 )
 from llava_pose.errors import InputError, joined, left_out
@@ -48,7 +46,7 @@ from llava_pose.utils.openai_client import (
     require_client,
     token_account,
 )
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import keep_settings, own_file
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +132,7 @@ def run(config: VlmApiConfig) -> Path | None:
     system = config.system or config.model
     out = Path(config.output_dir) / "predictions.jsonl"
     with own_file(out, "--output-dir", "vlm-api"):
-        claim_output(out, _settings(config, records, words, prepared, system))
+        keep_settings(out, "--output-dir", "vlm-api", _settings(config, records, words, prepared, system))
         known = _earlier_lines(out, records, system)
         done = {id_ for id_, line in known.items() if line.get("pose") is not None or not config.retry_failed}
         if done:
@@ -211,18 +209,15 @@ def _settings(
         "predict_categories": sorted({_category(name).name for name in config.predict_categories or []}),
         "system": system,
         "records_digest": file_digest(metadata),
-        "prompt": hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest(),
+        "prompt_digest": hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest(),
     }
 
 
 def _earlier_lines(out: Path, records: Sequence[ObjectRecord], system: str) -> dict[str, dict[str, Any]]:
     """Id -> line that an earlier run has left; the last one where a failure has been asked for again."""
-    if not out.exists():
-        return {}
-    drop_torn_line(out)
     known: dict[str, dict[str, Any]] = {}
     ids = {record.id for record in records}
-    for where, value in read_jsonl(out):
+    for where, value in resume_jsonl(out, "id"):
         line = Prediction.from_dict(value, where=where)
         if line.system != system or line.id not in ids:
             raise InputError(f"{where}: is no answer of '{system}' for this split; choose another --output-dir")

@@ -424,6 +424,32 @@ def drop_torn_line(path: str | os.PathLike[str]) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
+def resume_jsonl(path: str | os.PathLike[str], first_field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ("file:line", object) of each line that an earlier run has left, and then cut a torn last line.
+
+    Nothing is cut before the caller has taken every line, which it does not if one is not its own.
+
+    Args:
+        path: the file; one that is not there has no lines.
+        first_field: the field that each line begins with, by which a torn line is known that stands alone.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    if not Path(path).exists():
+        return
+    count = 0
+    for count, line in enumerate(read_jsonl(path, whole_lines_only=True), start=1):  # noqa: B007
+        yield line
+    if not count:
+        begins = b'{"%b": ' % first_field.encode()
+        with open_regular(path) as file:
+            start = file.read(len(begins))
+        if not begins.startswith(start):
+            raise InputError(f"{path}: holds no line of this command's; choose another file")
+    drop_torn_line(path)
+
+
 def read_records(
     prepared: str | os.PathLike[str], split: str, *, faults: list[InputError] | None = None
 ) -> list[ObjectRecord]:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import logging
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from llava_pose.train.checkpoints import (
 )
 from llava_pose.train.trainer import last_loss
 from llava_pose.train.training_arguments import REFUSED
-from llava_pose.utils.config import as_written, read_yaml, save_config
+from llava_pose.utils.config import as_written, read_yaml
 from llava_pose.utils.distributed import first_process_holds, from_first_process, is_first_process, process_count
 from llava_pose.utils.files import file_digest, sync_folder, write_json
-from llava_pose.utils.output_folder import own_folder
+from llava_pose.utils.output_folder import differing, own_folder, require_not_a_persons, write_settings
 
 logger = logging.getLogger(__name__)
 BEGUN_WITH = "trained_on.json"  # what a run was begun with beside its settings: its samples and the number of processes
@@ -59,6 +59,7 @@ class RunFolder:
     def __init__(self, kind: str, arguments: tuple[Any, ...], samples: Path, may_differ: Collection[str]):
         self.folder = Path(arguments[-1].output_dir)
         self.settings_file = self.folder / f"{kind.replace('-', '_')}.yaml"
+        self._kind = kind
         self._arguments = arguments
         self._resume: bool = arguments[-1].resume
         self._samples = samples
@@ -87,6 +88,8 @@ class RunFolder:
         if self._resume and (done or any(self.folder.glob(f"checkpoint-*/{COMPLETE_MARK}"))):
             self._require_same_settings()
             self._require_begun_with(digest, process_count(), done)
+        elif not self._is_a_run():
+            require_not_a_persons(self.settings_file, self._kind)
         return digest, done and self._resume
 
     def _require_same_settings(self) -> None:
@@ -96,18 +99,19 @@ class RunFolder:
                 f"{self.folder}: holds a run of another kind, for {file.name} is not there, which every run of this kind "
                 "begins with; choose another --output-dir"
             )
-        # a field that was not written down had its default
-        defaults = {f.name: f.default for part in self._arguments for f in dataclasses.fields(part)}
-        earlier = {**defaults, **read_yaml(file)}
-        now = {**defaults, **as_written(settings_of(self._arguments))}
-        for name in sorted(earlier.keys() | now.keys()):
-            if name in MAY_DIFFER | _LEFT_OUT or name in self._may_differ or name.startswith(MAY_DIFFER_BEGINNINGS):
-                continue
-            was, wanted = earlier.get(name), now.get(name)
-            if was != wanted and not (name in PATHS and was and wanted and _same_path(was, wanted)):
-                raise InputError(
-                    f"{self.folder}: its run was begun with {name} {was!r}, not {wanted!r} ({file.name} says so); {_REMEDY}"
-                )
+        changes = differing(self._decisive(read_yaml(file)), self._decisive(as_written(settings_of(self._arguments))))
+        if changes is not None:
+            raise InputError(f"{self.folder}: its run was begun {changes} ({file.name} says so); {_REMEDY}")
+
+    def _decisive(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that must not change, paths written out; a field that was not written down had its default."""
+        settings = {**{f.name: f.default for part in self._arguments for f in dataclasses.fields(part)}, **settings}
+        may_differ = MAY_DIFFER | _LEFT_OUT | set(self._may_differ)
+        return {
+            name: str(Path(value).resolve()) if name in PATHS and value and Path(value).exists() else value
+            for name, value in settings.items()
+            if name not in may_differ and not name.startswith(MAY_DIFFER_BEGINNINGS)
+        }
 
     def _require_begun_with(self, digest: str | None, processes: int, done: bool) -> None:
         file = self.folder / BEGUN_WITH
@@ -120,6 +124,11 @@ class RunFolder:
                 f"{self.folder}: its run was begun by {_count(were)}, not by {_count(processes)}; start it by as many again, "
                 f"{_REMEDY}"
             )
+
+    def _is_a_run(self) -> bool:
+        """Return whether a run, of whatever settings, has begun here."""
+        marks = (self.folder / name for name in (BEGUN_WITH, DONE_MARK))
+        return any(mark.is_file() for mark in marks) or bool(checkpoint_folders(self.folder))
 
     def begin(self, trainer: Trainer) -> str | None:
         """Write down what the run is, and return the checkpoint that it goes on from, if there is one. Waits for all."""
@@ -147,7 +156,7 @@ class RunFolder:
     def write_settings(self) -> None:
         """Write the settings beside the result, as a recipe that runs again. For the first process; the others do nothing."""
         if is_first_process():
-            save_config(settings_of(self._arguments), self.settings_file)
+            write_settings(self.settings_file, self._kind, settings_of(self._arguments), replace=True)
 
     def finish(self, trainer: Trainer, **facts: Any) -> None:
         """Mark the run as done, once all that it has written is on the disk. Waits for all.
@@ -201,10 +210,6 @@ def settings_of(arguments: tuple[Any, ...]) -> dict[str, Any]:
             if name not in _LEFT_OUT and (name in ours or (plain and value != theirs[name])):
                 settings[name] = str(value) if isinstance(value, Path) else value
     return settings
-
-
-def _same_path(one: str, other: str) -> bool:
-    return Path(one).resolve() == Path(other).resolve()
 
 
 def _count(processes: int) -> str:

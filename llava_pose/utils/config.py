@@ -478,9 +478,13 @@ def require_folder(path: str | os.PathLike[str], option: str, remedy: str) -> Pa
     return folder
 
 
-def save_config(config: Any, path: str | os.PathLike[str]) -> None:
-    """Write a config dataclass (or a mapping) as YAML, atomically: the resolved config of a run, beside its output."""
-    write_atomic(path, yaml.safe_dump(as_written(config), sort_keys=False))
+def save_config(config: Any, path: str | os.PathLike[str], *, heading: str = "") -> None:
+    """Write a config dataclass (or a mapping) as YAML, atomically: the resolved config of a run, beside its output.
+
+    Args:
+        heading: a comment to begin with, a line that starts with ``#``.
+    """
+    write_atomic(path, f"{heading}{heading and chr(10)}{yaml.safe_dump(as_written(config), sort_keys=False)}")
 
 
 def as_written(config: Any) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-"""One owner for every output: a second command that would write to the same place is refused."""
+"""One owner for every output, and one set of settings: a second command that would write to the same place is refused, and
+so is one that would go on with an output under other settings.
+
+A command owns its file or folder (:func:`own_file`, :func:`own_folder`), and calls :func:`keep_settings` before it writes. A
+run that was stopped goes on under the same settings, which stand as ``WHAT.yaml`` in a folder and as ``NAME.settings.yaml``
+beside a file, so that no two outputs share them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,14 @@ import fcntl
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from llava_pose.errors import InputError
-from llava_pose.utils.files import cannot_write, is_disk_full, writing_to
+from llava_pose.utils.config import as_written, read_yaml, save_config
+from llava_pose.utils.files import cannot_write, is_disk_full, open_regular, writing_to
 
 logger = logging.getLogger(__name__)
 _held: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
@@ -27,6 +34,9 @@ def _leave_to_parent() -> None:
 
 os.register_at_fork(after_in_child=_leave_to_parent)
 LOCK_NAME = ".lock"  # in a folder that a command owns
+DIGEST = "_digest"  # how the name of a setting ends that stands for the content of what is read
+_MARK = "# llava-pose "  # how a settings file begins, which a person's own recipe does not
+_LONGEST_SHOWN = 300  # characters of a setting in a message
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -175,3 +185,125 @@ def _is_file_at(path: Path, file: IO[Any]) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def settings_file(output: str | os.PathLike[str], what: str) -> Path:
+    """Return where the settings of an output stand: ``WHAT.yaml`` in a folder, ``NAME.settings.yaml`` beside a file."""
+    output = Path(output)
+    if output.is_dir():
+        return output / f"{what.replace('-', '_')}.yaml"
+    return output.with_name(f"{output.name}.settings.yaml")
+
+
+def keep_settings(
+    output: str | os.PathLike[str],
+    option: str,
+    what: str,
+    settings: Any,
+    *,
+    begun: bool | None = None,
+    remedy: str | None = None,
+) -> None:
+    """Write down the settings of an output that is new, and refuse one that was begun with others. Its owner calls this.
+
+    Args:
+        output: the file, or the folder, which is there.
+        option: the option that named it, for messages.
+        what: the command.
+        settings: a mapping or a dataclass of all that decides what the output holds. How fast it is made and where it is
+            does not; what is read does, by the digest of its content, under a name that ends in ``_digest``.
+        begun: whether the output holds something already; by default, whether anything is in it.
+        remedy: what the person can do, for messages.
+
+    Raises:
+        InputError: the output was begun with other settings, each of which is named, or is somebody else's.
+    """
+    output = Path(output)
+    file = settings_file(output, what)
+    if not (is_begun(output, file) if begun is None else begun):
+        write_settings(file, what, settings)
+        return
+    if not file.is_file():
+        raise InputError(
+            f"{option} {output}: holds something that {what} did not write, for {file.name} is not there; choose another "
+            f"{option}"
+        )
+    changes = changed_settings(file, settings)
+    if changes is not None:
+        remedy = remedy or f"choose another {option}, or delete what is there to begin anew"
+        raise InputError(f"{option} {output}: was begun {changes}; {remedy}")
+
+
+def changed_settings(file: Path, settings: Any) -> str | None:
+    """Return how the settings in a file differ from these, as :func:`differing` does."""
+    return differing(read_yaml(file), as_written(settings))
+
+
+def differing(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return how settings differ, as "with seed 0, not 3, and before the records changed"; None where they do not.
+
+    One that is not there is None.
+    """
+    earlier, now = _flat(earlier), _flat(now)
+    names = [name for name in {**now, **earlier} if earlier.get(name) != now.get(name)]
+    parts = [
+        f"with {name} {_shown(earlier.get(name))}, not {_shown(now.get(name))}"
+        for name in names
+        if not name.endswith(DIGEST)
+    ]
+    inputs = [f"the {name.removesuffix(DIGEST).replace('_', ' ')}" for name in names if name.endswith(DIGEST)]
+    if inputs:
+        parts.append(f"before {' and '.join(inputs)} changed")
+    return ", and ".join(parts) or None
+
+
+def write_settings(file: Path, what: str, settings: Any, *, replace: bool = False) -> None:
+    """Write settings whole, with a first line that says whose they are.
+
+    Args:
+        replace: whatever is there may be replaced.
+
+    Raises:
+        InputError: a file is there that no command has written.
+    """
+    if not replace:
+        require_not_a_persons(file, what)
+    save_config(
+        settings, file, heading=f"{_MARK}{what} made this output with these settings, and goes on with no others"
+    )
+
+
+def require_not_a_persons(file: Path, what: str) -> None:
+    """Raise InputError where the settings would replace a file that no command has written, such as somebody's recipe."""
+    if not file.exists():
+        return
+    try:
+        with open_regular(file) as there:
+            is_ours = there.readline(len(_MARK)) == _MARK.encode()
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        raise InputError(
+            f"{file}: is there and was not written by {what}, which keeps its settings under that name; rename the file, or "
+            "choose another output"
+        )
+
+
+def is_begun(output: Path, settings: Path) -> bool:
+    """Return whether a file or folder holds anything, but for the settings and the lock of its owner."""
+    if output.is_dir():
+        return any(entry.name not in (LOCK_NAME, settings.name) for entry in output.iterdir())
+    return output.exists() and output.stat().st_size > 0
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings within settings as ``options.seed``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

@@ -396,7 +396,7 @@ class TestAlign:
         assert "neither annotations/ nor CAD/" in refused(tmp_path / "empty", out)
         assert "lies in the dataset that is read" in refused(raw, raw)
         assert "lies in the dataset that is read" in refused(raw, raw / "aligned")
-        assert "not empty and holds no align.yaml" in refused(raw, tmp_path)
+        assert "holds something that align did not write, for align.yaml is not there" in refused(raw, tmp_path)
         assert "leave --inverse out" in refused(raw, out, "--inverse")
         assert "leave --table out" in refused(raw, out, "--inverse", "--table", table_file)
         assert run(raw, out, "--table", table_file) == 0
@@ -405,6 +405,6 @@ class TestAlign:
         assert "was stopped in it" in refused(out, tmp_path / "twice")
         (tmp_path / "put_aside").rename(out / TABLE_FILE)
         assert "aligned already" in refused(out, tmp_path / "twice")
-        assert "made with another table_sha256" in refused(raw, out)
+        assert "was begun before the table changed" in refused(raw, out)
         (raw / "CAD/slipper/01.off").write_text("OFF\n9 9 9\n")
         assert "01.off: it is cut off" in refused(raw, tmp_path / "other", "--table", table_file)

@@ -47,7 +47,7 @@ def test_the_grammar_writes_a_line_for_each_picture(prepared, tmp_path, caplog):
     assert f"6 captions are in {out}, 0 pictures failed; next: llava-pose instruct" in caplog.messages[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "captions.jsonl",
-        "captions.yaml",
+        "captions.jsonl.settings.yaml",
         "captions_summary.json",
         "prepared",
     ]
@@ -71,8 +71,17 @@ def test_two_splits_share_a_file_and_other_settings_do_not(prepared, tmp_path):
     for split in ("train", "val"):
         caption(CaptionConfig(data=str(prepared), out=str(out), split=split))
     assert Counter(line["image"].split("/")[0] for line in lines_of(out)) == {"train": 6, "val": 2}
-    with pytest.raises(InputError, match="was written with seed 0, not 3; give another file"):
+    with pytest.raises(InputError, match="was begun with seed 0, not 3; choose another --out"):
         caption(CaptionConfig(data=str(prepared), out=str(out), seed=3))
+
+
+def test_a_recipe_beside_the_captions_and_captions_of_another_ending_are_left_alone(prepared, tmp_path):
+    recipe = tmp_path / "captions.yaml"
+    recipe.write_text("seed: 7\n")
+    for seed, name in enumerate(("captions.jsonl", "captions.txt", "captions")):
+        for _ in range(2):
+            caption(CaptionConfig(data=str(prepared), out=str(tmp_path / name), seed=seed))
+    assert recipe.read_text() == "seed: 7\n"
 
 
 def test_a_torn_line_is_written_again(prepared, tmp_path):

@@ -273,10 +273,10 @@ def test_what_is_wrong_is_said(raw_dataset: Any, tmp_path: Path, capsys: pytest.
     with pytest.raises(InputError, match=r"val/metadata\.jsonl: there is no such file"):
         export(ExportConfig(str(prepared), str(tmp_path / "out"), splits="val"))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="holds files that export did not write"):
+    with pytest.raises(InputError, match="holds something that export did not write"):
         export(ExportConfig(str(prepared), str(raw_dataset.root)))
     out = export(ExportConfig(str(prepared), str(tmp_path / "out")))
-    with pytest.raises(InputError, match="was exported with published_distance False, not True; give another folder"):
+    with pytest.raises(InputError, match="was begun with published_distance False, not True; choose another --out"):
         export(ExportConfig(str(prepared), str(out), published_distance=True))
     with pytest.raises(InputError, match=r"val/lists: no <category>/mesh01\.txt in it"):
         list(read_processed(out, "val"))

@@ -316,7 +316,7 @@ def test_splits_prepared_one_after_the_other_stand_in_one_account(raw_dataset: A
 def test_other_settings_need_another_folder_or_overwrite(raw_dataset: Any, tmp_path: Path) -> None:
     raw_dataset.add("a")
     out = run(raw_dataset, tmp_path / "out", size=64)
-    with pytest.raises(InputError, match=r"was prepared with size 64, not 32; give another folder, or --overwrite"):
+    with pytest.raises(InputError, match=r"was begun with size 64, not 32; give another folder, or --overwrite"):
         run(raw_dataset, out, size=32)
     assert read_records(out, "train")[0].width == 64
     run(raw_dataset, out, size=32, overwrite=True)
@@ -329,7 +329,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(raw_dataset: Any, tmp_
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds files that prepare did not write"):
+    with pytest.raises(InputError, match="holds something that prepare did not write"):
         run(raw_dataset, out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match="is a file"):

@@ -133,7 +133,7 @@ def test_shards_of_machines_without_a_common_folder_are_joined_by_copying(raw_da
 def test_shards_keep_out_what_would_hurt_them(raw_dataset: Any, tmp_path: Path) -> None:
     filled(raw_dataset, 8)
     out = run(raw_dataset, tmp_path / "out", shard="1/2")
-    with pytest.raises(InputError, match="was prepared with size 32, not 64"):
+    with pytest.raises(InputError, match="was begun with size 32, not 64"):
         run(raw_dataset, out, shard="2/2", size=64)
     with pytest.raises(InputError, match="--overwrite with --shard: would drop what other shards have done"):
         run(raw_dataset, out, shard="2/2", overwrite=True)

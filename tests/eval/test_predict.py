@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from data_prep.instruct.command import InstructConfig, instruct
-from eval.predict import PredictConfig, main, predict, predict_batch, run_settings, settings_file
+from eval.predict import PredictConfig, main, predict, predict_batch, run_settings
 from eval.score import main as score_main
 from llava_pose.data.conversation import to_messages
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, read_records, write_records
@@ -27,6 +27,7 @@ from llava_pose.model.loading import load_full, load_processor
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.config import read_yaml
+from llava_pose.utils.output_folder import settings_file
 
 SIDE = 32
 CATEGORIES = ["car", "cup", "chair"]
@@ -80,12 +81,12 @@ def stopped(begun: PredictConfig, tmp_path: Path) -> PredictConfig:
     """A copy of that run's files for one test, and the settings to go on with it to its end."""
     out = tmp_path / "predictions.jsonl"
     shutil.copy(begun.out, out)
-    shutil.copy(settings_file(Path(begun.out)), settings_file(out))
+    shutil.copy(settings_file(begun.out, "predict"), settings_file(out, "predict"))
     return replace(begun, out=str(out), limit=None)
 
 
 def test_the_settings_stand_beside_the_predictions(begun: PredictConfig) -> None:
-    settings = read_yaml(Path(begun.out).with_name("predictions_settings.yaml"))
+    settings = read_yaml(Path(begun.out).with_name("predictions.jsonl.settings.yaml"))
     assert settings["checkpoint"] == begun.checkpoint
     assert settings["data"] == begun.data
     assert (settings["split"], settings["task"], settings["system"]) == ("val", "joint", Path(begun.checkpoint).name)
@@ -109,7 +110,7 @@ def other_weights(config: PredictConfig, folder: Path) -> PredictConfig:
 
     checkpoint = folder / Path(config.checkpoint).name
     shutil.copytree(config.checkpoint, checkpoint)
-    settings = settings_file(Path(config.out))
+    settings = settings_file(config.out, "predict")
     settings.write_text(settings.read_text().replace(config.checkpoint, str(checkpoint)))
     weights = checkpoint / "model.safetensors"
     tensors = load_file(weights)
@@ -121,7 +122,7 @@ def other_weights(config: PredictConfig, folder: Path) -> PredictConfig:
 def other_records(config: PredictConfig, folder: Path) -> PredictConfig:
     """The same with the prepared folder, made anew with other poses."""
     data = write_prepared(folder / "prepared", azimuth=0.6)
-    settings = settings_file(Path(config.out))
+    settings = settings_file(config.out, "predict")
     settings.write_text(settings.read_text().replace(config.data, str(data)))
     return replace(config, data=str(data))
 
@@ -141,8 +142,8 @@ def other_checkpoint(config: PredictConfig, folder: Path) -> PredictConfig:
         (lambda config, _: replace(config, base="other"), "begun with base None, not 'other'"),
         (lambda config, folder: replace(config, data=str(write_prepared(folder / "copy"))), "begun with data '"),
         (other_checkpoint, "begun with checkpoint '"),
-        (other_weights, "the weights in .* have changed"),
-        (other_records, "the records in .* have changed"),
+        (other_weights, "begun before the weights changed"),
+        (other_records, "begun before the records changed"),
     ],
 )
 def test_other_settings_are_refused(
@@ -152,11 +153,11 @@ def test_other_settings_are_refused(
     sentence: str,
 ) -> None:
     changed = change(stopped, tmp_path)
-    files = [Path(stopped.out), settings_file(Path(stopped.out))]
+    files = [Path(stopped.out), settings_file(stopped.out, "predict")]
     before = [file.read_bytes() for file in files]
     with pytest.raises(InputError, match=sentence) as error:
         predict(changed)
-    assert str(error.value).startswith(f"{stopped.out}: ")
+    assert str(error.value).startswith(f"--out {stopped.out}: ")
     assert "choose another --out" in str(error.value)
     assert [file.read_bytes() for file in files] == before
 
@@ -182,9 +183,9 @@ def test_the_base_of_an_adapter_decides_too(tmp_path: Path) -> None:
 
 
 def test_a_file_without_its_settings_is_left_alone(stopped: PredictConfig) -> None:
-    settings_file(Path(stopped.out)).unlink()
+    settings_file(stopped.out, "predict").unlink()
     before = Path(stopped.out).read_bytes()
-    with pytest.raises(InputError, match=r"predictions_settings\.yaml does not stand beside it"):
+    with pytest.raises(InputError, match=r"did not write, for predictions\.jsonl\.settings\.yaml is not there"):
         predict(stopped)
     assert Path(stopped.out).read_bytes() == before
 
@@ -192,7 +193,7 @@ def test_a_file_without_its_settings_is_left_alone(stopped: PredictConfig) -> No
 def test_settings_without_predictions_bind_nobody(stopped: PredictConfig) -> None:
     Path(stopped.out).unlink()
     predict(replace(stopped, split="test", limit=1))
-    assert read_yaml(settings_file(Path(stopped.out)))["split"] == "test"
+    assert read_yaml(settings_file(stopped.out, "predict"))["split"] == "test"
     assert len(read_predictions(stopped.out)) == 1
 
 
@@ -326,7 +327,7 @@ def test_the_mirror_image_has_its_say_where_the_taxonomy_allows_it(
             assert prediction.pred_category == answer.category
         assert prediction.pose.to_dict() == pytest.approx(answer.pose.to_dict(), abs=1e-4)
     assert [p.pose for p in answers] != [p.pose for p in read_predictions(whole[task].out)]
-    assert read_yaml(settings_file(Path(config.out)))["flip"] is True
+    assert read_yaml(settings_file(config.out, "predict"))["flip"] is True
 
 
 @pytest.mark.parametrize("task", ["pose", "joint"])
@@ -415,7 +416,7 @@ def test_a_description_is_asked_as_instruct_writes_it(
     assert all(p.pred_category is None for p in described)
     named = read_predictions(whole["pose"].out)
     assert all(a.pose != b.pose for a, b in zip(described, named, strict=True))
-    assert read_yaml(settings_file(Path(config.out)))["describe"] is True
+    assert read_yaml(settings_file(config.out, "predict"))["describe"] is True
     with pytest.raises(InputError, match="begun with describe True, not None"):
         predict(replace(config, describe=False))
 
@@ -465,7 +466,7 @@ def test_a_run_that_was_cut_off_goes_on(whole: dict[str, PredictConfig], tmp_pat
     """Nothing is lost, nothing doubled: the file is that of the undisturbed run, byte for byte."""
     content = Path(whole["joint"].out).read_bytes()
     config = replace(whole["joint"], out=str(tmp_path / "predictions.jsonl"))
-    shutil.copy(settings_file(Path(whole["joint"].out)), settings_file(Path(config.out)))
+    shutil.copy(settings_file(whole["joint"].out, "predict"), settings_file(config.out, "predict"))
     Path(config.out).write_bytes(content[: _cuts(content)[place]])
     predict(config)
     assert Path(config.out).read_bytes() == content

@@ -143,7 +143,7 @@ def test_only_the_oracle_has_seen_what_is_novel(ran: Path) -> None:
 
 
 def test_the_description_is_asked_with_the_checkpoint_of_the_system_above(ran: Path) -> None:
-    settings = [read_yaml(ran / name / "predictions_settings.yaml") for name in ("llava-pose", "described")]
+    settings = [read_yaml(ran / name / "predictions.jsonl.settings.yaml") for name in ("llava-pose", "described")]
     assert {s["checkpoint"] for s in settings} == {str(ran / "llava-pose")}
     assert [s["describe"] for s in settings] == [None, True]
     answers = [read_predictions(ran / name / "predictions.jsonl") for name in ("llava-pose", "described")]
@@ -182,8 +182,8 @@ def test_a_system_that_was_stopped_goes_on_alone(copied: Path, prepared: Path) -
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"max_steps": 3}, "was begun with max_steps 2, not 3"),
-        ({"learning_rate": 0.5}, "was begun with learning_rate None, not 0.5"),
+        ({"max_steps": 3}, "was begun with options.max_steps 2, not 3"),
+        ({"learning_rate": 0.5}, "was begun with options.learning_rate None, not 0.5"),
     ],
 )
 def test_changed_options_are_refused(copied: Path, prepared: Path, tmp_path: Path, capsys, changes, sentence) -> None:
@@ -203,7 +203,7 @@ def test_what_the_system_above_is_trained_on_counts(copied: Path, prepared: Path
     shutil.rmtree(copied / "llava-pose")
     assert open_vocabulary_main(words(recipe, prepared, copied)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "described: was begun with system_above_digest" in error
+    assert "described: was begun before the system above changed" in error
     assert not (copied / "llava-pose").exists()
 
 
@@ -216,7 +216,10 @@ def test_what_was_made_with_other_options_is_not_in_the_table(
     values["systems"][0]["options"]["max_steps"] = 3
     recipe.write_text(yaml.safe_dump(values))
     assert open_vocabulary_main([*words(recipe, prepared, copied), "--only", "oracle"]) == 0
-    assert "general: was made with max_steps 2, not 3, and is left out of the table; run the system anew" in caplog.text
+    assert (
+        "general: was made with options.max_steps 2, not 3, and is left out of the table; run the system anew"
+        in caplog.text
+    )
     table = json.loads((copied / "table2.json").read_text())
     assert set(table["systems"]) == {"oracle", "llava-pose", "described", "mine"}
 
@@ -231,13 +234,13 @@ def test_somebodys_predictions_that_have_changed_are_not_taken_for_done(copied: 
         assert open_vocabulary_main(words(recipe, prepared, copied)) == 2
     finally:
         file.write_text(lines)
-    assert "mine: was begun with file_digest" in capsys.readouterr().err
+    assert "mine: was begun before the file changed" in capsys.readouterr().err
 
 
 def test_other_records_are_refused(copied: Path, tmp_path: Path, capsys) -> None:
     data = make_prepared(tmp_path / "other", train=3)
     assert open_vocabulary_main(words(recipe_file(tmp_path, [classifier()]), data, copied)) == 2
-    assert "was begun with train_records_digest" in capsys.readouterr().err
+    assert "was begun before the train records and the val records changed" in capsys.readouterr().err
 
 
 def test_a_bad_system_does_not_keep_the_others_from_running(prepared: Path, tmp_path: Path, capsys) -> None:
@@ -281,7 +284,7 @@ def test_a_system_that_begins_with_another_wants_it_as_the_list_has_it(copied: P
     ours = {"name": "ours", "kind": "llava-pose", "options": vlm}
     changed = recipe_file(copied.parent, [classifier(max_steps=3), ours])
     assert open_vocabulary_main([*words(changed, prepared, copied), "--only", "ours"]) == 2
-    assert "it begins with 'general', which was made with max_steps" in capsys.readouterr().err.splitlines()[-1]
+    assert "it begins with 'general', which was made with options.max_steps" in capsys.readouterr().err.splitlines()[-1]
     assert open_vocabulary_main([*words(changed, prepared, copied.parent / "new"), "--only", "ours"]) == 2
     assert "it begins with 'general', which has not run; run that one, too" in capsys.readouterr().err.splitlines()[-1]
     assert not (copied / "ours").exists()
@@ -330,7 +333,7 @@ def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Pat
         predictions = read_predictions(output / name / "predictions.jsonl")
         assert sorted(p.category for p in predictions) == sorted(CATEGORIES)
         assert all(p.pred_category in CATEGORIES and p.pose is not None for p in predictions)
-    asked = read_yaml(output / "llava-pose" / "predictions_settings.yaml")
+    asked = read_yaml(output / "llava-pose" / "predictions.jsonl.settings.yaml")
     assert asked["task"] == "joint"
     assert asked["categories"] == load_classifier(output / "general")[0].config.categories == sorted(CATEGORIES)
     taught = load_classifier(output / "general")[0].backbone.state_dict()

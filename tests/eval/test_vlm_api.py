@@ -27,6 +27,7 @@ from llava_pose.pose import categories
 from llava_pose.pose.geometry import camera_center, canonicalize, rotation_matrix
 from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.openai_client import BadAnswer
+from llava_pose.utils.output_folder import settings_file
 from tests.data_prep.made_scenes import make_prepared, make_record
 from tests.misbehaving import Script, kill_at_line, serving
 
@@ -373,8 +374,22 @@ def test_other_settings_and_other_data_do_not_go_on_with_a_file(prepared, server
             ask(prepared, server, **changes)
     metadata = prepared / "val" / "metadata.jsonl"
     metadata.write_text(metadata.read_text().replace("status_partially", "status_good"))
-    with pytest.raises(InputError, match=r"the records in .* have changed since"):
+    with pytest.raises(InputError, match="was begun before the records changed"):
         ask(prepared, server)
+
+
+@pytest.mark.parametrize("content", [b'{"id": "mine"}\n{"id": "torn', b'{"mine": 1}\nand more', b"years of work"])
+def test_a_file_that_is_not_its_own_is_left_byte_for_byte(prepared, server, content):
+    ask(prepared, server, sample=1)
+    out = prepared.parent / "run" / "predictions.jsonl"
+    out.write_bytes(content)
+    with pytest.raises(InputError, match=r"predictions\.jsonl"):
+        ask(prepared, server)
+    assert out.read_bytes() == content
+    settings_file(out, "vlm-api").unlink()
+    with pytest.raises(InputError, match=r"holds something that vlm-api did not write.*; choose another --output-dir"):
+        ask(prepared, server)
+    assert out.read_bytes() == content
 
 
 def test_the_key_is_written_nowhere(prepared, server, monkeypatch, capsys):

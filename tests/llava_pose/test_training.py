@@ -266,6 +266,14 @@ def test_a_run_without_a_checkpoint_binds_nobody(begun):
     assert [line["step"] for line in read_log(folder)] == [1]
 
 
+def test_a_recipe_that_stands_in_the_folder_is_left_alone(recipe, tmp_path: Path):
+    file = tmp_path / "train.yaml"
+    file.write_text("learning_rate: 0.1  # mine\n")
+    with pytest.raises(InputError, match=rf"^{file}: is there and was not written by train.* choose another output$"):
+        run_training({**recipe, "output_dir": str(tmp_path)})
+    assert file.read_text() == "learning_rate: 0.1  # mine\n"
+
+
 # What was saved
 
 
