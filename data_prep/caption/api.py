@@ -38,7 +38,7 @@ class Captioner(ServedModel):
 
         def read(answer: str | None) -> ModelCaption:
             try:
-                return read_answer(answer, scene.objects)
+                return read_answer(answer, scene.distinct)
             except Mismatch as error:
                 raise BadAnswer(str(error)) from error
 

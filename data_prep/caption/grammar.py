@@ -11,13 +11,13 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from data_prep.questions.base import Mismatch, expect, expect_poses, listing, sentence
+from data_prep.questions.base import Mismatch, expect, listing, sentence
 from data_prep.scene import relations
 from data_prep.scene.facts import ALL_ASPECTS
 from data_prep.scene.scenes import Scene, category_of, centre, noun
 from data_prep.scene.viewpoint_words import describe_viewpoint
 from llava_pose.data.conversation import POSE_TOKEN, object_words
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord
 
 MOST_OBJECTS = 4
 CAPTION_ASPECTS = tuple(sorted(ALL_ASPECTS))
@@ -57,7 +57,7 @@ _INDEFINITES = ("a", "another", "a third", "a fourth")
 
 def scene_caption(scene: Scene, rng: random.Random, *, most: int = MOST_OBJECTS) -> tuple[str, list[ObjectRecord]]:
     """A caption and the objects it names, in the order of their `<pose6D>`."""
-    objects = list(scene.objects)
+    objects = list(scene.distinct)
     if len(scene.owners) == 1:  # a crop is about its object; what else is seen in it may be named too
         owner = scene.by_id[scene.owners[0]]
         others = [record for record in objects if record.id != owner.id]
@@ -85,22 +85,22 @@ def _draw_details(families: list[list[str]], most: int, rng: random.Random) -> l
     return [rng.choice(first), *(rng.choice(family) for family in rng.sample(rest, count))]
 
 
-def check_caption(scene: Scene, caption: str, poses: Sequence[Pose]) -> tuple[ObjectRecord, ...]:
-    """The objects that a caption of this grammar names, if every sentence of it is true.
+def check_caption(caption: str, objects: Sequence[ObjectRecord]) -> None:
+    """Check that every sentence of a caption of this grammar is true.
+
+    Args:
+        objects: those that it names, in the order of their `<pose6D>`.
 
     Raises:
-        Mismatch: a pose is no object's of the picture, or a sentence is not among the true ones.
+        Mismatch: it names none or one twice, or a sentence is not among the true ones.
     """
-    objects = [_record_of(scene, pose) for pose in poses]
     expect(objects, "the caption has no pose")
     expect(len({record.id for record in objects}) == len(objects), "the caption has one object's pose twice")
-    expect_poses(poses, objects)
     rest = _without_start(caption, _intros(objects))
     true = {text for i in range(len(objects)) for family in _detail_families(objects, i) for text in family}
     true |= {text for family in _relation_families(objects) for text in family}
     while rest:
         rest = _without_start(rest.removeprefix(" "), true)
-    return tuple(objects)
 
 
 def _without_start(text: str, sentences: Iterable[str]) -> str:
@@ -108,16 +108,6 @@ def _without_start(text: str, sentences: Iterable[str]) -> str:
     if not fitting:
         raise Mismatch(f"the records do not say {text.split('. ')[0]!r}")
     return text[len(max(fitting, key=len)) :]
-
-
-def _record_of(scene: Scene, pose: Pose) -> ObjectRecord:
-    for record in scene.objects:
-        try:
-            expect_poses([pose], [record])
-        except Mismatch:
-            continue
-        return record
-    raise Mismatch("a pose of the caption is that of no object of the picture")
 
 
 def _intros(objects: Sequence[ObjectRecord]) -> Iterator[str]:

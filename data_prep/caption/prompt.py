@@ -69,7 +69,7 @@ def first_messages(scene: Scene, picture: Path | None) -> list[dict[str, Any]]:
     Raises:
         InputError: the picture cannot be read.
     """
-    text: list[dict[str, Any]] = [{"type": "text", "text": prompt_text(scene.objects)}]
+    text: list[dict[str, Any]] = [{"type": "text", "text": prompt_text(scene.distinct)}]
     if picture is not None:
         text.append(picture_part(picture))
     return [{"role": "system", "content": RULES}, {"role": "user", "content": text}]

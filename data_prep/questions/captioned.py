@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 from data_prep.caption.check import check_words
 from data_prep.caption.grammar import CAPTION_ASPECTS, check_caption, scene_caption
@@ -87,7 +88,7 @@ class CaptionKind:
             objects = tuple(self._object(scene, name) for name in line.objects)
             expect_poses(poses, objects)
             if line.writer == GRAMMAR:  # its sentences are known; "a picture of a picture" breaks rules for others only
-                check_caption(scene, answer, poses)
+                check_caption(answer, objects)
             else:
                 check_words(answer, objects)
             return Checked(objects, flippable)
@@ -96,7 +97,33 @@ class CaptionKind:
             expect_answer(answer, _offline_captions(record))
             expect_poses(poses, [record])
             return Checked((record,), flippable)
-        return Checked(check_caption(scene, answer, poses), flippable)
+        return Checked(_named(scene, answer, poses), flippable)
+
+
+def _named(scene: Scene, caption: str, poses: Sequence[Pose]) -> tuple[ObjectRecord, ...]:
+    """The objects that a caption of the grammar names; two of one pose are told apart by what is said of them.
+
+    Raises:
+        Mismatch: a pose is no object's of the picture, or a sentence is not among the true ones.
+    """
+    choices = [[record for record in scene.distinct if _has_pose(record, pose)] for pose in poses]
+    reason = Mismatch("a pose of the caption is that of no object of the picture")
+    for objects in product(*choices):
+        try:
+            check_caption(caption, objects)
+        except Mismatch as error:
+            reason = error
+        else:
+            return objects
+    raise reason
+
+
+def _has_pose(record: ObjectRecord, pose: Pose) -> bool:
+    try:
+        expect_poses([pose], [record])
+    except Mismatch:
+        return False
+    return True
 
 
 def _offline_captions(record: ObjectRecord) -> Iterator[str]:

@@ -10,6 +10,7 @@ A box in a text is ``[x1, y1, x2, y2]`` as shares of the picture's width and hei
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
 from llava_pose.pose.geometry import crop_principal, flip_pose
 
+logger = logging.getLogger(__name__)
 _SEEN_WHOLE = 0.85  # share of a neighbour's box inside the picture, from which it may be asked about
 _SAME_VIEWPORT = 1e-6  # relative; a sample has one viewport for all its poses
 _APART = 0.15  # of the width: two box centres that are called left and right
@@ -88,6 +90,19 @@ class Scene:
     @cached_property
     def by_id(self) -> Mapping[str, ObjectRecord]:
         return {record.id: record for record in self.objects}
+
+    @cached_property
+    def distinct(self) -> tuple[ObjectRecord, ...]:
+        """The objects without those that have the name and the pose of another, the first owner's or the first by id.
+
+        They are one object that was annotated twice, or cannot be told from one: a sentence names the first alone.
+        """
+        named: dict[tuple[object, ...], ObjectRecord] = {}
+        for record in sorted(self.objects, key=lambda record: record.id not in self.owners):
+            numbers = (value if value is None else round(value, 6) for value in record.pose.to_dict().values())
+            named.setdefault((noun(record), *numbers), record)
+        kept = {record.id for record in named.values()}
+        return tuple(record for record in self.objects if record.id in kept)
 
     @cached_property
     def references(self) -> Mapping[str, tuple[str, ...]]:
@@ -169,6 +184,16 @@ def make_scenes(records: Iterable[ObjectRecord]) -> dict[str, Scene]:
         for (file_name, _), owners in pictures.items():
             scene = _scene(owners, [r for r in relatives if r not in owners], file_name)
             scenes.update((record.id, scene) for record in owners)
+    doubled = sorted(
+        {record.id for scene in scenes.values() for record in scene.objects if record not in scene.distinct}
+    )
+    if doubled:
+        logger.warning(
+            "%d objects have the name and the pose of another object of their picture, which is then named alone; the "
+            "first: %s (llava-pose inspect lists them)",
+            len(doubled),
+            doubled[0],
+        )
     return scenes
 
 

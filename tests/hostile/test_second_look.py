@@ -1,8 +1,9 @@
-"""What only a second look found: links and pipes in a checkpoint, folders of the user's own, modules beside a picture."""
+"""What only a second look found: links in a checkpoint, folders of the user's own, modules beside a picture, doubles."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -117,3 +118,31 @@ def test_no_output_replaces_what_it_is_made_of(words: tuple[str, ...], tmp_path:
     assert main(words) == 2
     assert "is one of the files that are read; name another" in capsys.readouterr().err
     assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl")} == {"read\n"}
+
+
+@pytest.mark.parametrize("crop", ["whole", "box"])
+@pytest.mark.parametrize(
+    "other", [{}, {"class": "bus"}, {"bbox": [20.0, 20.0, 300.0, 300.0]}], ids=["all", "pose", "name"]
+)
+def test_an_object_that_is_annotated_twice_stops_nothing(
+    raw_dataset, tmp_path: Path, crop: str, other: dict, caplog
+) -> None:
+    """Two objects of one pose: the same again, one of another category, and one with another box."""
+    first = raw_dataset.object()
+    raw_dataset.add("twice", objects=[first, {**first, **other}])
+    raw_dataset.add("once")
+    prepared, captions, train = (str(tmp_path / name) for name in ("prepared", "captions.jsonl", "train.json"))
+    words = ["--data-root", str(raw_dataset.root), "--out", prepared, "--crop", crop, "--size", "96", "--workers", "1"]
+    assert main(["prepare", *words, "--splits", "train"]) == 0
+    assert main(["caption", "--data", prepared, "--out", captions]) == 0
+    kinds = ["--kinds", "all", "--questions-per-object", "40"]
+    for words in ([], ["--captions", captions]):
+        assert main(["instruct", "--data", prepared, "--out", train, *kinds, *words]) == 0
+        assert main(["validate", "--data", prepared, train, *words]) == 0
+    lines = [json.loads(line) for line in Path(captions).read_text().splitlines()]
+    named = [line["objects"] for line in lines if "twice" in line["image"]]
+    if "class" not in other:  # nothing that is said could tell the second from the first
+        assert all(len(objects) == 1 for objects in named)
+        assert "the first: car/twice/" in caplog.text or (crop == "box" and other)  # hardly seen in the crop
+    asked = [sample for sample in json.loads(Path(train).read_text()) if "twice" in sample["image"]]
+    assert {"yesno", "choice", "verify"} & {sample["kind"] for sample in asked} or not other

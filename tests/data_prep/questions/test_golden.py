@@ -1,4 +1,4 @@
-"""The files that ``instruct`` and ``caption`` write, byte for byte: a change of the code that means to change no word changes none."""
+"""The files of ``instruct`` and ``caption``, byte for byte: what is written changes only where somebody means to change it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from tests.data_prep.made_scenes import make_prepared, make_records
 
 GOLDEN = {
     "the default": ({}, "bac0a62b3eaee32fb3e17d7fdd385d6a"),
-    "all kinds": ({"kinds": ["all"], "questions_per_object": 8, "turns_per_conversation": 3, "seed": 2}, "6a6895163469c4bbd9b90552cd1b5025"),
-    "balanced kinds alone": ({"kinds": ["yesno", "choice", "relative", "given"], "questions_per_object": 6}, "da03d0ebd15a6459acfad6ec4d4f4273"),
-    "weights": ({"kinds": ["several", "which", "locate"], "weights": [3.0, 2.0, 1.0], "phrasings": 2}, "cf33ef014ce8d8f25c6ac037083f6c00"),
+    "all kinds": (
+        {"kinds": ["all"], "questions_per_object": 8, "turns_per_conversation": 3, "seed": 2},
+        "6a6895163469c4bbd9b90552cd1b5025",
+    ),
+    "balanced kinds alone": (
+        {"kinds": ["yesno", "choice", "relative", "given"], "questions_per_object": 6},
+        "da03d0ebd15a6459acfad6ec4d4f4273",
+    ),
+    "weights": (
+        {"kinds": ["several", "which", "locate"], "weights": [3.0, 2.0, 1.0], "phrasings": 2},
+        "cf33ef014ce8d8f25c6ac037083f6c00",
+    ),
 }
 
 
