@@ -515,7 +515,8 @@ def run_main(run: Callable[[], Any]) -> int:
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
         logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        for chatty in ("httpx", "trimesh"):  # a line for every request, for every mesh
+            logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         try:
             run()
