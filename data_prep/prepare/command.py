@@ -1,4 +1,4 @@
-"""`llava-pose prepare`: from ImageNet3D's raw layout to pictures and one record an object, in one pass an image.
+"""``llava-pose prepare``: from ImageNet3D's raw layout to pictures and one record an object, in one pass an image.
 
 What is written under ``--out`` (docs/DATA.md describes every field)::
 
@@ -7,80 +7,114 @@ What is written under ``--out`` (docs/DATA.md describes every field)::
     rejects.jsonl                               what could not be used: split, file, object_index, reason, sentence
     summary.json                                written + filtered + rejected = objects read, by reason and category
     prepare.yaml                                the settings
-    .prepare/<split>.jsonl                      the journal: a run that was stopped goes on from it
+    .prepare/<split>/<category>/<name>.json     what became of each image, from which a run that was stopped goes on
 
-An image that is done stands in the journal with the time and size of its files, so that running the command again does
-only what is new or changed. With ``--shard i/n`` n machines share the work in one folder, each keeping a journal of its
-own; the same command without ``--shard`` then takes the journals over and writes the rest.
+Every image is brought up to date by itself (:func:`~data_prep.prepare.image.bring_up_to_date`), by whatever process or machine
+gets it, and what all of them have left is then gathered. So running the command again does only what is new or changed, and
+with ``--shard i/n`` n machines share the work in one folder.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+import re
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field, NonNegativeInt
 from tqdm import tqdm
 
 from data_prep.pool import map_processes
-from data_prep.prepare.image import ImageJob, ImageOptions, ImageResult, prepare_image, stamp
-from data_prep.prepare.journal import OutputFolder
-from data_prep.prepare.ray_engine import prepare_on_ray, require_ray
-from data_prep.prepare.shards import Shard
-from data_prep.prepare.summary import write_results
+from data_prep.prepare.image import RESULTS_FOLDER, ImageJob, ImageOptions, bring_up_to_date
+from data_prep.prepare.on_ray import map_on_ray, require_ray
+from data_prep.prepare.summary import REJECTS_FILE, SUMMARY_FILE, write_results
 from data_prep.raw.imagenet3d import RawLayout, read_list
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, require_folder
+from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import is_plain_name, shortened
+from llava_pose.utils.output_folder import (
+    LOCK_NAME,
+    changed_settings,
+    keep_settings,
+    own_file,
+    own_folder,
+    settings_file,
+    write_settings,
+)
 
 logger = logging.getLogger(__name__)
-FORMAT = 1  # of records and journals: raised where files of an earlier version must not be gone on with
+FORMAT = 1  # of records: raised where an output of an earlier version must not be gone on with
 
 
 @dataclass
 class PrepareConfig:
-    data_root: str = field(metadata={"help": "folder with images/, annotations/ and lists/ in ImageNet3D's raw layout"})
-    out: str = field(metadata={"help": "folder to write; the same command goes on where it was stopped"})
-    splits: str = field(default="train,val", metadata={"help": "splits to prepare, separated by commas"})
+    """What ``llava-pose prepare`` reads, how it crops, and who does the work."""
+
+    data_root: str = field(
+        metadata={"help": "The folder with images/, annotations/ and lists/ in ImageNet3D's raw layout."}
+    )
+    out: str = field(metadata={"help": "The folder to write; the same command goes on where it was stopped."})
+    splits: str = field(default="train,val", metadata={"help": "The splits to prepare, separated by commas."})
     crop: Literal["pose", "box", "whole"] = field(
         default="pose",
         metadata={
-            "help": "pose: centred on the object's origin, scaled by distance (published protocol); box: the bbox; "
-            "whole: the whole image, letterboxed, one picture for all its objects (6D profile)"
+            "help": "The crop: pose is centred on the object's origin and scaled by its distance (published protocol), box is "
+            "the bbox, whole is the whole image, letterboxed, one picture for all its objects (6D profile)."
         },
     )
-    size: int = field(default=256, metadata={"help": "side of the prepared images, pixels"})
-    margin: float = field(default=0.05, metadata={"help": "crop box: room left at each side, as a part of the bbox"})
-    workers: int = field(default=0, metadata={"help": "processes, or tasks at once on Ray; 0: one a core"})
+    size: Annotated[int, Field(ge=16, le=8192)] = field(
+        default=256, metadata={"help": "The side of the prepared images, in pixels."}
+    )
+    margin: Annotated[float, Field(ge=0, le=10)] = field(
+        default=0.05, metadata={"help": "The room that --crop box leaves at each side, as a part of the bbox."}
+    )
+    workers: NonNegativeInt = field(
+        default=0, metadata={"help": "The processes, or the tasks at once on Ray; 0 is one a core."}
+    )
     shard: str = field(
-        default="", metadata={"help": "i/n: this machine's part; without it the parts of all machines are joined"}
+        default="",
+        metadata={
+            "help": "Do part i of n, written i/n, on this machine; without it the parts of all machines are joined."
+        },
     )
     engine: Literal["processes", "ray"] = field(
         default="processes",
-        metadata={"help": "processes of this machine, or a Ray cluster (RAY_ADDRESS) that sees the same folders"},
+        metadata={
+            "help": "Work with processes of this machine, or on a Ray cluster (RAY_ADDRESS) that sees the same folders."
+        },
     )
     allow_custom_categories: bool = field(
-        default=False, metadata={"help": "take categories that the taxonomy does not know"}
+        default=False, metadata={"help": "Take categories that the taxonomy does not know."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "drop what --out holds from other settings"})
+    overwrite: bool = field(default=False, metadata={"help": "Drop what --out holds from other settings."})
 
     def __post_init__(self) -> None:
-        if not 16 <= self.size <= 8192:
-            raise InputError(f"--size {self.size}: give a side between 16 and 8192 pixels")
-        if not 0 <= self.margin <= 10:
-            raise InputError(f"--margin {self.margin}: give a part of the bbox between 0 and 10")
-        if self.workers < 0:
-            raise InputError(f"--workers {self.workers}: give a number of processes, or 0 for one a core")
+        check_fields(self)
         if not self.split_names:
             raise InputError("--splits: name at least one split, such as train,val")
-        if Shard.parse(self.shard) is not None and self.overwrite:
+        if self.part is not None and self.overwrite:
             raise InputError(
                 "--overwrite with --shard: would drop what other shards have done; give another --out, "
                 "or drop the old output first with a run without --shard"
             )
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Part i (from 1) of n; None for all of the work.
+
+        Raises:
+            InputError: it is written otherwise.
+        """
+        if not self.shard:
+            return None
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.shard.strip())
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise InputError(f"--shard {self.shard}: give part/parts, such as 1/8 to 8/8 on eight machines")
+        return int(match[1]), int(match[2])
 
     @property
     def split_names(self) -> list[str]:
@@ -116,39 +150,69 @@ def prepare(config: PrepareConfig) -> Path:
         names = ", ".join(f"lists/*_imagenet_{split}.txt" for split in plan)
         raise InputError(f"{root}: there is nothing to read, {names} are empty; write image names into them")
 
-    options = ImageOptions(
-        data_root=root,
-        out=Path(config.out),
-        crop=config.crop,
-        size=config.size,
-        margin=config.margin,
-        allow_custom_categories=config.allow_custom_categories,
-    )
-    shard = Shard.parse(config.shard)
+    out = Path(config.out)
+    options = ImageOptions(root, out, config.crop, config.size, config.margin, config.allow_custom_categories)
     listed = [job for jobs in plan.values() for job in jobs]
-    with OutputFolder(config.out, config.output_settings, overwrite=config.overwrite, shard=shard) as folder:
-        if shard is not None:
-            share = shard.of(listed)
-            _prepare_images(share, options, config, folder)
+    with _owned(out, config):
+        if config.part is not None:
+            # every n-th, so that each part has its share of every category
+            share = listed[config.part[0] - 1 :: config.part[1]]
+            _prepare_images(share, options, config)
             logger.info(
                 "%d images of shard %s are done in %s; next, once all shards are: the same command without --shard",
-                *(len(share), shard, config.out),
+                *(len(share), config.shard, config.out),
             )
-            return folder.path
-        _prepare_images(listed, options, config, folder)
-        totals = write_results(folder, layout, plan)
+            return out
+        _prepare_images(listed, options, config)
+        totals = write_results(plan, options, config.output_settings)
     if totals["written"] == 0:
-        raise InputError(f"{config.out}: no object could be used; {folder.rejects_file} says why for each")
+        raise InputError(f"{config.out}: no object could be used; {out / REJECTS_FILE} says why for each")
     logger.info(
         "%d objects prepared, %d filtered, %d rejected in %s; next: llava-pose instruct --data %s --out %s",
         *(totals["written"], totals["filtered"], totals["rejected"], config.out),
-        *(config.out, Path(config.out) / "train.json"),
+        *(config.out, out / "train.json"),
     )
-    return folder.path
+    return out
+
+
+@contextmanager
+def _owned(out: Path, config: PrepareConfig) -> Iterator[None]:
+    """Own the output alone, or together with other shards, and see to it that it is of these settings."""
+    if config.part is None:
+        with own_folder(out, "--out", "prepare"):
+            _settle(out, config)
+            yield
+        return
+    with own_folder(out, "--out", "prepare of all shards", shared=True):
+        with own_folder(out / RESULTS_FOLDER, "--out", "prepare", wait=True):
+            _settle(out, config)
+        index, count = config.part
+        with own_file(out / RESULTS_FOLDER / f"shard-{index}-of-{count}", "--out", f"prepare of {index}/{count}"):
+            yield
+
+
+def _settle(out: Path, config: PrepareConfig) -> None:
+    """Make the folder that of these settings."""
+    file = settings_file(out, "prepare")
+    splits = [path.name for path in (out / RESULTS_FOLDER).glob("*/")]
+    if config.overwrite and splits and file.is_file() and changed_settings(file, config.output_settings):
+        for name in (REJECTS_FILE, SUMMARY_FILE):
+            (out / name).unlink(missing_ok=True)
+        for split in splits:
+            # the results last: a run that is stopped here finds the rest to drop by them
+            shutil.rmtree(out / split, ignore_errors=True)
+            shutil.rmtree(out / RESULTS_FOLDER / split)
+        write_settings(file, "prepare", config.output_settings)
+        return
+    others = {entry.name for entry in out.iterdir()} - {LOCK_NAME, RESULTS_FOLDER, file.name}
+    # what one shard has written down holds for the others, which may not have begun
+    begun = bool(others or splits or (config.part is not None and file.is_file()))
+    remedy = "give another folder, or --overwrite to drop what is there"
+    keep_settings(out, "--out", "prepare", config.output_settings, begun=begun, remedy=remedy)
 
 
 def list_jobs(layout: RawLayout, split: str) -> list[ImageJob]:
-    """The images that a split lists, each once, in the order of category and list.
+    """Return the images that a split lists, each once, in the order of category and list.
 
     Raises:
         InputError: there is no list of that split, or the name of one cannot stand in a record.
@@ -170,32 +234,14 @@ def list_jobs(layout: RawLayout, split: str) -> list[ImageJob]:
     return unique
 
 
-def _prepare_images(
-    listed: Sequence[ImageJob], options: ImageOptions, config: PrepareConfig, folder: OutputFolder
-) -> None:
-    """Do what the journals have not yet."""
-    layout = RawLayout(options.data_root)
-    todo = [job for job in listed if not folder.journal(job.split).is_current(job.key, stamp(job, layout))]
-    if len(todo) < len(listed):
-        logger.info("%d of %d images are done already", len(listed) - len(todo), len(listed))
-    if not todo:
-        return
-    started = time.monotonic()
-    with folder.journals() as journals:
-        for job, result in tqdm(
-            _results(todo, options, config), total=len(todo), desc="prepare", unit="image", disable=None
-        ):
-            journals.add(job.split, result)
-    seconds = time.monotonic() - started
-    logger.info("%d images in %.1f s, %.0f a second", len(todo), seconds, len(todo) / seconds)
-
-
-def _results(
-    jobs: Sequence[ImageJob], options: ImageOptions, config: PrepareConfig
-) -> Iterator[tuple[ImageJob, ImageResult]]:
+def _prepare_images(jobs: Sequence[ImageJob], options: ImageOptions, config: PrepareConfig) -> None:
     if config.engine == "ray":
-        return prepare_on_ray(jobs, options, workers=config.workers)
-    return zip(jobs, map_processes(prepare_image, jobs, options, workers=config.workers), strict=True)
+        made = map_on_ray(jobs, options, workers=config.workers)
+    else:
+        made = map_processes(bring_up_to_date, jobs, options, workers=config.workers)
+    count = sum(tqdm(made, total=len(jobs), desc="prepare", unit="image", disable=None))
+    if count < len(jobs):
+        logger.info("%d of %d images were done already", len(jobs) - count, len(jobs))
 
 
 main = command(

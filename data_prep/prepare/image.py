@@ -1,4 +1,8 @@
-"""The work of `llava-pose prepare` on one image: a function of its files and the options, for any pool of workers."""
+"""The work of ``llava-pose prepare`` on one image: a function of its files and the options, for any pool of workers.
+
+What became of an image stands in a file of its own, ``.prepare/<split>/<category>/<name>.json``, with the dates and sizes of
+all files that it was made of and that were made. An image whose file says what is there is done.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +31,12 @@ from llava_pose.pose import categories
 from llava_pose.pose.geometry import crop_principal
 from llava_pose.utils.files import is_plain_name, read_bytes, replacing, shortened
 
+RESULTS_FOLDER = ".prepare"  # in the output folder
 _CATEGORY = re.compile(r"\w[\w .'()&+-]*")  # no marks such as <image>, no lists, no paths
 _MOST_LETTERS = 60
 _MOST_IMAGE_BYTES = 1 << 29  # of an image file: more than the pixels that are decoded at most can have
-_MOST_TIMES_LARGER = (
-    20  # than its crop: beyond, distances are no multiples of the object's size, and the crop one colour
-)
+# times as large as its crop: beyond, distances are no multiples of the object's size, and the crop is one colour
+_MOST_TIMES_LARGER = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +66,13 @@ class ImageOptions:
 
 @dataclass
 class ImageResult:
-    """What became of one listed image: JSON-ready, one line of the journal that a restarted run goes on from.
+    """What became of one listed image, ready for JSON.
 
     Attributes:
         stamp: modification time (ns) and size of image and annotation when they were read; 0 for a missing file.
         digest: of the image file's bytes; "" if it was not read. Equal digests are the same picture.
         records: an ObjectRecord's dict for each object written.
-        sizes: bytes of each record's prepared image, in the order of the records.
+        sizes: bytes of each prepared picture, by its name in the records.
         filtered: the reason for each object that the protocol leaves out.
         rejects: file, object_index (None: the image as a whole), reason and sentence of each object that is bad.
     """
@@ -77,24 +81,50 @@ class ImageResult:
     stamp: list[int]
     digest: str = ""
     records: list[dict[str, Any]] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
     filtered: list[str] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        """What ``ImageResult(**json.loads(…))`` reads."""
-        return json.dumps(vars(self), allow_nan=False)
 
     def reject(self, file: str, object_index: int | None, reason: str, sentence: str) -> None:
         reject = {"file": file, "object_index": object_index, "reason": reason, "sentence": sentence}
         self.rejects.append(reject)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    index: int
-    object: AnnotatedObject
-    category: str
+def result_file(out: Path, job: ImageJob) -> Path:
+    """Return where it is written what became of an image."""
+    return out / RESULTS_FOLDER / job.split / job.category / f"{job.name}.json"
+
+
+def read_result(path: Path) -> ImageResult | None:
+    """Return what became of an image; None if that is not written, or not whole."""
+    try:
+        return ImageResult(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def result_of(job: ImageJob, options: ImageOptions) -> ImageResult:
+    """Return what became of an image, which is prepared if it is not."""
+    result = read_result(result_file(options.out, job)) if is_plain_name(job.name) else None
+    return prepare_image(job, options) if result is None else result
+
+
+def bring_up_to_date(job: ImageJob, options: ImageOptions) -> bool:
+    """Prepare an image, unless it is done and nothing has changed since; return whether it was prepared now.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    if not is_plain_name(job.name):  # of which nothing can be written
+        return False
+    path = result_file(options.out, job)
+    earlier = read_result(path)
+    if earlier is not None and earlier.stamp == stamp(job, RawLayout(options.data_root)):
+        pictures = options.out / job.split
+        if all(_date_and_size(pictures / name)[1] == size for name, size in earlier.sizes.items()):
+            return False
+    _write(path, json.dumps(vars(prepare_image(job, options)), allow_nan=False).encode())
+    return True
 
 
 def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
@@ -106,87 +136,91 @@ def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
         sentence = f"{file} lists {shortened(job.name)}, which is no plain file name; mend the list"
         result.reject(file, None, "bad name", sentence)
         return result
-    candidates = _read_candidates(job, layout, options, result)
-    if not candidates:
+    objects = dict(_annotated_objects(job, layout, options, result))
+    if not objects:
         return result
     image_path = layout.image(job.category, job.name)
     image_file = _relative(image_path, layout)
     try:
-        image, content_digest = _open_image(image_path, candidates)
-        result.digest = content_digest
+        image = _open_image(image_path, list(objects.values()), result)
+        crops: dict[int, Crop] = {}
         # an object that does not fit its image spoils itself, an image that cannot be decoded all its objects
-        candidates = [c for c in candidates if _shows_object(c, image, options, result, image_file)]
-        crops = [_crop(candidate.object, image, options) for candidate in candidates]
-        # objects that are seen in the same picture share it
-        distinct = list(dict.fromkeys(crops)) if options.crop == "whole" else crops
-        pictures = image.crops(distinct) if distinct else []
+        for index, annotated in list(objects.items()):
+            try:
+                crops[index] = _crop(annotated, image, options)
+            except AnnotationError as error:
+                sentence = f"{image_file} object {index}: {error}; annotate the object again"
+                result.reject(image_file, index, error.reason, sentence)
+                del objects[index]
+        # with --crop whole, the objects share a picture
+        names = {
+            index: f"{job.key}.JPEG" if options.crop == "whole" else f"{job.key}_{index:02d}.JPEG" for index in crops
+        }
+        by_name = {names[index]: crop for index, crop in crops.items()}
+        pictures = image.crops(list(by_name.values())) if by_name else []
     except AnnotationError as error:
-        for candidate in candidates:
-            result.reject(image_file, candidate.index, error.reason, f"{image_file} {error}")
+        for index in objects:
+            result.reject(image_file, index, error.reason, f"{image_file} {error}")
         return result
-    sizes: dict[str, int] = {}
-    for candidate, crop in zip(candidates, crops, strict=True):
-        file_name = _file_name(job, candidate, options)
-        if file_name not in sizes:
-            content = encode_jpeg(pictures[len(sizes)])
-            _write(options.out / job.split / file_name, content)
-            sizes[file_name] = len(content)
-        result.records.append(_record(job, candidate, crop, file_name, image, image_file, layout).to_dict())
-        result.sizes.append(sizes[file_name])
+    for name, picture in zip(by_name, pictures, strict=True):
+        content = encode_jpeg(picture)
+        _write(options.out / job.split / name, content)
+        result.sizes[name] = len(content)
+    for index, annotated in objects.items():
+        record = _record(job, index, annotated, crops[index], names[index], image, image_file, layout)
+        result.records.append(record.to_dict())
     return result
 
 
 def stamp(job: ImageJob, layout: RawLayout) -> list[int]:
-    """What tells that an image or its annotation has changed since it was prepared."""
+    """Return what tells that an image or its annotation has changed since it was prepared."""
     if not is_plain_name(job.name):
         return []
-    values = []
-    for path in (layout.image(job.category, job.name), layout.annotation(job.category, job.name)):
-        try:
-            status = path.stat()
-        except OSError:
-            values += [0, 0]
-        else:
-            values += [status.st_mtime_ns, status.st_size]
-    return values
+    paths = layout.image(job.category, job.name), layout.annotation(job.category, job.name)
+    return [value for path in paths for value in _date_and_size(path)]
+
+
+def _date_and_size(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def _relative(path: Path, layout: RawLayout) -> str:
     return path.relative_to(layout.root).as_posix()
 
 
-def _read_candidates(
+def _annotated_objects(
     job: ImageJob, layout: RawLayout, options: ImageOptions, result: ImageResult
-) -> Sequence[_Candidate]:
+) -> Iterator[tuple[int, AnnotatedObject]]:
+    """Yield the objects that can be used, with their indices; what becomes of the others is in the result."""
     path = layout.annotation(job.category, job.name)
     file = _relative(path, layout)
     if not os.path.exists(path):
         result.reject(file, None, "annotation missing", f"{file} is not there; add it or take the name off the list")
-        return []
+        return
     try:
         raw_objects = read_annotation(path)
     except InputError as error:
-        sentence = str(error).replace(str(path), file)
-        result.reject(file, None, "annotation unreadable", sentence)
-        return []
+        result.reject(file, None, "annotation unreadable", str(error).replace(str(path), file))
+        return
     if not raw_objects:
         result.reject(file, None, "annotation empty", f"{file} holds no object; take the name off the list")
-    candidates = []
     for index, raw in enumerate(raw_objects):
         left_out = filter_reason(raw)
         if left_out is not None:
             result.filtered.append(left_out)
             continue
         try:
-            parsed = parse_object(raw)
+            annotated = parse_object(raw)
             # the folder is where the image is filed; objects of other classes may stand in it
-            category = parsed.category or job.category
-            _require_usable(category, options)
+            _require_usable(annotated.category or job.category, options)
         except AnnotationError as error:
             result.reject(file, index, error.reason, f"{file} object {index}: {error}")
             continue
-        candidates.append(_Candidate(index, parsed, category))
-    return candidates
+        yield index, annotated
 
 
 def _require_usable(category: str, options: ImageOptions) -> None:
@@ -205,31 +239,19 @@ def _require_usable(category: str, options: ImageOptions) -> None:
         )
 
 
-def _open_image(path: Path, candidates: Sequence[_Candidate]) -> tuple[RawImage, str]:
+def _open_image(path: Path, objects: list[AnnotatedObject], result: ImageResult) -> RawImage:
     try:
         content = read_bytes(path, most=_MOST_IMAGE_BYTES)
     except FileNotFoundError as error:
         raise AnnotationError("image missing", "is not there; add it or take the name off the list") from error
     except OSError as error:
         raise AnnotationError("image unreadable", f"cannot be read ({error.strerror}); check it") from error
-    sizes = {(c.object.width, c.object.height) for c in candidates if c.object.width and c.object.height}
+    sizes = {(annotated.width, annotated.height) for annotated in objects if annotated.width and annotated.height}
     if len(sizes) > 1:
         raise AnnotationError("image size differs", "has objects annotated at different sizes; annotate it again")
     image = RawImage(content, sizes.pop() if sizes else (0, 0))
-    return image, hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _file_name(job: ImageJob, candidate: _Candidate, options: ImageOptions) -> str:
-    """Of the prepared image, relative to its split: the whole picture once, a crop for each object."""
-    return f"{job.key}.JPEG" if options.crop == "whole" else f"{job.key}_{candidate.index:02d}.JPEG"
-
-
-def _crop(parsed: AnnotatedObject, image: RawImage, options: ImageOptions) -> Crop:
-    if options.crop == "whole":
-        return whole_crop(image.width, image.height, options.size)
-    if options.crop == "box":
-        return box_crop(parsed.bbox, options.margin, options.size)
-    return pose_crop(parsed.px, parsed.py, parsed.distance, options.size)
+    result.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return image
 
 
 _WHY_NOTHING = {
@@ -239,74 +261,78 @@ _WHY_NOTHING = {
 }
 
 
-def _shows_object(
-    candidate: _Candidate, image: RawImage, options: ImageOptions, result: ImageResult, image_file: str
-) -> bool:
-    crop = _crop(candidate.object, image, options)
-    x1, y1, x2, y2 = candidate.object.bbox
+def _crop(annotated: AnnotatedObject, image: RawImage, options: ImageOptions) -> Crop:
+    """Return the crop of an object.
+
+    Raises:
+        AnnotationError: it would not show the object.
+    """
+    if options.crop == "whole":
+        crop = whole_crop(image.width, image.height, options.size)
+    elif options.crop == "box":
+        crop = box_crop(annotated.bbox, options.margin, options.size)
+    else:
+        crop = pose_crop(annotated.px, annotated.py, annotated.distance, options.size)
+    x1, y1, x2, y2 = annotated.bbox
     if x2 <= 0 or y2 <= 0 or x1 >= image.width or y1 >= image.height:
         size = f"{image.width}x{image.height}"
-        reason, why = "bbox outside image", f"the bbox {list(candidate.object.bbox)} lies outside of the {size} image"
-    else:
-        left, top, right, bottom = crop.visible(image.width, image.height)
-        bx1, by1, bx2, by2 = crop.box(candidate.object.bbox)
-        if max(left, bx1) >= min(right, bx2) or max(top, by1) >= min(bottom, by2):
-            reason, why = "crop shows nothing", _WHY_NOTHING[options.crop]
-        elif max(bx2 - bx1, by2 - by1) > _MOST_TIMES_LARGER * crop.size:
-            times = f"{max(bx2 - bx1, by2 - by1) / crop.size:.0f} times as large as the crop that its distance gives"
-            reason, why = "crop shows too little", f"the bbox is {times} (is it in units of the object's size?)"
-        else:
-            return True
-    sentence = f"{image_file} object {candidate.index}: {why}; annotate the object again"
-    result.reject(image_file, candidate.index, reason, sentence)
-    return False
+        raise AnnotationError("bbox outside image", f"the bbox {[x1, y1, x2, y2]} lies outside of the {size} image")
+    left, top, right, bottom = crop.visible(image.width, image.height)
+    x1, y1, x2, y2 = crop.box(annotated.bbox)
+    if max(left, x1) >= min(right, x2) or max(top, y1) >= min(bottom, y2):
+        raise AnnotationError("crop shows nothing", _WHY_NOTHING[options.crop])
+    times = max(x2 - x1, y2 - y1) / crop.size
+    if times > _MOST_TIMES_LARGER:
+        words = f"{times:.0f} times as large as the crop that its distance gives"
+        raise AnnotationError("crop shows too little", f"the bbox is {words} (is it in units of the object's size?)")
+    return crop
 
 
 def _record(
     job: ImageJob,
-    candidate: _Candidate,
+    index: int,
+    annotated: AnnotatedObject,
     crop: Crop,
     file_name: str,
     image: RawImage,
     image_file: str,
     layout: RawLayout,
 ) -> ObjectRecord:
-    parsed = candidate.object
     px, py, viewport = crop_principal(
-        parsed.px, parsed.py, parsed.viewport, left=crop.left, top=crop.top, scale=crop.scale
+        annotated.px, annotated.py, annotated.viewport, left=crop.left, top=crop.top, scale=crop.scale
     )
     return ObjectRecord(
         file_name=file_name,
-        id=f"{job.key}/{candidate.index}",
-        category=candidate.category,
-        pose=Pose(parsed.azimuth, parsed.elevation, parsed.theta, parsed.distance, float(px), float(py)),
+        id=f"{job.key}/{index}",
+        category=annotated.category or job.category,
+        pose=Pose(annotated.azimuth, annotated.elevation, annotated.theta, annotated.distance, float(px), float(py)),
         viewport=float(viewport),
         width=crop.size,
         height=crop.size,
-        bbox=crop.box(parsed.bbox),
-        focal=parsed.focal,
-        object_status=parsed.object_status,
+        bbox=crop.box(annotated.bbox),
+        focal=annotated.focal,
+        object_status=annotated.object_status,
         crop={"left": crop.left, "top": crop.top, "scale": crop.scale},
         # each key always there and always of one type: Arrow infers the columns of metadata.jsonl from its lines
         source={
             "image": image_file,
             "annotation": _relative(layout.annotation(job.category, job.name), layout),
-            "object_index": candidate.index,
+            "object_index": index,
             "width": image.width,
             "height": image.height,
             "exif_transposed": image.exif_transposed,
-            "class": parsed.category,
-            "cad_index": parsed.cad_index,
-            "dense": parsed.dense,
-            "source": parsed.source,
-            "instance": parsed.instance,
-            "extra": json.dumps(parsed.extra, ensure_ascii=False, default=str),
-            "absent": " ".join(parsed.absent),
+            "class": annotated.category,
+            "cad_index": annotated.cad_index,
+            "dense": annotated.dense,
+            "source": annotated.source,
+            "instance": annotated.instance,
+            "extra": json.dumps(annotated.extra, ensure_ascii=False, default=str),
+            "absent": " ".join(annotated.absent),
         },
     )
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all. Not forced to disk: the journal holds the size, and a restarted run looks at it."""
+    """Write whole or not at all. Not forced to disk: a picture's size is written down, and looked at in another run."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)

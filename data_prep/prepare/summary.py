@@ -1,7 +1,7 @@
-"""The end of `llava-pose prepare`: metadata, rejects and the account of every object that was read.
+"""The end of ``llava-pose prepare``: metadata, rejects and the account of every object that was read.
 
-Results are read from the journals one after the other, and none is kept: the memory that this takes does not depend on what
-the annotations hold.
+Results are read one after the other, and none is kept: the memory that this takes does not depend on what the annotations
+hold.
 """
 
 from __future__ import annotations
@@ -10,177 +10,166 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.prepare.image import ImageJob, ImageResult
-from data_prep.prepare.journal import OutputFolder
+from data_prep.prepare.image import RESULTS_FOLDER, ImageJob, ImageOptions, ImageResult, read_result, result_of
 from data_prep.raw.imagenet3d import RawLayout, read_list
-from llava_pose.utils.files import atomic_file, write_json
+from llava_pose.data.records import METADATA_FILE, read_jsonl
+from llava_pose.errors import InputError
+from llava_pose.utils.files import atomic_file, read_text, write_json
 
 logger = logging.getLogger(__name__)
+REJECTS_FILE, SUMMARY_FILE = "rejects.jsonl", "summary.json"
 _EXAMPLES = 20
 _TOTALS = ("images", "read", "written", "filtered", "rejected")
 
 
-def write_results(folder: OutputFolder, layout: RawLayout, plan: Mapping[str, Sequence[ImageJob]]) -> dict[str, int]:
-    """Write metadata.jsonl of the planned splits, rejects.jsonl and summary.json of the whole folder.
+def write_results(
+    plan: Mapping[str, Sequence[ImageJob]], options: ImageOptions, settings: Mapping[str, Any]
+) -> dict[str, int]:
+    """Write metadata.jsonl of the planned splits, and rejects.jsonl and summary.json of all that the folder holds.
 
     Returns:
         the totals: images, read, written, filtered, rejected.
     """
+    out = options.out
     # a split that an earlier run prepared stays in the account
-    others = [split for split in folder.splits() if split not in plan and folder.metadata_file(split).is_file()]
-    splits = [*plan, *others]
-    accounts: dict[str, dict[str, Any]] = {}
-    with atomic_file(folder.rejects_file) as rejects:
-        for split in splits:
-            account = _Account()
+    accounts = _earlier_accounts(out, plan)
+    places: dict[bytes, tuple[str, str]] = {}
+    leaks: dict[bytes, dict[str, str]] = {}
+    with atomic_file(out / REJECTS_FILE) as rejects:
+        for split in sorted({*plan, *accounts}):
             if split in plan:
-                with atomic_file(folder.metadata_file(split)) as metadata:
-                    for result in _results(folder, split, plan):
-                        _write_lines(metadata, result.records)
-                        _write_lines(rejects, ({"split": split, **reject} for reject in result.rejects))
-                        account.add(result)
-                _remove_strays(folder, split, plan[split])
+                results: Iterator[ImageResult] = _write_split(split, plan[split], options, rejects, accounts)
             else:
-                for result in _results(folder, split, plan):
-                    _write_lines(rejects, ({"split": split, **reject} for reject in result.rejects))
-                    account.add(result)
-            accounts[split] = account.as_dict()
+                lines = read_jsonl(out / REJECTS_FILE)
+                _write_lines(rejects, (line for _, line in lines if line.get("split") == split))
+                results = filter(None, map(read_result, sorted((out / RESULTS_FOLDER / split).glob("*/*.json"))))
+            for result in results:
+                for identity in _identities(result):
+                    first = places.setdefault(identity, (split, result.key))
+                    if first[0] != split:
+                        leaks.setdefault(identity, dict([first]))[split] = result.key
     totals = {name: sum(account[name] for account in accounts.values()) for name in _TOTALS}
-    leaks = _leaks(folder, splits, plan)
+    several = [dict(found) for found in sorted({tuple(sorted(found.items())) for found in leaks.values()})]
     summary = {
-        "settings": folder.settings,
+        "settings": dict(settings),
         "total": totals,
-        "splits": accounts,
-        "in_several_splits": {"images": len(leaks), "examples": leaks[:_EXAMPLES]},
-        "annotations_not_listed": _count_unlisted(layout),
+        "splits": dict(sorted(accounts.items())),
+        "in_several_splits": {"images": len(several), "examples": several[:_EXAMPLES]},
+        "annotations_not_listed": _count_unlisted(RawLayout(options.data_root)),
     }
-    write_json(folder.summary_file, summary)
-    _report(folder, accounts, leaks)
+    write_json(out / SUMMARY_FILE, summary)
+    _report(summary, out)
     return totals
 
 
-def _results(folder: OutputFolder, split: str, plan: Mapping[str, Sequence[ImageJob]]) -> Iterator[ImageResult]:
-    """Of the listed images in the order of the lists, or, of a split that is not planned, of all images done."""
-    journal = folder.journal(split)
-    if split not in plan:
-        yield from journal.results()
-        return
-    for job in plan[split]:
-        result = journal.get(job.key)
-        if result is None:
-            raise RuntimeError(f"the journal of {split} has no line for {job.key}")
-        yield result
+def _earlier_accounts(out: Path, plan: Collection[str]) -> dict[str, dict[str, Any]]:
+    path = out / SUMMARY_FILE
+    if not path.exists():
+        return {}
+    try:
+        splits = json.loads(read_text(path))["splits"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is not as prepare wrote it; delete it, and prepare every split again") from error
+    return {name: account for name, account in splits if name not in plan and (out / name / METADATA_FILE).is_file()}
 
 
-def _write_lines(file: IO[str], values: Iterable[Mapping[str, Any]]) -> None:
+def _write_split(
+    split: str, jobs: Sequence[ImageJob], options: ImageOptions, rejects: IO[str], accounts: dict[str, dict[str, Any]]
+) -> Iterator[ImageResult]:
+    """Write a split's metadata, rejects and account, remove what is not of it, and yield what became of each image."""
+    counts: Counter[tuple[str, str]] = Counter()
+    pictures: set[str] = set()
+    with atomic_file(options.out / split / METADATA_FILE) as metadata:
+        for job in jobs:
+            result = result_of(job, options)
+            _write_lines(metadata, result.records)
+            _write_lines(rejects, ({"split": split, **reject} for reject in result.rejects))
+            counts.update(_counted(result))
+            pictures.update(result.sizes)
+            yield result
+    accounts[split] = _account(counts)
+    removed = _remove_strays(options.out / split, pictures)
+    _remove_strays(options.out / RESULTS_FOLDER / split, {f"{job.key}.json" for job in jobs})
+    if removed:
+        logger.info("%s: %d files that belong to no object any more were removed", split, removed)
+
+
+def _write_lines(file: IO[str], values: Any) -> None:
     for value in values:
         file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-class _Account:
-    """Counts of one split."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.filtered: Counter[str] = Counter()
-        self.rejected: Counter[str] = Counter()
-        self.categories: Counter[str] = Counter()
-        self.statuses: Counter[str] = Counter()
-        self.absent: Counter[str] = Counter()
-
-    def add(self, result: ImageResult) -> None:
-        self.images += 1
-        self.filtered.update(result.filtered)
-        self.rejected.update(reject["reason"] for reject in result.rejects)
-        self.categories.update(record["category"] for record in result.records)
-        self.statuses.update(record["object_status"] for record in result.records)
-        for record in result.records:
-            self.absent.update(record["source"]["absent"].split())
-
-    def as_dict(self) -> dict[str, Any]:
-        written = self.categories.total()
-        return {
-            "images": self.images,
-            # an image whose objects could not be read counts as one
-            "read": written + self.filtered.total() + self.rejected.total(),
-            "written": written,
-            "filtered": self.filtered.total(),
-            "rejected": self.rejected.total(),
-            "filtered_by_reason": dict(sorted(self.filtered.items())),
-            "rejected_by_reason": dict(sorted(self.rejected.items())),
-            "written_by_category": dict(sorted(self.categories.items())),
-            "written_by_status": dict(sorted(self.statuses.items())),
-            "absent_fields": dict(sorted(self.absent.items())),
-        }
+def _counted(result: ImageResult) -> Iterator[tuple[str, str]]:
+    yield "images", ""
+    yield from (("filtered", reason) for reason in result.filtered)
+    yield from (("rejected", reject["reason"]) for reject in result.rejects)
+    for record in result.records:
+        yield "category", record["category"]
+        yield "status", record["object_status"]
+        yield from (("absent", name) for name in record["source"]["absent"].split())
 
 
-def _leaks(folder: OutputFolder, splits: Sequence[str], plan: Mapping[str, Sequence[ImageJob]]) -> list[dict[str, Any]]:
-    """Images, by name or by the bytes of the file, that stand in more than one split."""
-    if len(splits) < 2:
-        return []
-    seen: set[bytes] = set()
-    repeated: set[bytes] = set()
-    for split in splits:
-        of_split = {identity for result in _results(folder, split, plan) for identity in _identities(result)}
-        repeated |= seen & of_split
-        seen |= of_split
-    places: dict[bytes, dict[str, str]] = {}
-    for split in splits if repeated else ():
-        for result in _results(folder, split, plan):
-            for identity in repeated.intersection(_identities(result)):
-                places.setdefault(identity, {})[split] = result.key
-    return [dict(place) for place in sorted({tuple(sorted(place.items())) for place in places.values()})]
+def _account(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
+    by: dict[str, dict[str, int]] = {kind: {} for kind in ("filtered", "rejected", "category", "status", "absent")}
+    for (kind, name), count in sorted(counts.items()):
+        by.setdefault(kind, {})[name] = count
+    written, filtered, rejected = (sum(by[kind].values()) for kind in ("category", "filtered", "rejected"))
+    return {
+        "images": counts["images", ""],
+        # an image whose objects could not be read counts as one
+        "read": written + filtered + rejected,
+        "written": written,
+        "filtered": filtered,
+        "rejected": rejected,
+        "filtered_by_reason": by["filtered"],
+        "rejected_by_reason": by["rejected"],
+        "written_by_category": by["category"],
+        "written_by_status": by["status"],
+        "absent_fields": by["absent"],
+    }
 
 
 def _identities(result: ImageResult) -> list[bytes]:
-    """What an image is known again by, shortened: there are many."""
+    """Return what an image is known again by, its name and its bytes, shortened: there are many."""
     if not result.records:
         return []
     return [hashlib.blake2b(name.encode(), digest_size=10).digest() for name in (result.key, result.digest)]
 
 
 def _count_unlisted(layout: RawLayout) -> int:
-    listed: dict[str, list[Path]] = {}
-    for lists in layout.list_files().values():
-        for category, path in lists.items():
-            listed.setdefault(category, []).append(path)
-    folders = (layout.root / "annotations").glob("*/")
-    count = 0
-    for folder in folders:
-        names = {name for path in listed.get(folder.name, ()) for name in read_list(path)}
-        count += sum(path.stem not in names for path in folder.glob("*.npz"))
-    return count
+    listed = {
+        (category, name)
+        for lists in layout.list_files().values()
+        for category, path in lists.items()
+        for name in read_list(path)
+    }
+    return sum((path.parent.name, path.stem) not in listed for path in layout.root.glob("annotations/*/*.npz"))
 
 
-def _remove_strays(folder: OutputFolder, split: str, jobs: Sequence[ImageJob]) -> None:
-    """Crops of objects that are no longer listed, and what a killed writer left: they would be loaded as data."""
-    root = folder.path / split
-    of_category: dict[str, list[ImageJob]] = {}
-    for job in jobs:
-        of_category.setdefault(job.category, []).append(job)
-    removed = 0
-    for category in sorted(path for path in root.glob("*/") if path.is_dir()):
-        results = _results(folder, split, {split: of_category.get(category.name, [])})
-        kept = {record["file_name"] for result in results for record in result.records}
-        for path in category.iterdir():
-            if path.suffix in (".JPEG", ".tmp") and path.relative_to(root).as_posix() not in kept:
-                path.unlink()
-                removed += 1
-    if removed:
-        logger.info("%s: %d files that belong to no object any more were removed", split, removed)
+def _remove_strays(folder: Path, kept: Collection[str]) -> int:
+    """Remove crops of objects that are no longer listed, and what a killed writer left: they would be loaded as data."""
+    strays = [
+        path
+        for path in folder.glob("*/*")
+        if path.suffix in (".JPEG", ".json", ".tmp") and path.relative_to(folder).as_posix() not in kept
+    ]
+    for path in strays:
+        path.unlink()
+    return len(strays)
 
 
-def _report(folder: OutputFolder, splits: Mapping[str, Mapping[str, Any]], leaks: Sequence[Mapping[str, str]]) -> None:
-    for split, account in splits.items():
+def _report(summary: Mapping[str, Any], out: Path) -> None:
+    for split, account in summary["splits"].items():
         for kind in ("filtered", "rejected"):
             for reason, count in account[f"{kind}_by_reason"].items():
                 logger.info("%s: %d %s: %s", split, count, kind, reason)
-    if leaks:
+    leaks = summary["in_several_splits"]
+    if leaks["images"]:
         logger.warning(
             "%d images stand in several splits, such as %s; scores on them mean little, see %s",
-            *(len(leaks), " and ".join(f"{k}:{v}" for k, v in leaks[0].items()), folder.summary_file),
+            *(leaks["images"], " and ".join(f"{k}:{v}" for k, v in leaks["examples"][0].items()), out / SUMMARY_FILE),
         )

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -515,8 +516,9 @@ def test_nothing_to_read_ends_with_2_and_one_sentence(
 def test_a_failure_to_write_is_no_reject(raw_dataset: Any, tmp_path: Path) -> None:
     """A full disk must stop the run, and must not be taken for a bad photograph."""
     raw_dataset.add("n1")
-    out = tmp_path / "out"
-    (out / ".prepare").mkdir(parents=True)
+    out = prepare(PrepareConfig(data_root=str(raw_dataset.root), out=str(tmp_path / "out"), splits="train"))
+    shutil.rmtree(out / "train")
+    (out / "summary.json").unlink()
     (out / "train").write_text("a file where a folder is needed")
     with pytest.raises(InputError, match=r"n1_00\.JPEG: cannot write"):
         prepare(PrepareConfig(data_root=str(raw_dataset.root), out=str(out), splits="train", workers=1))

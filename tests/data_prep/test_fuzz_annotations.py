@@ -21,8 +21,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.prepare.image import ImageJob, ImageOptions, ImageResult, prepare_image
-from data_prep.prepare.journal import Journal
+from data_prep.prepare.image import (
+    ImageJob,
+    ImageOptions,
+    ImageResult,
+    bring_up_to_date,
+    prepare_image,
+    read_result,
+    result_file,
+)
 from data_prep.raw.imagenet3d import read_annotation
 from llava_pose.data.records import ObjectRecord, write_jsonl
 from llava_pose.errors import InputError
@@ -81,10 +88,10 @@ class Bench:
         for crop in ("pose", "box", "whole"):
             options = ImageOptions(self.dataset.root, self.out, crop, 32, 0.05)
             result = prepare_image(ImageJob("train", "car", "n1"), options)
-            journal = Journal(self.out / "journal.jsonl", self.out)
-            journal.append([result])
-            assert journal.get(result.key) == result
-            journal.close()
+            assert bring_up_to_date(ImageJob("train", "car", "n1"), options)
+            written = result_file(self.out, ImageJob("train", "car", "n1"))
+            assert read_result(written) == result
+            written.unlink()
             write_jsonl(self.out / "metadata.jsonl", result.records)
             for record in result.records:
                 again = ObjectRecord.from_dict(record, where="here")

@@ -37,7 +37,7 @@ def summary_of(out: Path) -> dict[str, Any]:
 
 
 def tree(out: Path) -> dict[str, bytes]:
-    """Every file that prepare promises, without its journal."""
+    """Every file that prepare promises, without what a stopped run goes on from."""
     paths = (path for path in out.rglob("*") if path.is_file() and ".prepare" not in path.parts)
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(paths)}
 
@@ -370,28 +370,29 @@ def test_killed_in_the_middle_and_started_again_nothing_is_lost_or_doubled(raw_d
     out = tmp_path / "out"
     words = ["--data-root", str(raw_dataset.root), "--out", str(out), "--splits", "train", "--workers", "2"]
     command = [sys.executable, "-m", "data_prep.prepare.command", *words]
-    journal = out / ".prepare" / "train.jsonl"
+    results = out / ".prepare/train/car"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+    while process.poll() is None and len(list(results.glob("*.json"))) < 3:
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    done = len(journal.read_text().splitlines())
-    assert 0 < done < count
     assert not (out / "summary.json").exists()
     assert len(children) >= 2
     deadline = time.monotonic() + 10
     while any(_alive(int(pid)) for pid in children):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.05)
-    # what a kill leaves at the worst moment: half a line, half a file
-    with open(journal, "a") as file:
-        file.write('{"key": "car/n')
+    done = len(list(results.glob("*.json")))
+    assert 0 < done < count
+    # what a kill leaves at the worst moment, and a power cut: half a file, and one of which nothing is there but its length
+    (results / ".n9.json.1.tmp").write_text('{"key": "car/n')
+    written = sorted(results.glob("*.json"))
+    written[0].write_bytes(bytes(written[0].stat().st_size))
     (out / "train/car/.n9_00.JPEG.1.tmp").write_bytes(b"half")
 
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
-    assert f"{done} of {count} images are done already" in result.stderr
+    assert f"{done - 1} of {count} images were done already" in result.stderr
     undisturbed = run(raw_dataset, tmp_path / "undisturbed", workers=2)
     assert tree(out) == tree(undisturbed)
     assert len(read_records(out, "train")) == 2 * (count - 1)

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from data_prep.prepare.command import PrepareConfig, main, prepare
-from data_prep.prepare.shards import Shard
 from data_prep.raw.imagenet3d import write_annotation, write_list
 from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
@@ -38,7 +37,7 @@ def command(dataset: Any, out: Path, *words: str) -> list[str]:
 
 
 def tree(out: Path) -> dict[str, bytes]:
-    """Every file that prepare promises, without its journal."""
+    """Every file that prepare promises, without what a stopped run goes on from."""
     paths = (path for path in out.rglob("*") if path.is_file() and ".prepare" not in path.parts)
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(paths)}
 
@@ -52,17 +51,18 @@ def filled(dataset: Any, count: int, width: int = 120, height: int = 90) -> Any:
             for path in (dataset.layout.image(category, "seed"), dataset.layout.annotation(category, "seed")):
                 shutil.copy(path, path.with_name(f"n{index}{path.suffix}"))
         write_list(dataset.layout.list_file(category, "train"), [f"n{index}" for index in range(count // 2)])
-    dataset.layout.annotation("car", "n3").unlink()
+    dataset.layout.annotation("car", "n3").unlink(missing_ok=True)
     return dataset
 
 
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def done(out: Path) -> int:
+    """How many images of the split train are done."""
+    return len(list(out.glob(".prepare/train/*/*.json")))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("", None), ("1/1", Shard(1, 1)), (" 2/8 ", Shard(2, 8))])
-def test_shards_by_name(text: str, expected: Shard | None) -> None:
-    assert Shard.parse(text) == expected
+@pytest.mark.parametrize(("text", "expected"), [("", None), ("1/1", (1, 1)), (" 2/8 ", (2, 8))])
+def test_shards_by_name(text: str, expected: tuple[int, int] | None) -> None:
+    assert PrepareConfig(data_root="raw", out="out", shard=text).part == expected
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", "1.0/2"])
@@ -71,11 +71,18 @@ def test_what_is_no_shard_is_said(raw_dataset: Any, tmp_path: Path, text: str) -
         run(raw_dataset, tmp_path / "out", shard=text)
 
 
-@pytest.mark.parametrize(("items", "count"), [(10, 3), (2, 5), (0, 2), (8, 1)])
-def test_shards_are_all_of_the_work_once_and_nearly_equal(items: int, count: int) -> None:
-    parts = [Shard(index, count).of(range(items)) for index in range(1, count + 1)]
-    assert sorted(item for part in parts for item in part) == list(range(items))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+@pytest.mark.parametrize(("items", "count"), [(10, 3), (2, 5), (8, 1)])
+def test_shards_are_all_of_the_work_once_and_nearly_equal(
+    raw_dataset: Any, tmp_path: Path, items: int, count: int
+) -> None:
+    filled(raw_dataset, items)
+    parts = []
+    for index in range(1, count + 1):
+        before = done(tmp_path / "out")
+        run(raw_dataset, tmp_path / "out", shard=f"{index}/{count}")
+        parts.append(done(tmp_path / "out") - before)
+    assert sum(parts) == items
+    assert max(parts) - min(parts) <= 1
 
 
 def test_shards_in_one_folder_are_joined_by_a_whole_run(raw_dataset: Any, tmp_path: Path) -> None:
@@ -91,15 +98,12 @@ def test_shards_in_one_folder_are_joined_by_a_whole_run(raw_dataset: Any, tmp_pa
     run(raw_dataset, out)
     assert tree(out) == whole
     assert {path: path.stat().st_ino for path in out.rglob("*.JPEG")} == pictures, "nothing was done again"
-    assert not (out / ".prepare/shards").exists()
 
 
 def test_a_whole_run_does_what_shards_have_left(raw_dataset: Any, tmp_path: Path) -> None:
     filled(raw_dataset, 12)
     out = run(raw_dataset, tmp_path / "out", shard="1/2")
-    journal = out / ".prepare/shards/1-of-2/train.jsonl"
-    with open(journal, "a") as file:
-        file.write('{"key": "car/n')  # the shard was killed here
+    (out / ".prepare/train/bus/.n0.json.1.tmp").write_text('{"key": "bus/n')  # the shard was killed here
     run(raw_dataset, out)
     assert tree(out) == tree(run(raw_dataset, tmp_path / "whole"))
 
@@ -142,22 +146,35 @@ def test_shards_keep_out_what_would_hurt_them(raw_dataset: Any, tmp_path: Path) 
         run(raw_dataset, out, shard="2/2")
         with pytest.raises(InputError, match="another prepare is writing there"):
             run(raw_dataset, out)
-        with open(out / ".prepare/shards/2-of-2/.lock", "a+") as own:
+        with open(out / ".prepare/.shard-2-of-2.lock", "a+") as own:
             fcntl.flock(own, fcntl.LOCK_EX)
             with pytest.raises(InputError, match="another prepare of 2/2 is writing there"):
                 run(raw_dataset, out, shard="2/2")
     run(raw_dataset, out, size=64, overwrite=True)
     assert {record.width for record in read_records(out, "train")} == {64}
-    assert not (out / ".prepare/shards").exists()
 
 
-def test_a_damaged_journal_is_said(raw_dataset: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"", b'{"key": "car/n1", "rec', bytes(100), b"[]", b'{"key": "car/n1"}'])
+def test_an_image_of_which_it_is_not_known_what_became_is_done_again(
+    raw_dataset: Any, tmp_path: Path, damage: bytes
+) -> None:
     filled(raw_dataset, 8)
     out = run(raw_dataset, tmp_path / "out")
-    with open(out / ".prepare/train.jsonl", "a") as file:
-        file.write("no json\n")
-    with pytest.raises(InputError, match=r"train\.jsonl:9: the journal is damaged; delete the line"):
-        run(raw_dataset, out)
+    whole = tree(out)
+    (out / ".prepare/train/car/n1.json").write_bytes(damage)
+    (out / "train/car/n1_00.JPEG").unlink()
+    run(raw_dataset, out)
+    assert tree(out) == whole
+
+
+def test_two_shards_of_other_settings_do_not_begin_together(raw_dataset: Any, tmp_path: Path) -> None:
+    """The second comes after the first has written its settings down, and before it has done an image."""
+    filled(raw_dataset, 8)
+    out = run(raw_dataset, tmp_path / "out", shard="1/2")
+    shutil.rmtree(out / ".prepare")
+    shutil.rmtree(out / "train")
+    with pytest.raises(InputError, match="was begun with size 32, not 64"):
+        run(raw_dataset, out, shard="2/2", size=64)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
@@ -175,23 +192,19 @@ def test_two_shards_at_once_killed_again_and_again_lose_and_double_nothing(raw_d
             )
             for index in (1, 2)
         ]
-        before = [lines(out / f".prepare/shards/{index}-of-2/train.jsonl") for index in (1, 2)]
+        before = done(out)
         deadline = time.monotonic() + 60
         running = dict(enumerate(processes, start=1))
         while running:
             assert time.monotonic() < deadline
             for index, process in list(running.items()):
-                if (
-                    process.poll() is not None
-                    or lines(out / f".prepare/shards/{index}-of-2/train.jsonl") > before[index - 1]
-                ):
+                if process.poll() is not None or done(out) > before + index:
                     time.sleep(0.01 * round_number)
                     process.send_signal(signal.SIGKILL)
                     kills += running.pop(index).wait() == -signal.SIGKILL
             time.sleep(0.001)
     assert kills >= 3, "the work was done before it could be disturbed"
-    done = sum(lines(out / f".prepare/shards/{index}-of-2/train.jsonl") for index in (1, 2))
-    assert 0 < done < 2400
+    assert 0 < done(out) < 2400
     for index in (1, 2):
         subprocess.run(
             command(raw_dataset, out, "--shard", f"{index}/2", "--workers", "1"),
@@ -211,8 +224,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(raw_dataset: Any,
     filled(raw_dataset, 1200, 900, 700)
     out = tmp_path / "out"
     process = subprocess.Popen(command(raw_dataset, out, "--workers", "2"), stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    journal = out / ".prepare/train.jsonl"
-    while process.poll() is None and not lines(journal):
+    while process.poll() is None and not done(out):
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -220,7 +232,7 @@ def test_a_killed_worker_ends_the_run_and_the_next_one_goes_on(raw_dataset: Any,
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "BrokenProcessPool" in said
-    assert 0 < lines(journal) < 1200
+    assert 0 < done(out) < 1200
     run(raw_dataset, out)
     assert tree(out) == tree(run(raw_dataset, tmp_path / "whole"))
 
@@ -302,12 +314,11 @@ def test_on_a_ray_cluster_of_two_machines(
     # stopped in the middle, and gone on with, on Ray and then with processes
     out = tmp_path / "killed"
     process = subprocess.Popen(command(raw_dataset, out, "--engine", "ray"), stderr=subprocess.DEVNULL, cwd=ROOT)
-    while process.poll() is None and not lines(out / ".prepare/train.jsonl"):
+    while process.poll() is None and not done(out):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = lines(out / ".prepare/train.jsonl")
-    assert done > 0
+    assert 0 < done(out) < 120
     again = subprocess.run(
         command(raw_dataset, out, "--engine", "ray", "--workers", "1"), capture_output=True, text=True, cwd=ROOT
     )
@@ -317,8 +328,8 @@ def test_on_a_ray_cluster_of_two_machines(
     assert tree(out) == whole
 
     # a picture that cannot be written is said in one sentence, not in a traceback of the cluster
-    blocked = tmp_path / "blocked"
-    (blocked / ".prepare").mkdir(parents=True)
+    blocked = run(raw_dataset, tmp_path / "blocked")
+    shutil.rmtree(blocked / "train")
     (blocked / "train").write_text("a file where a folder is needed")
     ended = subprocess.run(command(raw_dataset, blocked, "--engine", "ray"), capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
