@@ -1,4 +1,4 @@
-"""Which systems answered which samples: prediction files joined, and systems put over the same samples."""
+"""Prediction files joined, and systems put over the same samples: where every score and table begins."""
 
 from __future__ import annotations
 
@@ -6,23 +6,62 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.pose.metrics import pose_error
+from llava_pose.pose.metrics import DEFAULT_THRESHOLDS, pose_error
+from llava_pose.utils.config import check_fields
 
 logger = logging.getLogger(__name__)
 
 SampleRule = Literal["same", "common", "all"]
+Degrees = Annotated[float, Field(gt=0, le=180, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _NO_NAME = "unnamed"  # what read_predictions calls a system that its file does not name
 SAME_TRUTH = 1e-3  # radians: two files may round the same annotation differently
 _NAMED_IDS = 3  # how many ids a message names
+
+
+@dataclass(kw_only=True)
+class ComparisonConfig:
+    """The options of every command over prediction files: the files, the systems' names, the samples, thresholds and tests."""
+
+    predictions: Annotated[list[str], Field(min_length=1)] = field(
+        metadata={"help": "The prediction files, of one system each or of several mixed, over the same samples."}
+    )
+    names: list[str] | None = field(
+        default=None, metadata={"help": "The systems' names, one a file, instead of the names in the files."}
+    )
+    samples: SampleRule = field(
+        default="same",
+        metadata={
+            "help": "What is scored where systems answered different samples: 'same' refuses, 'common' scores what all "
+            "answered, 'all' counts a missing answer as a failure."
+        },
+    )
+    thresholds: Annotated[list[Degrees], Field(min_length=1)] = field(
+        default_factory=lambda: [round(math.degrees(threshold), 9) for threshold in DEFAULT_THRESHOLDS],
+        metadata={"help": "The error thresholds in degrees; a hit is strictly under."},
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "The system that the others are tested against; by default the first."}
+    )
+    seed: Seed = field(default=0, metadata={"help": "The seed of the bootstrap intervals."})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def radians(self) -> list[float]:
+        """The thresholds, each once."""
+        return [math.radians(degrees) for degrees in dict.fromkeys(self.thresholds)]
 
 
 @dataclass(frozen=True)
@@ -55,13 +94,13 @@ class Comparison:
 
 
 def canonical_category(name: str) -> str:
-    """The taxonomy's name of a category, or the name as it stands but for case, spaces and hyphens."""
+    """Return the taxonomy's name of a category, or the name as it stands but for case, spaces and hyphens."""
     category = categories.find(name)
     return re.sub(r"[\s_\-]+", "_", name.strip()).lower() if category is None else category.name
 
 
 def read_systems(paths: Sequence[str], names: Sequence[str] | None = None) -> dict[str, list[Prediction]]:
-    """The predictions of each system, from files that hold one system each or several mixed.
+    """Return the predictions of each system, from files that hold one system each or several mixed.
 
     A file that names no system gives its own name (without the suffix) to the system.
 
@@ -98,7 +137,7 @@ def read_systems(paths: Sequence[str], names: Sequence[str] | None = None) -> di
 
 
 def _warn_of_degrees(system: str, predictions: Iterable[Prediction]) -> None:
-    """Any angle is a right angle in radians, but a file full of large ones was hardly meant so."""
+    """Ask about files full of large angles: any is right in radians, but these were hardly meant so."""
     for kind in ("pose", "true"):
         poses = [pose for p in predictions if (pose := getattr(p, kind)) is not None]
         angles = np.array([pose.angles for pose in poses], dtype=np.float64).reshape(-1, 3)
@@ -164,7 +203,7 @@ def _samples(count: int) -> str:
 
 
 def _join(answers: Mapping[str, Prediction]) -> Sample:
-    """One sample from what the systems' files say of it; a file may leave out what another has."""
+    """Make one sample of what the systems' files say of it; a file may leave out what another has."""
     first = next(iter(answers.values()))
     for system, answer in answers.items():
         if canonical_category(answer.category) != canonical_category(first.category):
@@ -185,7 +224,7 @@ def _join(answers: Mapping[str, Prediction]) -> Sample:
 
 
 def require_annotation(prediction: Prediction, record: ObjectRecord, where: str) -> None:
-    """A line that was made on another annotation than the object's would be scored against its own.
+    """Refuse a line that was made on another annotation than the object's: it would be scored against its own.
 
     Raises:
         InputError: category or pose are others; the message begins with ``where``.

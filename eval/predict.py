@@ -1,8 +1,8 @@
 """`llava-pose predict`: a checkpoint's answer for every object of a split, a line each, resumable.
 
 Beside ``predictions.jsonl`` stands ``predictions.jsonl.settings.yaml``: what decides an answer (checkpoint and its weights, an
-adapter's base and its weights, records, split, task, candidates, descriptions, mirror images, what is predicted, system). A run
-with others does not go on with the file.
+adapter's base and its weights, records, split, task, candidates, descriptions, mirror images, categories, system). A run with
+others does not go on with the file.
 
 Several processes (``torchrun --nproc_per_node 2 -m eval.predict …``) take turns at the batches; the file is the same.
 """
@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
+from pydantic import PositiveInt
 from tqdm import tqdm
 
+from eval.systems.options import Task
+from eval.systems.record_choice import select_records
 from llava_pose.data.conversation import object_words
 from llava_pose.data.images import load_rgb
 from llava_pose.data.records import (
+    METADATA_FILE,
     ObjectRecord,
     Prediction,
     append_jsonl,
@@ -31,64 +35,83 @@ from llava_pose.data.records import (
     read_records,
     resume_jsonl,
 )
-from llava_pose.errors import InputError, RunError, joined, left_out
+from llava_pose.errors import InputError, RunError, left_out
 from llava_pose.pose import categories
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.train.arguments import Name
+from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.distributed import (
-    broadcast,
     first_process_holds,
+    from_first_process,
     is_first_process,
     join_processes,
     map_over_processes,
     process_count,
 )
-from llava_pose.utils.files import inside, is_regular
+from llava_pose.utils.files import file_digest, inside, is_regular
 from llava_pose.utils.output_folder import keep_settings, own_file
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import PoseAnswer, PosePredictor
+    from llava_pose.inference.predictor import PosePredictor
 
 logger = logging.getLogger(__name__)
-TASKS = ("pose", "joint")
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PredictConfig:
-    """What to predict with, on what, and where the lines go."""
+    """The options of ``llava-pose predict``."""
 
-    checkpoint: str = field(default="", metadata={"help": "checkpoint folder or hub id"})
-    data: str = field(default="", metadata={"help": "prepared folder"})
-    out: str = field(
-        default="", metadata={"help": "predictions.jsonl to write; the same command goes on where it was stopped"}
+    checkpoint: Name = field(metadata={"help": "The checkpoint: a folder or a hub id."})
+    data: Name = field(metadata={"help": "The prepared folder."})
+    out: Name = field(
+        metadata={"help": "The predictions.jsonl to write; the same command goes on where it was stopped."}
     )
-    split: str = field(default="val", metadata={"help": "split of the prepared folder"})
-    task: str = field(default="pose", metadata={"help": "pose: the category is given; joint: category and pose"})
-    categories: list[str] | None = field(
-        default=None, metadata={"help": "candidates of the joint task; default: every category of the prepared folder"}
+    split: str = field(default="val", metadata={"help": "The split to predict."})
+    task: Task = field(
+        default="pose", metadata={"help": "Whether the category is given (pose) or found as well (joint)."}
+    )
+    candidates: list[str] | None = field(
+        default=None,
+        metadata={"help": "The categories to choose from in the joint task; by default all of the prepared folder."},
     )
     describe: bool = field(
         default=False,
         metadata={
-            "help": "ask for an object by the taxonomy's description, not by name, as instruct --kinds described does"
+            "help": "Ask for an object by the taxonomy's description, not by its name, as instruct --kinds described does."
         },
     )
     flip: bool = field(
         default=False,
         metadata={
-            "help": "ask about the mirror image too, at twice the cost: the answer is the mean of both, its pose where the "
-            "category's plane of symmetry is x = 0"
+            "help": "Ask about the mirror image too, at twice the cost: the answer is the mean of both, its pose where the "
+            "category's plane of symmetry is x = 0."
         },
     )
-    predict_categories: list[str] | None = field(
-        default=None, metadata={"help": "only objects of these; default: every object of the split"}
+    categories: list[str] | None = field(
+        default=None, metadata={"help": "Predict objects of these categories alone; by default all of the split."}
     )
-    system: str | None = field(default=None, metadata={"help": "name in the tables; default: the checkpoint folder's"})
-    base: str | None = field(default=None, metadata={"help": "an adapter's base, if it has moved"})
-    batch_size: int = field(default=32, metadata={"help": "objects a forward pass"})
-    device: str | None = field(default=None, metadata={"help": "default: a GPU if there is one"})
-    limit: int | None = field(default=None, metadata={"help": "only the first N objects"})
-    allow_custom_categories: bool = field(default=False, metadata={"help": "accept categories outside the taxonomy"})
+    system: str | None = field(
+        default=None, metadata={"help": "The name in the tables; by default the checkpoint folder's."}
+    )
+    base: str | None = field(default=None, metadata={"help": "The base of an adapter, if it has moved."})
+    batch_size: PositiveInt = field(default=32, metadata={"help": "The objects of a forward pass."})
+    device: str | None = field(default=None, metadata={"help": "The device; by default a GPU if there is one."})
+    limit: PositiveInt | None = field(default=None, metadata={"help": "Predict the first so many objects alone."})
+    allow_custom_categories: bool = field(
+        default=False, metadata={"help": "Accept categories that are not in the taxonomy."}
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.candidates and self.task != "joint":
+            raise InputError("--candidates: are those of --task joint, and have no effect with --task pose")
+        if self.describe and self.task != "pose":
+            raise InputError("--describe: a description tells the category; give it with --task pose alone")
+
+    @property
+    def name(self) -> str:
+        """The name in the tables."""
+        return self.system or Path(self.checkpoint).resolve().name
 
 
 def predict(config: PredictConfig) -> Path:
@@ -99,87 +122,61 @@ def predict(config: PredictConfig) -> Path:
             pictures cannot be used: then all others have been predicted, and the same command goes on once pictures are
             mended.
     """
-    for option in ("checkpoint", "data", "out"):
-        require(getattr(config, option), f"--{option}")
-    if config.task not in TASKS:
-        raise InputError(f"--task {config.task}: not known; choose one of {', '.join(TASKS)}")
-    if config.categories and config.task != "joint":
-        raise InputError("--categories: are candidates of --task joint, and have no effect with --task pose")
-    if config.batch_size < 1:
-        raise InputError(f"--batch-size {config.batch_size}: must be at least 1")
-    if config.limit is not None and config.limit < 1:
-        raise InputError(f"--limit {config.limit}: must be at least 1")
-    if config.describe and config.task != "pose":
-        raise InputError("--describe: a description tells the category; give it with --task pose alone")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
-    bad_lines: list[InputError] = []
-    records = read_records(config.data, config.split, faults=bad_lines)
-    if not records and bad_lines:
-        raise joined(bad_lines, f"--data {config.data} --split {config.split}: none of its lines can be used")
-    if not records:
-        raise InputError(
-            f"--data {config.data} --split {config.split}: there is no object in it; choose another --split"
-        )
-    if config.predict_categories:
-        place = f"{config.data}/{config.split}"
-        records = categories.only_of(config.predict_categories, records, option="--predict-categories", place=place)
+    faults: list[InputError] = []
+    records = select_records(config.data, config.split, config.categories, "--categories", faults=faults)
     candidates = candidate_names(config) if config.task == "joint" else {}
     if config.task == "pose":
         _require_known(records, config)
-    system = config.system or Path(config.checkpoint).resolve().name
-    join_processes()
-    with first_process_holds(own_file(config.out, "--out", "predict")):
-        return _predict(config, records, bad_lines, candidates, system)
-
-
-def _predict(
-    config: PredictConfig,
-    records: Sequence[ObjectRecord],
-    bad_lines: Sequence[InputError],
-    candidates: dict[str, str],
-    system: str,
-) -> Path:
     out = Path(config.out)
-    answered: set[str] = set()
-    if is_first_process():
-        keep_settings(out, "--out", "predict", run_settings(config, list(candidates), system))
-        answered = answered_ids(out, records, system, config.task)
-    answered = broadcast(answered)
-    asked = {record.id for record in records[: config.limit]}
-    left = asked - answered
-    unreadable: list[InputError] = []
-    if left:
-        from llava_pose.inference.predictor import PosePredictor  # seconds, which --help does without
+    join_processes()
+    with first_process_holds(own_file(out, "--out", "predict")):
 
-        predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
+        def begin() -> set[str]:
+            keep_settings(out, "--out", "predict", run_settings(config, list(candidates)))
+            return answered_ids(out, records, config)
 
-        def answer(batch: Sequence[ObjectRecord]) -> tuple[list[Prediction], dict[str, InputError]]:
-            images, faults = _load_pictures(batch, config)
-            if len(faults) == len(batch):
-                return [], faults
-            predictions = predict_batch(predictor, batch, images, config, candidates, system)
-            return [prediction for prediction in predictions if prediction.id not in faults], faults
-
-        # numbers depend on what else is in a batch, in their last digits: a batch is always of the same objects, however the
-        # run was begun, and is answered whole for what is left of it
-        batches = [batch for batch in _batches(records, config.batch_size) if not left.isdisjoint(r.id for r in batch)]
-        rounds = list(_batches(batches, process_count()))
-        for batches in tqdm(rounds, desc=f"predict {config.split}", unit="batch", disable=not is_first_process()):
-            for predictions, faults in map_over_processes(answer, batches):
-                unreadable += [error for id_, error in faults.items() if id_ in left]
-                missing = [prediction.to_dict() for prediction in predictions if prediction.id in left]
-                if is_first_process() and missing:
-                    append_jsonl(out, missing)
-    count = len(asked)  # the file may answer more, from a run without the limit
-    unreadable = [*bad_lines, *unreadable]
-    if unreadable:
-        raise left_out(
-            unreadable,
-            f"{out}: {len(unreadable)} of {count + len(bad_lines)} objects have no prediction, for their lines or pictures "
-            "cannot be used",
+        asked = {record.id for record in records[: config.limit]}
+        left = asked - from_first_process(begin)
+        count = len(asked) + len(faults)
+        if left:
+            faults += _answer(config, records, left, candidates)
+    if faults:
+        message = (
+            f"{out}: {len(faults)} of {count} objects have no prediction, for their lines or pictures cannot be used"
         )
-    logger.info(f"{count} predictions of {system} are in {out}; next: llava-pose score {out} --out scores.json")
+        raise left_out(faults, message)
+    logger.info(f"{len(asked)} predictions of {config.name} are in {out}")
     return out
+
+
+def _answer(
+    config: PredictConfig, records: Sequence[ObjectRecord], left: set[str], candidates: dict[str, str]
+) -> list[InputError]:
+    """Append a line for each object that is left; return what is wrong with those that cannot be answered."""
+    from llava_pose.inference.predictor import PosePredictor  # seconds, which --help does without
+
+    predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
+
+    def answer(batch: Sequence[ObjectRecord]) -> tuple[list[Prediction], dict[str, InputError]]:
+        images, unreadable = _load_pictures(batch, config)
+        if len(unreadable) == len(batch):
+            return [], unreadable
+        predictions = predict_batch(predictor, batch, images, config, candidates)
+        return [prediction for prediction in predictions if prediction.id not in unreadable], unreadable
+
+    faults: list[InputError] = []
+    # numbers depend on what else is in a batch, in their last digits: a batch is always of the same objects, however the run
+    # was begun, and is answered whole for what is left of it
+    batches = [batch for batch in _batches(records, config.batch_size) if not left.isdisjoint(r.id for r in batch)]
+    rounds = list(_batches(batches, process_count()))
+    for batches in tqdm(rounds, desc=f"predict {config.split}", unit="batch", disable=not is_first_process()):
+        for predictions, unreadable in map_over_processes(answer, batches):
+            faults += [error for id_, error in unreadable.items() if id_ in left]
+            missing = [prediction.to_dict() for prediction in predictions if prediction.id in left]
+            if is_first_process() and missing:
+                append_jsonl(config.out, missing)
+    return faults
 
 
 def _load_pictures(
@@ -205,9 +202,8 @@ def predict_batch(
     images: Sequence[Image.Image],
     config: PredictConfig,
     candidates: dict[str, str],
-    system: str,
 ) -> list[Prediction]:
-    """The predictions of one forward pass; one image a record."""
+    """Return the predictions of one forward pass, of one image a record."""
     viewports = [record.viewport * record.focal for record in records]
     if candidates:
         mirrored = {name for name in candidates if _category(name, config).mirror_axis == "x"} if config.flip else None
@@ -218,41 +214,47 @@ def predict_batch(
         descriptions = [category.description for category in asked] if config.describe else None
         flips = [category.mirror_axis == "x" for category in asked] if config.flip else None
         answers = predictor.predict(images, names, descriptions=descriptions, viewports=viewports, flip=flips)
-    return [_prediction(r, a, system, found=bool(candidates)) for r, a in zip(records, answers, strict=True)]
-
-
-def _prediction(record: ObjectRecord, answer: PoseAnswer, system: str, *, found: bool) -> Prediction:
-    category = answer.category if found else None
-    return Prediction.of(record, system=system, pose=answer.pose, pred_category=category, confidence=answer.confidence)
+    return [
+        Prediction.of(
+            record,
+            system=config.name,
+            pose=answer.pose,
+            pred_category=answer.category if candidates else None,
+            confidence=answer.confidence,
+        )
+        for record, answer in zip(records, answers, strict=True)
+    ]
 
 
 def candidate_names(config: PredictConfig) -> dict[str, str]:
-    """Canonical category -> its name with article, of the candidates of the joint task, in alphabetical order."""
-    names = dict.fromkeys(config.categories or (), "--categories")  # name -> where it stands
+    """Return canonical category -> its name with article, of the candidates of the joint task, in alphabetical order."""
+    names = dict.fromkeys(config.candidates or (), "--candidates")  # name -> where it stands
     if not names:
-        for path in sorted(Path(config.data).glob("*/metadata.jsonl")):
+        for path in sorted(Path(config.data).glob(f"*/{METADATA_FILE}")):
             for record in read_records(config.data, path.parent.name, faults=[]):
                 names.setdefault(record.category, str(path))
     chosen = [_category(name, config, source) for name, source in names.items()]
-    candidates = {category.name: category.indefinite for category in chosen}
-    return dict(sorted(candidates.items()))
+    return dict(sorted((category.name, category.indefinite) for category in chosen))
 
 
 def _category(name: str, config: PredictConfig, source: str | None = None) -> categories.Category:
-    """``source``: where the name stands; by default the records of the split."""
-    source = source or str(Path(config.data) / config.split / "metadata.jsonl")
+    """Return a category by its name.
+
+    Args:
+        source: where the name stands, for messages; by default the records of the split.
+    """
+    source = source or str(Path(config.data) / config.split / METADATA_FILE)
     return categories.get(name, allow_custom=config.allow_custom_categories, source=source)
 
 
 def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> None:
     for name in sorted({record.category for record in records}):
-        if config.describe and not _category(name, config).description:
+        if not _category(name, config).description and config.describe:
             raise InputError(f"--describe: the taxonomy has no description of {name!r}; leave it out or --describe")
-        _category(name, config)
 
 
-def run_settings(config: PredictConfig, candidates: list[str], system: str) -> dict[str, Any]:
-    """What decides an answer; how many objects, in which batches and on which device does not."""
+def run_settings(config: PredictConfig, candidates: Sequence[str]) -> dict[str, Any]:
+    """Return what decides an answer; how many objects, in which batches and on which device does not."""
     from llava_pose.model.rotation import DECODING
 
     checkpoint = Path(config.checkpoint)
@@ -262,51 +264,40 @@ def run_settings(config: PredictConfig, candidates: list[str], system: str) -> d
         "data": str(Path(config.data).resolve()),
         "split": config.split,
         "task": config.task,
-        "categories": candidates,
-        # None where they are not given, as in files that were begun before these options were there
-        "describe": config.describe or None,
-        "flip": config.flip or None,
-        "predict_categories": config.predict_categories or None,
-        "system": system,
+        "candidates": list(candidates),
+        "describe": config.describe,
+        "flip": config.flip,
+        "categories": config.categories,
+        "system": config.name,
         "decoding": DECODING,
-        "weights_digest": _digest(_weights_of(checkpoint)),
+        "weights_digest": _weights_digest(checkpoint),
         "base_digest": _base_digest(checkpoint, config.base),
-        "records_digest": _digest([Path(config.data) / config.split / "metadata.jsonl"]),
+        "records_digest": file_digest(Path(config.data) / config.split / METADATA_FILE),
     }
 
 
-def _weights_of(folder: Path) -> list[Path]:
-    return [path for kind in ("*.safetensors", "*config.json") for path in folder.glob(kind) if is_regular(path)]
+def _weights_digest(folder: Path) -> str | None:
+    """Return a digest of the names and contents of a checkpoint's weights and configs; None where there are none."""
+    files = [path for kind in ("*.safetensors", "*config.json") for path in folder.glob(kind) if is_regular(path)]
+    digests = [(path.name, file_digest(path)) for path in sorted(files)]
+    return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest() if digests else None
 
 
 def _base_digest(checkpoint: Path, base: str | None) -> str | None:
-    """Of the base of an adapter, where it is a folder; None otherwise."""
+    """Return the digest of the base of an adapter, where it is a folder; None otherwise."""
     from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
 
     adapter = checkpoint / ADAPTER_CONFIG
     if not adapter.is_file():
         return None
     try:
-        folder = Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return _weights_digest(Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # loading it says what is wrong
-    return _digest(_weights_of(folder)) or None
 
 
-def _digest(paths: Iterable[Path]) -> str:
-    """Of the files' names and content; "" for none."""
-    digest = hashlib.blake2b(digest_size=16)
-    paths = sorted(paths)
-    for path in paths:
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest() if paths else ""
-
-
-def answered_ids(out: Path, records: Sequence[ObjectRecord], system: str, task: str) -> set[str]:
-    """The ids that a predictions file answers already.
+def answered_ids(out: Path, records: Iterable[ObjectRecord], config: PredictConfig) -> set[str]:
+    """Return the ids that a predictions file answers already.
 
     Raises:
         InputError: the file holds predictions of another system or task, or for objects that are not among the records.
@@ -315,17 +306,19 @@ def answered_ids(out: Path, records: Sequence[ObjectRecord], system: str, task: 
     answered: set[str] = set()
     for where, value in resume_jsonl(out, "id"):
         line = Prediction.from_dict(value, where=where)
-        if line.system != system:
-            raise InputError(f"{out}: holds predictions of {line.system!r}, not of {system!r}; choose another --out")
-        if (line.pred_category is None) != (task == "pose"):
-            raise InputError(f"{out}: holds predictions of another task than {task!r}; choose another --out")
+        if line.system != config.name:
+            raise InputError(
+                f"{out}: holds predictions of {line.system!r}, not of {config.name!r}; choose another --out"
+            )
+        if (line.pred_category is None) != (config.task == "pose"):
+            raise InputError(f"{out}: holds predictions of another task than {config.task!r}; choose another --out")
         if line.id not in ids:
             raise InputError(f"{out}: answers {line.id!r}, which is not in this split; choose another --out")
         if line.id in answered:
             raise InputError(f"{where}: the id {line.id!r} stands on two lines; ids must be unique")
         answered.add(line.id)
     if answered:
-        logger.info(f"{out}: {len(answered)} of {len(records)} are answered already")
+        logger.info(f"{out}: {len(answered)} of {len(ids)} are answered already")
     return answered
 
 
@@ -335,7 +328,7 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def run(config: PredictConfig) -> Path:
-    """:func:`predict`, and a failure at the end where answers are no poses: the network has overflowed.
+    """Do what :func:`predict` does, and fail at the end where answers are no poses, for the network has overflowed.
 
     Raises:
         RunError: counting them. They stand in the file, and count as errors of 180 degrees.
@@ -349,6 +342,7 @@ def run(config: PredictConfig) -> Path:
                 f"{out}: {len(lost)} of {len(answers)} answers are no poses, for their numbers are not finite; the first is "
                 f"{lost[0]!r}; take an older checkpoint, or one that was trained with a lower learning rate"
             )
+        logger.info(f"next: llava-pose score {out} --out scores.json")
     return out
 
 

@@ -1,9 +1,7 @@
 """Score prediction files: accuracies with intervals, groups, failures and paired tests, from the files alone.
 
-``llava-pose score predictions.jsonl --out scores.json`` prints a table and writes scores.json, the cumulative error
-curve and the accuracy of each category. Any system joins by writing predictions.jsonl (docs/EVALUATION.md).
-
-scores.json is what :func:`eval.figures.score_comparison` returns, with the names of the files.
+``llava-pose score predictions.jsonl --out scores.json`` prints tables and writes beside scores.json the plots and a page that
+holds both. Any system joins by writing predictions.jsonl (docs/EVALUATION.md).
 """
 
 from __future__ import annotations
@@ -13,22 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.compared import align, read_systems
-from eval.comparison import ComparisonConfig
-from eval.figures import score_comparison
-from eval.report.plots import categories_figure, curve_figure, save_figure
-from eval.report.table import score_text
+from eval.compared import ComparisonConfig, align, read_systems
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
-from llava_pose.utils.files import printable, write_json
+from llava_pose.utils.files import printable, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file, require_other
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ScoreConfig(ComparisonConfig):
-    """Options of ``llava-pose score``."""
+    """The options of ``llava-pose score``."""
 
-    out: str = field(default="scores.json", metadata={"help": "where the scores go; the plots are written beside it"})
+    out: str = field(
+        default="scores.json", metadata={"help": "The JSON file of the scores; plots and a page are written beside it."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,47 +33,67 @@ class ScoreConfig(ComparisonConfig):
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
-    """Score prediction files and write scores.json and the plots beside it.
+    """Score prediction files and write scores.json, the plots and the page.
 
     Returns:
-        What scores.json holds.
+        What scores.json holds: what :func:`eval.scoring.score_comparison` returns, and the names of the files.
 
     Raises:
         InputError: a file is bad, the systems cannot be compared, or an option is wrong.
     """
-    require_other("--out", (config.out, *plot_paths(config.out)), config.predictions)
+    outputs = (config.out, *plot_paths(config.out), page_path(config.out))
+    require_other("--out", outputs, config.predictions)
     with own_file(config.out, "--out", "score"):
         return _score(config)
 
 
 def _score(config: ScoreConfig) -> dict[str, Any]:
+    # half a second, which --help does without
+    from eval.report.plots import categories_plot, curve_plot, save_plot
+    from eval.report.score_tables import score_notes, score_sections
+    from eval.report.tables import as_page
+    from eval.scoring import score_comparison
+
     comparison = align(read_systems(config.predictions, config.names), config.samples)
     scores = score_comparison(comparison, thresholds=config.radians, reference=config.reference, seed=config.seed)
     scores = {"files": [str(path) for path in config.predictions], **scores}
     write_json(config.out, scores)
-    for path, figure in zip(plot_paths(config.out), (curve_figure(scores), categories_figure(scores)), strict=True):
-        save_figure(figure, path)
+    plots = plot_paths(config.out)
+    for path, figure in zip(plots, (curve_plot(scores), categories_plot(scores)), strict=True):
+        save_plot(figure, path)
+    title = f"Scores of {', '.join(scores['systems'])}"
+    write_atomic(page_path(config.out), as_page(title, score_sections(scores), score_notes(scores), plots))
     return scores
 
 
 def plot_paths(out: str | Path) -> tuple[Path, Path]:
-    """Where the curve and the categories' plot of a scores file go."""
+    """Return where the curve and the categories' plot of a scores file go."""
     out = Path(out)
     return out.with_name(f"{out.stem}_curve.png"), out.with_name(f"{out.stem}_categories.png")
 
 
+def page_path(out: str | Path) -> Path:
+    """Return where the page of a scores file goes."""
+    return Path(out).with_suffix(".html")
+
+
 def _score_and_show(config: ScoreConfig) -> None:
+    from eval.report.score_tables import score_notes, score_sections
+    from eval.report.tables import as_text
+
     scores = score(config)
     curve, categories = plot_paths(config.out)
-    sys.stdout.write(printable(score_text(scores)))
-    sys.stdout.write(f"\nscores: {config.out}   plots: {curve} {categories}\n")
+    sys.stdout.write(printable(as_text(score_sections(scores), score_notes(scores), beside=True)))
+    sys.stdout.write(
+        printable(f"\nscores: {config.out}   page: {page_path(config.out)}   plots: {curve} {categories}\n")
+    )
 
 
 main = command(
     ScoreConfig,
     _score_and_show,
     prog="llava-pose score",
-    description="Score predictions.jsonl files of any systems: table, scores.json, error curve, accuracy by category.",
+    description="Score predictions.jsonl files of any systems: tables, scores.json, error curve, accuracy by category.",
     example="llava-pose score predictions.jsonl --out scores.json",
     positional="predictions",
 )

@@ -2,7 +2,7 @@
 
 Table 1 is linear probing, table 2 open-vocabulary pose (scored on novel categories), table 3 joint classification and pose
 (3D-aware accuracy). Each has an average and a column for each of the seven meta classes, with intervals, counts and paired
-tests, and the published rows beside it. All figures come from ``eval.figures``, as those of ``llava-pose score`` do.
+tests, and the published rows beside it. All scores come from ``eval.scoring``, as those of ``llava-pose score`` do.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
-from eval.compared import align, canonical_category, read_systems
-from eval.comparison import ComparisonConfig
-from eval.figures import score_comparison
-from eval.report.plots import meta_classes_figure, save_figure
-from eval.report.report_table import KINDS, make_table, notes_of, sections_of, title_of
-from eval.report.sections import as_markdown, as_text
+from pydantic import Field
+
+from eval.compared import ComparisonConfig, Degrees, align, canonical_category, read_systems
 from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -32,46 +29,49 @@ from llava_pose.utils.output_folder import own_file, require_other
 logger = logging.getLogger(__name__)
 PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
 _OURS = "llava-pose"
+TableNumber = Annotated[int, Field(ge=1, le=3)]
 Systems = Mapping[str, Sequence[Prediction]]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TablesConfig(ComparisonConfig):
-    """Options of ``llava-pose tables``."""
+    """The options of ``llava-pose tables``."""
 
-    purpose: ClassVar[str] = "make a table of"
-
-    table: int = field(
+    table: TableNumber = field(
         default=3,
-        metadata={"help": "1: linear probing, 2: open vocabulary, 3: joint classification and pose"},
+        metadata={
+            "help": "Which table to make: 1 is linear probing, 2 open vocabulary, 3 joint classification and pose."
+        },
     )
     out: str = field(
         default="table.md",
-        metadata={"help": "the Markdown file; its figures (.json) and a plot (.png) stand beside it"},
+        metadata={"help": "The Markdown file; its scores (.json), a page (.html) and a plot (.png) stand beside it."},
     )
-    thresholds: list[float] = field(
+    thresholds: Annotated[list[Degrees], Field(min_length=1)] = field(
         default_factory=lambda: [30.0],
-        metadata={"help": "error thresholds in degrees, a table for each; the report has 30 and 10"},
+        metadata={"help": "The error thresholds in degrees, a table for each; the report has 30 and 10."},
     )
     reference: str | None = field(
         default=None,
-        metadata={"help": f"the system that the others are tested against; default: {_OURS}'s, else the first"},
+        metadata={
+            "help": f"The system that the others are tested against; by default {_OURS}'s, or the first without one."
+        },
     )
     novel: list[str] | None = field(
         default=None,
         metadata={
-            "help": "table 2: the novel categories, or all; default: those that the taxonomy does not call known"
+            "help": "The novel categories of table 2, or all; by default those that the taxonomy does not call known."
         },
     )
     oracle: list[str] | None = field(
         default=None,
-        metadata={"help": "table 2: systems trained on all categories; default: those with oracle in their name"},
+        metadata={
+            "help": "The systems of table 2 that were trained on all categories; by default those with oracle in their name."
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.table not in KINDS:
-            raise InputError(f"--table {self.table}: there is no such table; choose 1, 2 or 3")
         if Path(self.out).suffix not in (".md", ".json"):
             raise InputError(f"--out {self.out}: the table is Markdown and JSON; give a name that ends in .md or .json")
         for option in ("novel", "oracle"):
@@ -80,10 +80,10 @@ class TablesConfig(ComparisonConfig):
 
 
 def tables(config: TablesConfig) -> dict[str, Any]:
-    """Score the systems and write the table as Markdown, JSON and a plot.
+    """Score the systems and write the table as Markdown, JSON, a page and a plot.
 
     Returns:
-        What the JSON file holds: :func:`eval.report.report_table.make_table`, and the names of the files.
+        What the JSON file holds: what :func:`eval.report.report_tables.make_table` returns, and the names of the files.
 
     Raises:
         InputError: a file is bad, the systems cannot be compared, or they lack what the table shows.
@@ -94,6 +94,12 @@ def tables(config: TablesConfig) -> dict[str, Any]:
 
 
 def _tables(config: TablesConfig) -> dict[str, Any]:
+    # half a second, which --help does without
+    from eval.report.plots import meta_classes_plot, save_plot
+    from eval.report.report_tables import make_table, report_notes, report_sections, title_of
+    from eval.report.tables import as_markdown, as_page
+    from eval.scoring import score_comparison
+
     systems = read_systems(config.predictions, config.names)
     oracles: list[str] = []
     if config.table == 2:
@@ -112,17 +118,19 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
         "files": [str(path) for path in config.predictions],
         **make_table(config.table, scores, oracles=oracles, test_selected=selected),
     }
-    markdown, figures, plot = output_paths(config.out)
-    write_json(figures, table)
-    write_atomic(markdown, as_markdown(title_of(table), sections_of(table), notes_of(table)))
-    save_figure(meta_classes_figure(table), plot)
+    markdown, numbers, plot, page = output_paths(config.out)
+    write_json(numbers, table)
+    sections, notes = report_sections(table), report_notes(table)
+    write_atomic(markdown, as_markdown(title_of(table), sections, notes))
+    save_plot(meta_classes_plot(table), plot)
+    write_atomic(page, as_page(title_of(table), sections, notes, [plot]))
     return table
 
 
-def output_paths(out: str | Path) -> tuple[Path, Path, Path]:
-    """Where the Markdown, the figures and the plot go."""
+def output_paths(out: str | Path) -> tuple[Path, Path, Path, Path]:
+    """Return where the Markdown, the scores, the plot and the page go."""
     out = Path(out)
-    return out.with_suffix(".md"), out.with_suffix(".json"), out.with_suffix(".png")
+    return out.with_suffix(".md"), out.with_suffix(".json"), out.with_suffix(".png"), out.with_suffix(".html")
 
 
 def _ours(names: Sequence[str]) -> str | None:
@@ -139,7 +147,7 @@ def _oracles(systems: Systems, named: Sequence[str] | None) -> list[str]:
 
 
 def only_novel(systems: Systems, named: Sequence[str] | None) -> dict[str, list[Prediction]]:
-    """The predictions for objects of novel categories.
+    """Return the predictions for objects of novel categories.
 
     Args:
         named: the novel categories, or ["all"] where the files hold no others; None for those that the taxonomy does not
@@ -179,7 +187,7 @@ def _require_categories(systems: Systems) -> None:
 
 
 def _test_selected(config: TablesConfig, accuracies: Sequence[str]) -> dict[str, dict[str, float]]:
-    """System -> accuracy's name -> figure of the probe that is best on the test set, of the files that have it beside them."""
+    """Return, by system and accuracy, the score of the probe that is best on the test set, where a file has it beside it."""
     found: dict[str, dict[str, float]] = {}
     for number, path in enumerate(config.predictions):
         grid = Path(path).with_name(PROBE_GRID)
@@ -197,18 +205,22 @@ def _test_selected(config: TablesConfig, accuracies: Sequence[str]) -> dict[str,
     return found
 
 
-def _make_and_show(config: TablesConfig) -> None:
+def make_and_show(config: TablesConfig) -> None:
+    """Make the table, and print it."""
+    from eval.report.report_tables import report_notes, report_sections
+    from eval.report.tables import as_text
+
     table = tables(config)
-    markdown, figures, plot = output_paths(config.out)
-    sys.stdout.write(printable(as_text(sections_of(table), notes_of(table))))
-    sys.stdout.write(f"\ntable: {markdown}   figures: {figures}   plot: {plot}\n")
+    markdown, numbers, plot, page = output_paths(config.out)
+    sys.stdout.write(printable(as_text(report_sections(table), report_notes(table))))
+    sys.stdout.write(printable(f"\ntable: {markdown}   scores: {numbers}   page: {page}   plot: {plot}\n"))
 
 
 main = command(
     TablesConfig,
-    _make_and_show,
+    make_and_show,
     prog="llava-pose tables",
-    description="One of the three tables of the ImageNet3D report from predictions.jsonl files of any systems.",
+    description="Make one of the three tables of the ImageNet3D report from predictions.jsonl files of any systems.",
     example="llava-pose tables --table 3 runs/ours/predictions.jsonl runs/resnet50/predictions.jsonl --out table3.md",
     positional="predictions",
 )

@@ -6,10 +6,11 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from llava_pose.utils.other_packages import quiet_others
 
-# group -> command -> (module, what it does)
+# group -> command -> (module, or module:function where that is not main; what it does)
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "start here": {
         "chat": ("llava_pose.serve.chat", "Ask about one picture in the terminal."),
@@ -37,23 +38,36 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "merge": ("llava_pose.backbones.merge", "Merge an adapter and its base into one full checkpoint."),
         "classifier": ("eval.systems.classifier.command", "Train a pose classifier and predict with it."),
         "neural-mesh": ("eval.systems.neural_mesh.command", "Train NMM-Sphere or NOVUM and predict with it."),
-        "linear-probing": ("eval.systems.linear_probe.command", "Probe frozen backbones over the whole grid: Table 1."),
     },
     "evaluate": {
         "predict": ("eval.predict", "Predict every object of a split with a checkpoint."),
         "vlm-api": ("eval.systems.vlm_api", "Predict with a vision-language model behind an OpenAI-compatible server."),
         "orient-anything": ("eval.systems.orient_anything", "Bring Orient Anything's answers into our convention."),
+        "benchmark": ("eval.benchmark.command", "Train, predict and compare a list of systems: Tables 1 to 3."),
+        "linear-probing": (
+            "eval.benchmark.command:linear_probing",
+            "Probe frozen backbones over the whole grid: Table 1.",
+        ),
         "open-vocabulary": (
-            "eval.benchmark.open_vocabulary",
+            "eval.benchmark.command:open_vocabulary",
             "Train on known categories, predict novel ones: Table 2.",
         ),
-        "joint": ("eval.benchmark.joint", "Train on all categories, predict class and pose: Table 3."),
+        "joint": ("eval.benchmark.command:joint", "Train on all categories, predict class and pose: Table 3."),
         "score": ("eval.score", "Turn predictions into tables and plots."),
         "tables": ("eval.tables", "Print the report's tables 1 to 3, with intervals and the published rows."),
         "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
     },
 }
 COMMANDS: dict[str, tuple[str, str]] = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+
+
+def command_of(name: str) -> Any:
+    """Return the main function of a command, for whoever wants its options or its work and not its words.
+
+    What comes before training and what comes after it do not import each other; they meet here.
+    """
+    module, _, function = COMMANDS[name][0].partition(":")
+    return getattr(import_module(module), function or "main")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     quiet_others()  # some speak while they are imported
     try:
-        return import_module(COMMANDS[words[0]][0]).main(words[1:])
+        return command_of(words[0])(words[1:])
     except KeyboardInterrupt:  # in the seconds of the import, before the stage's own main can say it
         sys.stderr.write("stopped; run the same command again to go on\n")
         return 1

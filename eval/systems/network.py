@@ -1,24 +1,23 @@
-"""What baselines that train a network have in common: a backbone to start from, the training run, a trained network again, and
-its answers.
-"""
+"""What baselines that train a network share: a backbone to start from, the training run, a trained network, its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from llava_pose.data.records import write_jsonl
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction
 from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
 from llava_pose.model.loading import require_complete, require_model_type
-from llava_pose.train.run_folder import LOG, RunFolder
+from llava_pose.train.run_folder import LOG, RunFolder, own_run
 from llava_pose.train.trainer import LossHistory, ResumableTrainer
 from llava_pose.train.training_arguments import RunArguments
-from llava_pose.utils.distributed import is_first_process, map_over_processes
+from llava_pose.utils.distributed import map_over_processes
 
 TINY = "tiny"
 # what checkpoints hold beside a backbone: heads, decoders, text models
@@ -29,8 +28,45 @@ _OTHER_PARTS = (
 NetworkT = TypeVar("NetworkT", bound=PreTrainedModel)
 
 
+class TrainedNetwork(ABC):
+    """A system that trains a network in its output folder, goes on where it was, and answers with it once it is done.
+
+    Attributes:
+        kind: the kind of run, by which its settings are found in the folder.
+        may_differ: settings that only decide the answers, with which an ended run may answer again.
+    """
+
+    kind: ClassVar[str]
+    may_differ: ClassVar[tuple[str, ...]] = ("split", "categories")
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    def answer(self, records: Sequence[ObjectRecord]) -> list[Prediction]:
+        """Train unless that is done, and predict; the processes of a run do both together."""
+        samples = Path(self.config.data) / "train" / METADATA_FILE
+        with own_run(self.kind, self.config, samples=samples, may_differ=self.may_differ) as folder:
+            self.check(records)
+            if folder.is_done:
+                folder.write_settings()  # it answers again, perhaps about another split
+            else:
+                self.train(folder)
+            return self.predict(folder.folder, records)
+
+    def check(self, records: Sequence[ObjectRecord]) -> None:  # noqa: B027 (some need none)
+        """Refuse records that cannot be answered, before anything is trained."""
+
+    @abstractmethod
+    def train(self, folder: RunFolder) -> None:
+        """Train, or go on, and save the network and its image processor to the folder."""
+
+    @abstractmethod
+    def predict(self, folder: Path, records: Sequence[ObjectRecord]) -> list[Prediction]:
+        """Predict with the network that is in the folder."""
+
+
 def load_backbone(path: str) -> tuple[PreTrainedModel, Any]:
-    """A backbone with all its weights, and its image processor.
+    """Load a backbone with all its weights, and its image processor.
 
     Raises:
         InputError: it cannot be loaded whole.
@@ -86,7 +122,7 @@ def fit(
 
 
 def load_network(folder: Path, network_class: type[NetworkT], *, what: str, remedy: str) -> tuple[NetworkT, Any]:
-    """A trained network in evaluation mode, and its image processor.
+    """Load a trained network in evaluation mode, and its image processor.
 
     Args:
         what, remedy: the network's kind, and how to make one, for messages.
@@ -105,16 +141,15 @@ def load_network(folder: Path, network_class: type[NetworkT], *, what: str, reme
     return model.eval(), image_processor
 
 
-def write_answers(
-    answer: Callable[[range], list[dict[str, Any]]], count: int, batch_size: int, out: Path, *, description: str
-) -> None:
-    """The prediction lines of ``count`` records, whole or not at all; the processes of a run take turns at the batches.
+def answer_in_batches(
+    answer: Callable[[range], list[Prediction]], count: int, batch_size: int, *, description: str
+) -> list[Prediction]:
+    """Return the predictions of ``count`` records; the processes of a run take turns at the batches.
 
     Args:
-        answer: from the indices of a batch to its lines.
-        description: of the progress bar.
+        answer: from the indices of a batch to its predictions.
+        description: what the progress bar says.
     """
     batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     answered = map_over_processes(answer, batches, description=description)
-    if is_first_process():
-        write_jsonl(out, (line for lines in answered for line in lines))
+    return [prediction for predictions in answered for prediction in predictions]

@@ -1,4 +1,4 @@
-"""`llava-pose orient-anything`: answers in the convention of Orient Anything to prediction lines.
+"""`llava-pose orient-anything`: turn answers in the convention of Orient Anything into prediction lines.
 
 Orient Anything (Wang et al., ICML 2025, arXiv 2412.18605; github.com/SpatialVision/Orient-Anything) says azimuth, polar and
 rotation in degrees, and a confidence. Its ``utils.get_proj2D_XYZ(phi, theta, gamma)``, which its app calls with minus the
@@ -22,17 +22,19 @@ from __future__ import annotations
 import csv
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llava_pose.data.records import Pose, Prediction, read_jsonl, read_records, write_jsonl
+from eval.systems.options import SystemOptions
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_jsonl, read_records, write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import canonicalize
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.train.arguments import Name
+from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import open_regular
 from llava_pose.utils.output_folder import own_file
 
@@ -47,21 +49,59 @@ _NAMES = {
 _RANGES = {"azimuth": (-360.0, 360.0), "polar": (-90.0, 90.0), "rotation": (-180.0, 180.0)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OrientAnythingConfig:
-    """Which answers, for which objects."""
+    """The options of ``llava-pose orient-anything``."""
 
-    answers: str | None = field(
-        default=None, metadata={"help": "JSON lines or CSV: id, azimuth, polar, rotation in degrees, confidence"}
+    answers: Name = field(
+        metadata={"help": "JSON lines or CSV: id, azimuth, polar and rotation in degrees, and confidence."}
     )
-    data: str | None = field(default=None, metadata={"help": "the prepared folder that was answered"})
-    out: str | None = field(default=None, metadata={"help": "predictions.jsonl to write"})
-    split: str = field(default="val", metadata={"help": "split of the prepared folder"})
-    system: str = field(default=SYSTEM, metadata={"help": "name in the tables"})
+    data: Name = field(metadata={"help": "The prepared folder that was answered."})
+    out: Name = field(metadata={"help": "The predictions.jsonl to write."})
+    split: str = field(default="val", metadata={"help": "The split that was answered."})
+    system: str = field(default=SYSTEM, metadata={"help": "The name in the tables."})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(kw_only=True)
+class OrientAnythingOptions(SystemOptions):
+    """The options of Orient Anything as one of the systems of a benchmark."""
+
+    answers: Name = field(metadata={"help": "As of llava-pose orient-anything."})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self.system = self.system or SYSTEM
+
+
+class OrientAnything:
+    """Answers of Orient Anything."""
+
+    def __init__(self, options: OrientAnythingOptions | OrientAnythingConfig):
+        self.options = options
+
+    def answer(self, records: Sequence[ObjectRecord]) -> list[Prediction]:
+        """Return a prediction for each record; one without an answer gets none of a pose.
+
+        Raises:
+            InputError: a line is bad, an answer is for no object of the split, or an object has two.
+        """
+        options = self.options
+        of_split = read_records(options.data, options.split)
+        answers = _read_answers(
+            Path(options.answers), {record.id for record in of_split}, f"{options.data}/{options.split}"
+        )
+        return [
+            Prediction.of(record, system=options.system, pose=pose, pred_category=None, confidence=confidence)
+            for record in records
+            for pose, confidence in [answers.get(record.id, (None, None))]
+        ]
 
 
 def pose_from_orient_anything(azimuth: Any, polar: Any, rotation: Any) -> tuple[Any, Any, Any]:
-    """Azimuth, elevation and theta (radians, canonical ranges) of Orient Anything's angles in degrees, of any shape (...).
+    """Return azimuth, elevation and theta (radians, canonical ranges) of Orient Anything's angles in degrees, of any shape.
 
     Angles are the same in both conventions (see above); one that is not finite stays so.
     """
@@ -74,42 +114,34 @@ def convert(config: OrientAnythingConfig) -> Path:
     Raises:
         InputError: a file or a line is bad, an answer is for no object of the split, or an object has two.
     """
-    answers_file, data, out = (require(getattr(config, o), f"--{o}") for o in ("answers", "data", "out"))
-    require_folder(data, "--data", "make it with llava-pose prepare")
-    records = read_records(data, config.split)
-    ids = {record.id for record in records}
+    require_folder(config.data, "--data", "make it with llava-pose prepare")
+    predictions = OrientAnything(config).answer(read_records(config.data, config.split))
+    with own_file(config.out, "--out", "orient-anything"):
+        write_jsonl(config.out, (prediction.to_dict() for prediction in predictions))
+    without = sum(prediction.pose is None for prediction in predictions)
+    logger.info(
+        f"{len(predictions)} predictions of {config.system} are in {config.out}, {without} of them without a pose; "
+        f"next: llava-pose score {config.out} --out scores.json"
+    )
+    return Path(config.out)
+
+
+def _read_answers(path: Path, ids: Collection[str], split: str) -> dict[str, tuple[Pose | None, float | None]]:
     answers: dict[str, tuple[Pose | None, float | None]] = {}
-    for where, value in _lines(Path(answers_file)):
+    for where, value in _lines(path):
         id_ = str(value.get("id") or "")
         if id_ not in ids:
-            raise InputError(f"{where}: the id {id_!r} is no object of {Path(data) / config.split}; check --split")
+            raise InputError(f"{where}: the id {id_!r} is no object of {split}; check --split")
         if id_ in answers:
             raise InputError(f"{where}: the id {id_!r} stands on two lines; delete one of them")
         answers[id_] = _pose(value, where), _number(value.get("confidence"), f"{where}: 'confidence'")
     if not answers:
-        raise InputError(f"--answers {answers_file}: there is no answer in it")
-    lines = []
-    for record in records:
-        pose, confidence = answers.get(record.id, (None, None))
-        lines.append(
-            Prediction.of(record, system=config.system, pose=pose, pred_category=None, confidence=confidence).to_dict()
-        )
-    with own_file(out, "--out", "orient-anything"):
-        write_jsonl(out, lines)
-    without = sum(line["pose"] is None for line in lines)
-    logger.info(
-        "%d predictions of %s are in %s, %d of them without a pose; next: llava-pose score %s --out scores.json",
-        len(lines),
-        config.system,
-        out,
-        without,
-        out,
-    )
-    return Path(out)
+        raise InputError(f"--answers {path}: there is no answer in it")
+    return answers
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """("file:line", fields) of JSON lines, or of a CSV with a header where the name ends in .csv."""
+    """Yield ("file:line", fields) of JSON lines, or of a CSV with a header where the name ends in .csv."""
     if path.suffix.lower() != ".csv":
         yield from read_jsonl(path)
         return
@@ -125,7 +157,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _pose(value: Mapping[str, Any], where: str) -> Pose | None:
-    """The pose of a line; None if all its angles are empty, which is how an answer is said to be missing."""
+    """Return the pose of a line; None if all its angles are empty, which is how an answer is said to be missing."""
     angles = {}
     for name, names in _NAMES.items():
         given = next((n for n in names if n in value), None)

@@ -1,4 +1,4 @@
-"""Which prepared records a system is trained on or asked about. Nothing heavy is imported here, for ``--help``."""
+"""The prepared records that a system is trained on or asked about. Nothing heavy is imported here, for ``--help``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llava_pose.pose import categories
 
 
 def category_of(record: ObjectRecord) -> categories.Category:
-    """As the taxonomy has it, whatever alias it was filed under."""
+    """Return a record's category as the taxonomy has it, whatever alias it was filed under."""
     return categories.get(record.category, allow_custom=True, source=record.id)
 
 
@@ -24,7 +24,7 @@ def select_records(
     *,
     faults: list[InputError] | None = None,
 ) -> list[ObjectRecord]:
-    """The records of a split; with ``names``, of these categories alone.
+    """Return the records of a split; with ``names``, of these categories alone.
 
     Args:
         option: that gave the names, for messages.
@@ -34,6 +34,8 @@ def select_records(
         InputError: there is no such split, no object in it, or none of one of the names.
     """
     records = read_records(data, split, faults=faults)
+    if not records and faults:
+        raise joined(faults, f"{data}/{split}: none of its lines can be used")
     if not records:
         raise InputError(f"{data}/{split}: there is no object in it; run llava-pose prepare, or choose another split")
     if names:

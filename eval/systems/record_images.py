@@ -1,4 +1,4 @@
-"""Prepared records as what a network of one picture learns from: pixels, angles, the category's number."""
+"""Data sets of prepared records, for networks that look at one picture: pixels, angles, the category's number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from PIL import ImageOps
 from torch.utils.data import Dataset
 
 from eval.systems.record_choice import category_of, require_pictures
-from eval.systems.record_choice import select_records as select_records
 from llava_pose.data.augmentation import UNCHANGED, Augmentation
 from llava_pose.data.images import load_rgb
 from llava_pose.data.records import ObjectRecord, Pose
@@ -38,8 +37,8 @@ class MirroredRecords(Dataset):
     ):
         """
         Args:
-            folder: of the split; file names are relative to it.
-            names: of the categories, in the order of the outputs; none: all are one.
+            folder: the folder of the split; file names are relative to it.
+            names: the categories, in the order of the outputs; none where all are one.
 
         Raises:
             InputError: pictures are not there, or are none; the message names the first ten.
@@ -59,7 +58,7 @@ class MirroredRecords(Dataset):
         return len(self.items)
 
     def pixels(self, item: int, change: Augmentation = UNCHANGED) -> torch.Tensor:
-        """(3, height, width) of one item, as the network takes it, after a change of the picture."""
+        """Return one item as the network takes it, (3, height, width), after a change of the picture."""
         index, mirrored = self.items[item]
         picture = load_rgb(inside(self.folder, self.records[index].file_name))
         if mirrored:
@@ -68,7 +67,7 @@ class MirroredRecords(Dataset):
         return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
 
     def category(self, item: int) -> int:
-        """The index of its category among the names, 0 of one not among them."""
+        """Return the index of an item's category among the names, 0 of one not among them."""
         return self._index.get(category_of(self.records[self.items[item][0]]).name, 0)
 
 
@@ -83,16 +82,16 @@ class RecordImages(MirroredRecords):
         return len(self.items) * max(1, self.augment)
 
     def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
-        """pixel_values (3, height, width); angles (3,) radians; category."""
+        """Return pixel_values (3, height, width), angles (3,) in radians and category."""
         item = range(len(self))[item]  # what is past the end ends an iteration
         change = Augmentation.of_item(item, self.augment)
         item %= len(self.items)
         index, mirrored = self.items[item]
         record = self.records[index]
-        angles = record.pose.angles
+        pose = Pose(*record.pose.angles)
         if mirrored:
-            angles = tuple(float(angle) for angle in flip_pose(*angles, 0.0, 0.0)[:3])
-        angles = change.pose(Pose(*angles), record.width, record.height).angles
+            pose = Pose(*map(float, flip_pose(*pose.angles, 0.0, 0.0)[:3]))
+        angles = change.pose(pose, record.width, record.height).angles
         return {
             "pixel_values": self.pixels(item, change),
             "angles": torch.tensor(angles, dtype=torch.float32),

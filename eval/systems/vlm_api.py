@@ -28,6 +28,7 @@ from llava_pose.data.records import (
     ObjectRecord,
     Prediction,
     append_jsonl,
+    read_predictions,
     read_records,
     resume_jsonl,
     write_jsonl,
@@ -36,6 +37,7 @@ from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
 from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.distributed import from_first_process, is_first_process
 from llava_pose.utils.files import file_digest, printable, write_json
 from llava_pose.utils.openai_client import (
     Endpoint,
@@ -66,11 +68,14 @@ class VlmApiConfig:
     task: Literal["pose", "joint"] = field(
         default="pose", metadata={"help": "pose: the category is given; joint: category and pose are asked for"}
     )
-    categories: list[str] | None = field(
-        default=None, metadata={"help": "candidates of the joint task; default: every category of the prepared folder"}
+    candidates: list[str] | None = field(
+        default=None,
+        metadata={"help": "The categories to choose from in the joint task; by default all of the prepared folder."},
     )
-    predict_split: str = field(default="val", metadata={"help": "split of the prepared folder"})
-    predict_categories: list[str] | None = field(default=None, metadata={"help": "ask for objects of these only"})
+    split: str = field(default="val", metadata={"help": "The split to predict."})
+    categories: list[str] | None = field(
+        default=None, metadata={"help": "Ask for objects of these categories alone; by default all of the split."}
+    )
     sample: int = field(
         default=0, metadata={"help": "ask for so many objects, drawn by --seed; 0 is all; a larger number adds to them"}
     )
@@ -152,9 +157,9 @@ def run(config: VlmApiConfig) -> Path | None:
 
 def _records(prepared: Path, config: VlmApiConfig, faults: list[InputError]) -> list[ObjectRecord]:
     """Those whose pictures can be sent; what is wrong with the others goes to ``faults``."""
-    split = config.predict_split
+    split = config.split
     usable = []
-    for record in select_records(prepared, split, config.predict_categories, "--predict-categories", faults=faults):
+    for record in select_records(prepared, split, config.categories, "--categories", faults=faults):
         try:
             check_picture(prepared / split, record.file_name)
             usable.append(record)
@@ -171,7 +176,7 @@ def _category(name: str) -> Category:
 
 def _candidates(prepared: Path, config: VlmApiConfig) -> list[Category]:
     """Those of the joint task, in alphabetical order of their canonical names."""
-    names: Iterable[str] | None = config.categories
+    names: Iterable[str] | None = config.candidates
     if not names:
         splits = [path.parent.name for path in prepared.glob(f"*/{METADATA_FILE}")]
         names = {record.category for split in splits for record in read_records(prepared, split, faults=[])}
@@ -197,16 +202,16 @@ def _settings(
 ) -> dict[str, Any]:
     """What decides an answer. The server's address, the sample and how long is waited do not."""
     prompt = first_messages(records[0], _category(records[0].category), words, None)
-    metadata = prepared / config.predict_split / METADATA_FILE
+    metadata = prepared / config.split / METADATA_FILE
     return {
         "model": config.model,
         "temperature": config.temperature,
         "max_tokens": config.max_tokens,
         "data": str(prepared.resolve()),
-        "split": config.predict_split,
+        "split": config.split,
         "task": config.task,
-        "categories": sorted(words.values()) if words else [],
-        "predict_categories": sorted({_category(name).name for name in config.predict_categories or []}),
+        "candidates": sorted(words.values()) if words else [],
+        "categories": sorted({_category(name).name for name in config.categories or []}),
         "system": system,
         "records_digest": file_digest(metadata),
         "prompt_digest": hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).hexdigest(),
@@ -251,7 +256,7 @@ def _ask_for(
     model = ServedModel(endpoint)
 
     def ask(record: ObjectRecord) -> dict[str, Any]:
-        picture = prepared / config.predict_split / record.file_name
+        picture = prepared / config.split / record.file_name
         messages = first_messages(record, _category(record.category), words, picture)
         return _line(
             record, model.ask(messages, lambda text: read_answer(text, words), attempts=config.attempts), system
@@ -319,6 +324,21 @@ def summarize(lines: Sequence[dict[str, Any]], price_in: float, price_out: float
         "attempts": sum(r.get("attempts") or 0 for r in requests),
         **token_account(sent, received, price_in, price_out),
     }
+
+
+class VlmApi:
+    """A served model as a system."""
+
+    def __init__(self, config: VlmApiConfig):
+        self.config = config
+
+    def answer(self, records: Sequence[ObjectRecord]) -> list[Prediction]:
+        """Ask for each object that has no line yet, on the first process of a run; each answer is kept as it comes."""
+        out = from_first_process(lambda: run(self.config))
+        if out is None or not is_first_process():
+            return []
+        answers = {prediction.id: prediction for prediction in read_predictions(out)}
+        return [answers[record.id] for record in records if record.id in answers]
 
 
 main = command(

@@ -19,10 +19,23 @@ import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -548,9 +561,33 @@ def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
 
 
 class Main(Protocol):
-    """The main function of a stage."""
+    """The main function of a command."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+@dataclass(frozen=True)
+class Command(Generic[ConfigT]):
+    """A command: the main function of its words, and its config and its work for whoever calls it from Python.
+
+    Attributes:
+        config_class: the dataclass of its options; :func:`fill_config` fills it from a mapping.
+        run: its work; it raises what :func:`run_main` turns into exit codes.
+    """
+
+    config_class: type[ConfigT]
+    run: Callable[[ConfigT], Any]
+    prog: str
+    description: str
+    example: str
+    positional: str | None = None
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        return run_main(lambda: self.run(self._parsed(argv)))
+
+    def _parsed(self, argv: Sequence[str] | None) -> ConfigT:
+        texts = {"prog": self.prog, "description": self.description, "example": self.example}
+        return parse_config(self.config_class, argv, positional=self.positional, **texts)
 
 
 def command(
@@ -561,16 +598,6 @@ def command(
     description: str,
     example: str,
     positional: str | None = None,
-) -> Main:
-    """The ``main(argv=None) -> exit code`` of a stage."""
-
-    def main(argv: Sequence[str] | None = None) -> int:
-        return run_main(
-            lambda: run(
-                parse_config(
-                    config_class, argv, prog=prog, description=description, example=example, positional=positional
-                )
-            )
-        )
-
-    return main
+) -> Command[ConfigT]:
+    """Make the main function of a command: words become its config, and its end an exit code."""
+    return Command(config_class, run, prog, description, example, positional)

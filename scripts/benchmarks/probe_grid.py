@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from eval.systems.linear_probe.probe import LEARNING_RATES
+from eval.systems.linear_probe.options import LEARNING_RATES
 from eval.systems.linear_probe.training import MOMENTUM, ProbeTrainer, ProbeWeights, TrainedProbes, batch_order
 from llava_pose.errors import InputError
 from llava_pose.model.rotation import BINS

@@ -111,7 +111,7 @@ def test_a_baseline_is_sent_into_the_folder_of_another(
 
 def test_a_category_is_missing_from_the_cads(prepared: Path, cad: Path, tmp_path: Path, said: Said) -> None:
     sentence = said(
-        *("neural-mesh", "--data", prepared, "--output-dir", tmp_path / "novum", "--kind", "cuboid", "--cad", cad),
+        *("neural-mesh", "--data", prepared, "--output-dir", tmp_path / "novum", "--mesh", "cuboid", "--cad", cad),
         *options(MESH),
     )
     assert f"--cad {cad}: there is no CAD model of 'chair'; add chair/01.off" in sentence
@@ -119,7 +119,7 @@ def test_a_category_is_missing_from_the_cads(prepared: Path, cad: Path, tmp_path
 
 
 def test_the_task_names_the_system_and_runs_the_others(prepared: Path, cad: Path, tmp_path: Path, said: Said) -> None:
-    novum = {"name": "novum", "kind": "neural-mesh", "options": {**MESH, "kind": "cuboid", "cad": str(cad)}}
+    novum = {"name": "novum", "kind": "neural-mesh", "options": {**MESH, "mesh": "cuboid", "cad": str(cad)}}
     recipe = recipe_file(tmp_path, [novum, classifier()])
     sentence = said("joint", *words(recipe, prepared, tmp_path / "out"))
     assert "1 of 2 systems did not run; the first, novum: " in sentence

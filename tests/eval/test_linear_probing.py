@@ -16,10 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
 
+from eval.benchmark.command import linear_probing as main
+from eval.benchmark.command import main as benchmark_main
 from eval.systems.linear_probe.backbone import load_probe_backbone
-from eval.systems.linear_probe.command import main
 from eval.systems.linear_probe.features import build_features
-from eval.systems.linear_probe.probe import LinearProbeConfig, hold_out, run
+from eval.systems.linear_probe.options import LinearProbeOptions
+from eval.systems.linear_probe.system import hold_out, run
 from llava_pose.data.images import load_rgb
 from llava_pose.data.records import ObjectRecord, Pose, read_predictions, read_records, write_records
 from llava_pose.errors import InputError
@@ -88,8 +90,8 @@ def grid_of(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_32_pictures_are_learnt_by_heart(recipe):
-    values = {**recipe, "predict_split": "train", "epochs": 400, "learning_rates": [0.05], "batch_size": 32}
-    predictions = read_predictions(run(LinearProbeConfig(**values)))
+    values = {**recipe, "split": "train", "epochs": 400, "learning_rates": [0.05], "batch_size": 32}
+    predictions = read_predictions(run(LinearProbeOptions(**values)))
     assert len(predictions) == 32
     true = np.array([p.true.angles for p in predictions])
     errors = pose_error([p.pose.angles for p in predictions], true)
@@ -99,7 +101,7 @@ def test_32_pictures_are_learnt_by_heart(recipe):
 
 
 def test_the_cell_is_chosen_on_the_hold_out_and_what_the_predicted_split_would_choose_stands_beside_it(recipe):
-    predictions = read_predictions(run(LinearProbeConfig(**recipe, system="probe")))
+    predictions = read_predictions(run(LinearProbeOptions(**recipe, system="probe")))
     grid = grid_of(recipe)
     cells = grid["cells"]
     assert len(cells) == 2 * 2 * 2  # of four layers, last four and four uniform are the same
@@ -116,38 +118,46 @@ def test_the_cell_is_chosen_on_the_hold_out_and_what_the_predicted_split_would_c
     assert probe["weight"].shape[:2] == probe["bias"].shape == (3, 40)
 
 
-def test_what_is_done_is_not_done_again_and_another_setting_is(recipe):
-    out = run(LinearProbeConfig(**recipe))
+def test_what_is_done_is_not_done_again_and_another_setting_is_refused(recipe):
+    out = run(LinearProbeOptions(**recipe))
     before = out.stat().st_mtime_ns
-    assert run(LinearProbeConfig(**recipe)).stat().st_mtime_ns == before
+    assert run(LinearProbeOptions(**recipe)).stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="was begun with epochs 4, not 5; choose another --output-dir"):
+        run(LinearProbeOptions(**{**recipe, "epochs": 5}))
     features = next((Path(recipe["output_dir"]) / "features").glob("*/features.mmap"))
     held = features.stat().st_mtime_ns
-    assert run(LinearProbeConfig(**{**recipe, "epochs": 5})).stat().st_mtime_ns > before
+    other = {
+        "output_dir": recipe["output_dir"] + "_other",
+        "cache_dir": recipe["output_dir"] + "/features",
+        "epochs": 5,
+    }
+    assert run(LinearProbeOptions(**{**recipe, **other})).stat().st_mtime_ns > before
     assert features.stat().st_mtime_ns == held, "features do not depend on the probes' settings"
 
 
 @pytest.mark.slow
-def test_predictions_of_a_run_that_was_killed_are_not_taken_for_those_of_the_run_before(recipe, backbone, tmp_path):
-    """Killed after the predictions of other settings, before their figures: the first settings are not done."""
+def test_predictions_of_a_run_that_was_killed_are_not_taken_for_done(recipe, backbone, tmp_path):
+    """Killed after the predictions and before their scores: the same command goes on, and no other does."""
     output = Path(recipe["output_dir"])
 
     def words(epochs: int) -> list[str]:
         common = ["--data", recipe["data"], "--output-dir", str(output), "--backbones", f"vit={backbone}"]
         return [*common, "--epochs", str(epochs), "--learning-rates", "0.05"]
 
-    assert main(words(4)) == 0
+    killed = start(tmp_path, "linear-probing", *words(4), kill_at="vit/probe_grid.json")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     predictions = output / "vit" / "predictions.jsonl"
     expected = predictions.read_bytes()
-    killed = start(tmp_path, "linear-probing", *words(40), kill_at="vit/probe_grid.json")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert predictions.read_bytes() != expected
+    assert main(words(40)) == 2
+    assert not (output / "vit" / "probe_grid.json").exists()
     assert main(words(4)) == 0
     assert predictions.read_bytes() == expected
+    assert (output / "vit" / "probe_grid.json").exists()
 
 
 def test_categories_and_limit_choose_objects(recipe):
-    values = {**recipe, "train_categories": ["car"], "predict_categories": ["Guitar"], "limit": 10}
-    predictions = read_predictions(run(LinearProbeConfig(**values)))
+    values = {**recipe, "train_categories": ["car"], "categories": ["Guitar"], "limit": 10}
+    predictions = read_predictions(run(LinearProbeOptions(**values)))
     assert [p.category for p in predictions] == ["guitar"]
     assert grid_of(recipe)["objects"]["train"] == 10
 
@@ -189,51 +199,70 @@ def test_two_processes_predict_what_one_does(recipe, tmp_path):
     for count in (1, 2):
         out = tmp_path / f"by{count}"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        command = [*launcher, "-m", "eval.systems.linear_probe.command", *words, "--output-dir", str(out)]
+        command = [*launcher, "-m", "llava_pose.cli", "linear-probing", *words, "--output-dir", str(out)]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.append([(p.id, p.pose.angles) for p in read_predictions(out / "vit" / "predictions.jsonl")])
     assert found[0] == found[1]
 
 
-def test_the_command_runs_several_backbones_and_says_what_is_next(recipe, backbone, capsys, caplog):
+def test_the_command_runs_several_backbones_and_makes_the_table(recipe, backbone, capsys):
     out = Path(recipe["output_dir"])
     words = ["--data", recipe["data"], "--output-dir", str(out), "--epochs", "2", "--learning-rates", "0.01"]
     words += ["--backbones", f"ViT-A/8={backbone}", f"B={backbone}"]
-    with caplog.at_level("INFO"):
-        assert main(words) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["ViT-A/8", "B"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line.startswith(("ViT-A/8 ", "B "))][:2] == [
+        "ViT-A/8",
+        "B",
+    ]
     files = [out / folder / "predictions.jsonl" for folder in ("ViT-A-8", "B")]
     assert {p.system for p in read_predictions(files[0])} == {"ViT-A/8"}
-    assert f"llava-pose tables --table 1 {files[0]} {files[1]}" in caplog.messages[-1]
+    table = json.loads((out / "table1.json").read_text())
+    assert table["files"] == [str(file) for file in files]
+    for name, file in zip(("ViT-A/8", "B"), files, strict=True):
+        grid = json.loads(file.with_name("probe_grid.json").read_text())
+        assert table["systems"][name]["test_selected"]["acc@30"] == grid["selected_on_predicted"]["predicted"]["acc@30"]
+        assert table["systems"][name]["overall"]["acc@30"]["value"] == grid["selected"]["predicted"]["acc@30"]
+    assert "probe chosen on test" in (out / "table1.md").read_text()
+
+
+def test_a_benchmark_of_table_1_takes_probes_and_others(recipe, backbone, tmp_path, capsys):
+    probe = {"kind": "linear-probe", "options": {"backbone": str(backbone), "epochs": 2, "learning_rates": [0.01]}}
+    systems = [{"name": "vit", "title": "ViT-A/8", **probe}]
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"table": 1, "systems": systems, "categories": ["car"]}))
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--data", recipe["data"], "--output-dir", recipe["output_dir"]]
+    assert benchmark_main(words) == 0, capsys.readouterr().err
+    predictions = read_predictions(Path(recipe["output_dir"]) / "vit" / "predictions.jsonl")
+    assert {(p.system, p.category) for p in predictions} == {("ViT-A/8", "car")}
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"data": ""}, "--data is needed"),
+        ({"data": ""}, "--data: must be text"),
         ({"data": "/none"}, "--data /none: there is no such folder"),
-        ({"output_dir": ""}, "--output-dir is needed"),
-        ({"backbone": ""}, "--backbone is needed"),
+        ({"output_dir": ""}, "--output-dir: must be text"),
+        ({"backbone": ""}, "--backbone: must be text"),
         ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
-        ({"predict_categories": ["sofa"]}, "--predict-categories sofa: no object of it"),
-        ({"predict_split": "test"}, "test/metadata.jsonl: there is no such file"),
-        ({"epochs": 0}, "--epochs 0: must be at least 1"),
-        ({"holdout": 1.0}, "--holdout 1.0: must be a share"),
-        ({"learning_rates": [0.0]}, "--learning-rates"),
+        ({"categories": ["sofa"]}, "--categories sofa: no object of it"),
+        ({"split": "test"}, "test/metadata.jsonl: there is no such file"),
+        ({"epochs": 0}, "--epochs: must be over 0"),
+        ({"holdout": 1.0}, "--holdout: must be less than 1"),
+        ({"learning_rates": [0.0]}, "--learning-rates: must be over 0"),
         ({"limit": 1}, "1 objects are too few to hold some out"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
     with pytest.raises(InputError, match=match) as caught:
-        run(LinearProbeConfig(**{**recipe, **options}))
+        run(LinearProbeOptions(**{**recipe, **options}))
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_split_is_one_sentence(recipe):
     write_records(recipe["data"], "val", [])
     with pytest.raises(InputError, match="val: there is no object in it"):
-        run(LinearProbeConfig(**recipe))
+        run(LinearProbeOptions(**recipe))
 
 
 def test_backbones_are_looked_at_before_the_first_is_run(recipe, backbone, tmp_path, capsys):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from eval.benchmark.joint import main as joint_main
+from eval.benchmark.command import joint as joint_main
 from llava_pose.data.records import read_records, write_records
 from tests.eval.test_task import CATEGORIES, QUICK, SIDE, make_prepared, recipe_file, words
 
@@ -55,8 +55,8 @@ SYSTEMS: dict[str, Callable[[Path], dict[str, Any]]] = {
             **{"pooling": "flatten", "head_hidden_size": 64},
         },
     },
-    "nmm-sphere": lambda cad: {"kind": "neural-mesh", "options": {**MESH, "kind": "sphere"}},
-    "novum": lambda cad: {"kind": "neural-mesh", "options": {**MESH, "kind": "cuboid", "cad": str(cad)}},
+    "nmm-sphere": lambda cad: {"kind": "neural-mesh", "options": {**MESH, "mesh": "sphere"}},
+    "novum": lambda cad: {"kind": "neural-mesh", "options": {**MESH, "mesh": "cuboid", "cad": str(cad)}},
     "llava-pose": lambda cad: {
         "kind": "llava-pose",
         "options": {
@@ -74,7 +74,7 @@ SYSTEMS: dict[str, Callable[[Path], dict[str, Any]]] = {
 def test_thirty_two_pictures_are_learnt_by_heart(name: str, prepared: Path, cad: Path, tmp_path: Path) -> None:
     """The class of every object is right and its error under 30 degrees. LLaVA-pose has a tower that is taught before it."""
     before = [{"name": "taught", **SYSTEMS["bins-residual"](cad)}] if name == "llava-pose" else []
-    recipe = recipe_file(tmp_path, [*before, {"name": name, **SYSTEMS[name](cad)}], predict_split="train")
+    recipe = recipe_file(tmp_path, [*before, {"name": name, **SYSTEMS[name](cad)}], split="train")
     assert joint_main(words(recipe, prepared, tmp_path / "out")) == 0
     table = json.loads((tmp_path / "out" / "table3.json").read_text())
     system = table["systems"][name]

@@ -90,7 +90,7 @@ def test_the_settings_stand_beside_the_predictions(begun: PredictConfig) -> None
     assert settings["checkpoint"] == begun.checkpoint
     assert settings["data"] == begun.data
     assert (settings["split"], settings["task"], settings["system"]) == ("val", "joint", Path(begun.checkpoint).name)
-    assert settings["categories"] == sorted(CATEGORIES)
+    assert settings["candidates"] == sorted(CATEGORIES)
 
 
 def test_the_same_settings_go_on_whatever_the_batch(stopped: PredictConfig) -> None:
@@ -138,7 +138,7 @@ def other_checkpoint(config: PredictConfig, folder: Path) -> PredictConfig:
         (lambda config, _: replace(config, task="pose"), "begun with task 'joint', not 'pose'"),
         (lambda config, _: replace(config, split="test"), "begun with split 'val', not 'test'"),
         (lambda config, _: replace(config, system="mine"), "begun with system '.*', not 'mine'"),
-        (lambda config, _: replace(config, categories=["car", "bus"]), r"begun with categories \[.*'chair'.*'bus'"),
+        (lambda config, _: replace(config, candidates=["car", "bus"]), r"begun with candidates \[.*'chair'.*'bus'"),
         (lambda config, _: replace(config, base="other"), "begun with base None, not 'other'"),
         (lambda config, folder: replace(config, data=str(write_prepared(folder / "copy"))), "begun with data '"),
         (other_checkpoint, "begun with checkpoint '"),
@@ -170,7 +170,7 @@ def test_the_base_of_an_adapter_decides_too(tmp_path: Path) -> None:
     config = PredictConfig(checkpoint=str(checkpoint), data=str(write_prepared(tmp_path / "prepared")), out="p.jsonl")
 
     def digest() -> str | None:
-        return run_settings(config, [], "x")["base_digest"]
+        return run_settings(config, [])["base_digest"]
 
     assert digest() is None, "no adapter"
     (checkpoint / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
@@ -369,7 +369,7 @@ def test_what_was_taught_is_predicted_and_scored(taught: Any, tmp_path: Path, ta
     write_records(tmp_path, "val", [record, other])
     out, scores = tmp_path / "predictions.jsonl", tmp_path / "scores.json"
     words = ["--checkpoint", str(taught.folder), "--data", str(tmp_path), "--task", task, "--device", "cpu"]
-    candidates = ["--categories", "car", "cup", "chair"] if task == "joint" else []
+    candidates = ["--candidates", "car", "cup", "chair"] if task == "joint" else []
     assert main([*words, "--out", str(out), *candidates, "--system", "taught"]) == 0
     for prediction in read_predictions(out):
         assert prediction.system == "taught"
@@ -417,17 +417,17 @@ def test_a_description_is_asked_as_instruct_writes_it(
     named = read_predictions(whole["pose"].out)
     assert all(a.pose != b.pose for a, b in zip(described, named, strict=True))
     assert read_yaml(settings_file(config.out, "predict"))["describe"] is True
-    with pytest.raises(InputError, match="begun with describe True, not None"):
+    with pytest.raises(InputError, match="begun with describe True, not False"):
         predict(replace(config, describe=False))
 
 
 def test_only_some_categories_are_predicted(whole: dict[str, PredictConfig], tmp_path: Path) -> None:
-    config = replace(whole["joint"], out=str(tmp_path / "p.jsonl"), predict_categories=["dining table", "cup"])
+    config = replace(whole["joint"], out=str(tmp_path / "p.jsonl"), categories=["dining table", "cup"])
     predict(config)
     undisturbed = [p for p in read_predictions(whole["joint"].out) if p.category in ("cup", "diningtable")]
     assert_same_answers(read_predictions(config.out), undisturbed, 1e-4)
-    with pytest.raises(InputError, match=r"begun with predict_categories .*, not None"):
-        predict(replace(config, predict_categories=None))
+    with pytest.raises(InputError, match=r"begun with categories .*, not None"):
+        predict(replace(config, categories=None))
 
 
 def test_a_question_that_is_too_long_is_refused(tiny_base: Path, five: Path) -> None:
@@ -546,8 +546,8 @@ def test_no_logits_are_kept(tiny_base: Path, five: Path, task: str) -> None:
     records = read_records(five, "val")
     images = [Image.open(five / "val" / record.file_name).convert("RGB") for record in records]
     candidates = {"car": "a car", "cup": "a cup"} if task == "joint" else {}
-    config = PredictConfig(task=task)
-    predictions = predict_batch(predictor, records, images, config, candidates, "ours")
+    config = PredictConfig(checkpoint=str(tiny_base), data=str(five), out="p.jsonl", task=task)
+    predictions = predict_batch(predictor, records, images, config, candidates)
     hook.remove()
     # "This is a" and the two names, with the state before each <pose6D>; a picture alone is some dozens of tokens
     assert len(computed) == len(candidates) // 2
@@ -564,19 +564,19 @@ def test_no_logits_are_kept(tiny_base: Path, five: Path, task: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"checkpoint": ""}, "--checkpoint is needed"),
-        ({"data": ""}, "--data is needed"),
-        ({"out": ""}, "--out is needed"),
+        ({"checkpoint": ""}, "--checkpoint: must be text"),
+        ({"data": ""}, "--data: must be text"),
+        ({"out": ""}, "--out: must be text"),
         ({"data": "no-such-folder"}, "--data no-such-folder: there is no such folder"),
         ({"split": "train"}, r"train.metadata\.jsonl: there is no such file"),
-        ({"task": "dance"}, "--task dance: not known; choose one of pose, joint"),
-        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
-        ({"limit": 0}, "--limit 0: must be at least 1"),
-        ({"task": "pose", "categories": ["car"]}, "--categories: .* have no effect with --task pose"),
+        ({"task": "dance"}, "--task: must be one of pose, joint, not 'dance'"),
+        ({"batch_size": 0}, "--batch-size: must be over 0"),
+        ({"limit": 0}, "--limit: must be over 0"),
+        ({"task": "pose", "candidates": ["car"]}, "--candidates: .* have no effect with --task pose"),
         ({"out": "."}, r"--out \.: this is a folder"),
-        ({"task": "joint", "categories": ["car", "unicorn"]}, r"--categories: unknown category 'unicorn'"),
+        ({"task": "joint", "candidates": ["car", "unicorn"]}, r"--candidates: unknown category 'unicorn'"),
         ({"task": "joint", "describe": True}, "--describe: a description tells the category"),
-        ({"predict_categories": ["bus"]}, "--predict-categories bus: no object of it in .*val"),
+        ({"categories": ["bus"]}, "--categories bus: no object of it in .*val"),
         ({"checkpoint": "no-such-checkpoint"}, "no-such-checkpoint"),
     ],
 )

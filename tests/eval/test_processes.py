@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from eval.predict import PredictConfig, predict
-from eval.systems.classifier.command import ClassifierConfig, load_classifier, run
+from eval.systems.classifier.system import ClassifierConfig, load_classifier, run
 from llava_pose.data.records import read_predictions, read_records
 from llava_pose.utils.distributed import map_over_processes
 from tests.eval.test_task import BACKBONE, QUICK, REPOSITORY, SIDE, classifier, make_prepared, recipe_file, words
@@ -116,8 +116,8 @@ def test_two_processes_run_a_whole_task(tiny_base: Path, prepared: Path, tmp_pat
         },
     ]
     recipe = recipe_file(tmp_path, systems)
-    torchrun("-m", "eval.benchmark.joint", *words(recipe, prepared, tmp_path / "out"))
-    said = torchrun("-m", "eval.benchmark.joint", *words(recipe, prepared, tmp_path / "out"))
+    torchrun("-m", "eval.benchmark.command", "--table", "3", *words(recipe, prepared, tmp_path / "out"))
+    said = torchrun("-m", "eval.benchmark.command", "--table", "3", *words(recipe, prepared, tmp_path / "out"))
     assert "vlm (llava-pose): is done" in said
     for name in ("general", "vlm"):
         assert len(read_predictions(tmp_path / "out" / name / "predictions.jsonl")) == 12
@@ -129,6 +129,8 @@ def test_what_one_process_cannot_read_ends_them_all(prepared: Path, tmp_path: Pa
     data = make_prepared(tmp_path / "data", train=2, val=18)
     (data / "val" / read_records(data, "val")[-1].file_name).write_bytes(b"no picture")
     recipe = recipe_file(tmp_path, [classifier("first"), classifier("second")])
-    said = torchrun("-m", "eval.benchmark.joint", *words(recipe, data, tmp_path / "out"), refused=True)
+    said = torchrun(
+        "-m", "eval.benchmark.command", "--table", "3", *words(recipe, data, tmp_path / "out"), refused=True
+    )
     assert "chair/val17.png" in said
     assert not (tmp_path / "out" / "second").exists()

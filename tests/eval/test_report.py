@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from eval.compared import align
-from eval.figures import score_comparison
 from eval.report.contact_sheet import ContactSheetConfig, SheetItem, choose, main, render_sheet
-from eval.report.plots import categories_figure, curve_figure, save_figure
-from eval.report.table import MOST_CATEGORIES, meta_class_table, paired_table, score_text, system_table, text_table
+from eval.report.plots import categories_plot, curve_plot, save_plot
+from eval.report.score_tables import MOST_CATEGORIES, score_notes, score_sections
+from eval.report.tables import as_text, section
+from eval.scoring import score_comparison
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_jsonl, write_jsonl, write_records
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import AXIS_COLOURS
@@ -38,6 +39,11 @@ def many(system="mine", categories=("car", "bus", "chair"), per_category=8, seed
     ]
 
 
+def score_text(scores):
+    """What ``llava-pose score`` prints."""
+    return as_text(score_sections(scores), score_notes(scores), beside=True)
+
+
 def cells(text, first):
     """The words of the line that begins with ``first``."""
     return next(row for row in text.splitlines() if row.strip().startswith(first)).split()
@@ -46,21 +52,31 @@ def cells(text, first):
 # ------------------------------------------------------------------ tables
 
 
-def test_columns_are_aligned_and_headings_stand_alone():
-    text = text_table(["name", "n"], [["a", "1"], "group", ["longer", "1234"], ["short"]])
+def test_columns_are_aligned_and_titles_stand_alone():
+    text = as_text([section("group", ["name", "n"], [["a", "1"], ["longer", "1234"], ["short", ""]])], ["a note"])
     assert text.splitlines() == [
-        "name       n",
-        "------------",
-        "a          1",
         "group",
+        "name       n",
+        "────────────",
+        "a          1",
         "longer  1234",
         "short",
+        "",
+        "a note",
     ]
 
 
+def test_a_table_is_as_wide_as_it_is_wherever_it_is_printed():
+    names = [f"a rather long name of column {i}" for i in range(40)]
+    text = as_text([section("", names, [["x" * 300, *names[1:]]])])
+    assert len(text.splitlines()) == 3
+    assert text.splitlines()[-1].endswith(names[-1])
+
+
 def test_names_of_strangers_cannot_write_to_the_terminal():
-    text = text_table(["name", "n"], [["\x1b[31mred\nnext", "1"]])
+    text = as_text([section("", ["name", "n"], [["\x1b[31mred\nnext [bold]x[/bold] :smile:", "1"]])])
     assert "\x1b" not in text
+    assert "[bold]x[/bold] :smile:" in text
     assert len(text.splitlines()) == 3
 
 
@@ -120,12 +136,19 @@ def test_several_systems_stand_side_by_side():
     systems = [many(system=name, seed=seed) for seed, name in enumerate(["one", "two", "three"])]
     scores = scores_of(*systems)
     text = score_text(scores)
-    for table in (system_table(scores), meta_class_table(scores), paired_table(scores)):
-        assert table in text
+    titles = [above for above, _ in score_sections(scores)]
+    assert titles[1:] == [
+        "acc@30 by meta class",
+        "acc@30 by category",
+        "against one on the same objects, in points; p by McNemar, exact",
+    ]
     by_meta = scores["systems"]["two"]["groups"]["meta_class"]["Vehicles"]["acc@30"]["value"]
-    assert cells(meta_class_table(scores), "acc@30")[-2:] == ["Furniture", "Vehicles"]
-    assert float(cells(meta_class_table(scores), "two")[-1]) == pytest.approx(100 * by_meta, abs=0.05)
-    assert [row.split()[0] for row in paired_table(scores).splitlines()[2:]] == ["two", "two", "three", "three"]
+    groups = text.split("acc@30 by meta class")[1].split("acc@30 by category")[0]
+    assert cells(groups, "group") == ["group", "n", "one", "two", "three"]
+    assert [row.split()[0] for row in groups.splitlines()[3:5]] == ["Furniture", "Vehicles"]
+    assert float(cells(groups, "Vehicles")[4]) == pytest.approx(100 * by_meta, abs=0.05)
+    tests = text.split("against one on the same objects")[1].splitlines()[3:7]
+    assert [row.split()[0] for row in tests] == ["two", "two", "three", "three"]
 
 
 # ------------------------------------------------------------------ plots
@@ -151,7 +174,7 @@ def test_the_band_of_a_curve_goes_by_instance_and_rises_with_it():
 @pytest.mark.parametrize("systems", [1, 3, 9])
 def test_plots_hold_what_the_scores_say(tmp_path, systems):
     scores = scores_of(*[many(system=f"system {i}", seed=i) for i in range(systems)])
-    curve = curve_figure(scores)
+    curve = curve_plot(scores)
     near = curve.axes[0]
     name = "system 0"
     drawn = next(drawn for drawn in near.lines if drawn.get_label() == name)
@@ -162,14 +185,14 @@ def test_plots_hold_what_the_scores_say(tmp_path, systems):
         len({(d.get_color(), d.get_linestyle()) for d in near.lines if d.get_label().startswith("system")}) == systems
     )
 
-    bars = categories_figure(scores)
+    bars = categories_plot(scores)
     labels = [label.get_text() for label in bars.axes[0].get_yticklabels()]
     accuracy = {c: f["acc@30"]["value"] for c, f in scores["systems"][name]["groups"]["category"].items()}
     assert [accuracy[label] for label in labels] == sorted(accuracy.values(), reverse=True)
     assert [text.get_text() for text in bars.axes[0].texts] == ["n = 8"] * 3
 
     for number, figure in enumerate((curve, bars)):
-        save_figure(figure, tmp_path / f"{number}.png")
+        save_plot(figure, tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as image:
             assert image.format == "PNG"
             assert image.width > 600
@@ -179,15 +202,15 @@ def test_plots_hold_what_the_scores_say(tmp_path, systems):
 def test_names_that_mean_something_to_matplotlib_are_drawn_to_the_letter(tmp_path):
     names = ["_hidden", "a $\\frac{ b", "x" * 200, "two\nlines"]
     scores = scores_of(*[many(system=name, categories=("car", "$x^")) for name in names])
-    for number, figure in enumerate((curve_figure(scores), categories_figure(scores))):
-        save_figure(figure, tmp_path / f"{number}.png")
-    legend = [text.get_text() for text in curve_figure(scores).axes[1].get_legend().get_texts()]
+    for number, figure in enumerate((curve_plot(scores), categories_plot(scores))):
+        save_plot(figure, tmp_path / f"{number}.png")
+    legend = [text.get_text() for text in curve_plot(scores).axes[1].get_legend().get_texts()]
     assert [label.strip()[:7] for label in legend] == ["_hidden", r"a \$\fr", "xxxxxxx", "two?lin", "chance"]
 
 
 def test_many_categories_get_several_panels(tmp_path):
     predictions = [prediction(0, i, category=f"thing {i}") for i in range(150)]
-    figure = categories_figure(scores_of(predictions))
+    figure = categories_plot(scores_of(predictions))
     assert len(figure.axes) == 3
     assert sum(len(axes.get_yticklabels()) for axes in figure.axes) == 150
 
@@ -255,8 +278,8 @@ def test_predictions_of_another_annotation_are_not_drawn_over_this_one(prepared,
         ((), "holds several systems (a, b); choose one with --system"),
         (("--system", "c"), "--system c: not in"),
         (("--system", "a", "--split", "train"), "there is no such file"),
-        (("--system", "a", "--count", "0"), "--count 0: must be at least 1"),
-        (("--system", "a", "--seed", "-1"), "--seed -1: must be at least 0"),
+        (("--system", "a", "--count", "0"), "--count: must be over 0"),
+        (("--system", "a", "--seed", "-1"), "--seed: must be at least 0"),
         (("--system", "a", "--out", "sheet.jpg"), "--out sheet.jpg: the sheet is a PNG"),
     ],
 )
@@ -292,12 +315,22 @@ def test_choosing_the_worst_the_best_and_some():
     assert choose(predictions, "random", 99) == predictions
 
 
+def sheet_item(image, pose, *, category="car", pred_category=None, viewport=2000.0, true=TRUE):
+    width, height = image.size
+    record = ObjectRecord(
+        "0.png", f"{category}/0/0", category, true, viewport, width, height, (0.0, 0.0, width, height)
+    )
+    return SheetItem(image, Prediction("0", "mine", category, pred_category, pose, true), record)
+
+
 def test_any_picture_and_any_pose_find_their_place():
     items = [
-        SheetItem(Image.new("L", (1, 900)), "a_very_long_category_name_that_does_not_fit", Pose(1.0, 0.2, 0.1)),
-        SheetItem(Image.new("RGBA", (900, 2)), "car", None, TRUE, 2000.0, pred_category="bus"),
-        SheetItem(Image.new("CMYK", (64, 64)), "car", Pose(math.nan, 0.0, 0.0), TRUE),
-        SheetItem(Image.new("P", (64, 64)), "car", TRUE, TRUE, 2000.0, pred_category="car"),
+        sheet_item(
+            Image.new("L", (1, 900)), Pose(1.0, 0.2, 0.1), category="a_very_long_category_name_that_does_not_fit"
+        ),
+        sheet_item(Image.new("RGBA", (900, 2)), None, pred_category="bus"),
+        sheet_item(Image.new("CMYK", (64, 64)), Pose(math.nan, 0.0, 0.0)),
+        sheet_item(Image.new("P", (64, 64)), TRUE, pred_category="car"),
     ]
     sheet = render_sheet(items, title="a title " * 50, columns=3, tile=100)
     assert sheet.width == 3 * 110 + 10
@@ -310,10 +343,10 @@ def test_any_picture_and_any_pose_find_their_place():
 def test_poses_are_scaled_with_the_picture():
     """The same object in a picture of twice the size gives the same tile."""
     small, large = (
-        SheetItem(
+        sheet_item(
             Image.new("RGB", (96 * k, 64 * k), (60, 60, 60)),
-            "car",
             Pose(2.0, 0.3, 0.1, 5.0, 30.0 * k, 40.0 * k),
+            true=Pose(1.0, 0.0, 0.0, 5.0, 48.0 * k, 32.0 * k),
             viewport=500.0 * k,
         )
         for k in (1, 2)
@@ -324,5 +357,5 @@ def test_poses_are_scaled_with_the_picture():
 
 def test_unknown_data_folder_is_named():
     assert main(["--data", "nowhere", "--predictions", "nothing.jsonl"]) == 2
-    with pytest.raises(InputError, match="--tile 5"):
-        ContactSheetConfig(tile=5)
+    with pytest.raises(InputError, match="--tile: must be at least 64, not 5"):
+        ContactSheetConfig(data="d", predictions="p", tile=5)

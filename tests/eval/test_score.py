@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.figures import chance_accuracy, mean_over_categories
 from eval.score import main, plot_paths
+from eval.scoring import chance_accuracy, mean_over_categories
 
 TRUE = {"azimuth": 1.0, "elevation": 0.0, "theta": 0.0}
 
@@ -184,7 +184,7 @@ def test_two_systems_are_compared_on_the_same_objects(tmp_path):
     scores = scored(tmp_path, a, b)
     assert scores["reference"] == "a"
     test = scores["paired_tests"][0]
-    assert (test["system"], test["reference"], test["figure"]) == ("b", "a", "acc@30")
+    assert (test["system"], test["reference"], test["score"]) == ("b", "a", "acc@30")
     assert (test["only_system"], test["only_reference"]) == (3, 12)
     assert test["difference"]["value"] == pytest.approx(-9 / 20)
     assert test["p_value"] == pytest.approx(2 * sum(math.comb(15, k) for k in range(4)) / 2**15)
@@ -206,15 +206,15 @@ def test_pictures_of_one_instance_go_together(tmp_path, capsys):
     assert alone["paired_tests"][0]["p_value"] < 0.01
     said = capsys.readouterr().out
     assert "the 40 objects show 4 instances, which intervals and tests resample" in said
-    assert "p (permuting instances)" in said
-    assert "p (McNemar, exact)" in said
+    assert "p by permuting instances" in said
+    assert "p by McNemar, exact" in said
 
 
 def test_three_d_aware_pairs_need_classes_of_both(tmp_path):
     a = [line(i, 0, system="a", pred_category="car") for i in range(4)]
     b = [line(i, 0, system="b", pred_category="bus") for i in range(4)]
     c = [line(i, 0, system="c") for i in range(4)]
-    tests = {(t["system"], t["figure"]): t for t in scored(tmp_path, a, b, c)["paired_tests"]}
+    tests = {(t["system"], t["score"]): t for t in scored(tmp_path, a, b, c)["paired_tests"]}
     assert tests["b", "3d_acc@30"]["difference"]["value"] == -1
     assert tests["b", "acc@30"]["p_value"] == 1
     assert ("c", "3d_acc@30") not in tests
@@ -234,7 +234,7 @@ def test_plots_and_a_table_come_with_the_scores(tmp_path, capsys):
     scored(tmp_path, lines)
     text = capsys.readouterr().out
     assert "9 objects of 3 categories" in text
-    assert any(row.split()[:2] == ["all", "objects"] and "100.0 [100.0, 100.0]" in row for row in text.splitlines())
+    assert any(row.split()[:2] == ["all", "objects"] and "100.0 (100.0–100.0)" in row for row in text.splitlines())
     assert str(tmp_path / "scores.json") in text.splitlines()[-1]
     for path in plot_paths(tmp_path / "scores.json"):
         with Image.open(path) as image:
@@ -304,10 +304,11 @@ def test_a_hostile_file_gets_one_sentence_and_exit_code_2(tmp_path, capsys, cont
     ("options", "sentence"),
     [
         (["nowhere.jsonl"], "nowhere.jsonl: cannot read the file"),
-        (["GOOD", "--thresholds", "0"], "over 0 and up to 180"),
-        (["GOOD", "--thresholds", "nan"], "over 0 and up to 180"),
+        (["GOOD", "--thresholds", "0"], "--thresholds: must be over 0, not ['0']"),
+        (["GOOD", "--thresholds", "181"], "--thresholds: must be at most 180"),
+        (["GOOD", "--thresholds", "nan"], "--thresholds: must be a finite number"),
         (["GOOD", "--out", "scores"], "ends in .json"),
-        (["GOOD", "--seed", "-1"], "--seed -1: must be at least 0"),
+        (["GOOD", "--seed", "-1"], "--seed: must be at least 0"),
         (["GOOD", "--reference", "theirs"], "no such system; there are mine"),
         (["GOOD", "--names", "x", "y"], "2 names for 1"),
     ],

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report.report_table import ABBREVIATIONS, published_rows
-from eval.report.sections import Cell, Section, as_markdown, as_text
+from eval.report.report_tables import ABBREVIATIONS, published_rows
+from eval.report.tables import Cell, as_markdown, as_page, as_text, section
 from eval.tables import TablesConfig, main, output_paths, tables
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -106,7 +106,7 @@ def test_instances_are_counted_beside_the_objects(tmp_path):
 
 def test_ten_degrees_on_request(tmp_path):
     table = made(tmp_path, [line(0, 9.9), line(1, 10.1), line(2, 40)], table=1, thresholds=[30, 10])
-    assert table["figures"] == ["acc@30", "acc@10"]
+    assert table["scores"] == ["acc@30", "acc@10"]
     assert shares(table, "mine", "acc@30")[0] == 66.7
     assert shares(table, "mine", "acc@10")[0] == 33.3
 
@@ -258,7 +258,7 @@ def test_table_3_tests_the_3d_aware_figure(tmp_path):
     a = [line(i, 0, system="a", pred_category="car") for i in range(6)]
     b = [line(i, 0, system="b", pred_category="bus") for i in range(6)]
     tests = made(tmp_path, a, b, table=3)["paired_tests"]
-    assert [(test["figure"], test["difference"]["value"]) for test in tests] == [("3d_acc@30", -1.0)]
+    assert [(test["score"], test["difference"]["value"]) for test in tests] == [("3d_acc@30", -1.0)]
 
 
 def test_files_over_different_objects_are_refused_with_the_remedy(tmp_path):
@@ -310,7 +310,7 @@ def test_published_rows_stand_apart_and_are_never_the_best(tmp_path, capsys):
 def test_markdown_json_and_plot_are_written_whichever_is_named(tmp_path):
     for name in ("t.md", "t.json"):
         out = tmp_path / name
-        assert output_paths(out) == (tmp_path / "t.md", tmp_path / "t.json", tmp_path / "t.png")
+        assert output_paths(out) == tuple(tmp_path / f"t{suffix}" for suffix in (".md", ".json", ".png", ".html"))
     lines = [line(i, 8 * i, category=name) for name in KNOWN for i in range(6)]
     table = made(tmp_path, lines, table=1, thresholds=[30, 10])
     assert json.loads((tmp_path / "table.json").read_text()) == json.loads(json.dumps(table))
@@ -321,23 +321,27 @@ def test_markdown_json_and_plot_are_written_whichever_is_named(tmp_path):
 
 
 def test_names_of_strangers_do_no_harm_in_text_and_markdown():
-    section = Section("t", ["s|x", "v"], [[Cell("a|b*\x1b[31m\n"), Cell("1.0", "0–2", best=True)]])
-    markdown = as_markdown("T", [section], ["a note on _this_"])
+    table = section("t", ["s|x", "v"], [[Cell("a|b*\x1b[31m\n"), Cell("1.0", "0–2", best=True)]])
+    markdown = as_markdown("T", [table], ["a note on _this_"])
     assert "| a\\|b\\*?\\[31m? | **1.0** (0–2) |" in markdown
-    assert "\x1b" not in as_text([section], [])
-    assert "1.0*" in as_text([section], [])
+    assert "\x1b" not in as_text([table], [])
+    assert "1.0*" in as_text([table], [])
     assert "- a note on \\_this\\_" in markdown
+    page = as_page("<T>", [section("<i>", ["<b>"], [["<script>\x1b"]])], ["<u>"], [])
+    assert "\x1b" not in page
+    assert not any(tag in page for tag in ("<T>", "<i>", "<b>", "<script>", "<u>"))
+    assert "&lt;script&gt;?" in page
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"predictions": []}, "there is no prediction file"),
-        ({"table": 4}, "--table 4: there is no such table; choose 1, 2 or 3"),
+        ({"predictions": []}, "--predictions: must be a list"),
+        ({"table": 4}, "--table: must be at most 3, not 4"),
         ({"out": "t.csv"}, r"--out t\.csv: .* ends in \.md or \.json"),
-        ({"thresholds": [0.0]}, "--thresholds 0: a threshold is an angle"),
-        ({"thresholds": []}, "--thresholds needs at least one"),
-        ({"seed": -1}, "--seed -1: must be at least 0"),
+        ({"thresholds": [0.0]}, "--thresholds: must be over 0"),
+        ({"thresholds": []}, "--thresholds: must be a list"),
+        ({"seed": -1}, "--seed: must be at least 0"),
         ({"novel": ["car"]}, "--novel: belongs to --table 2"),
         ({"oracle": ["a"]}, "--oracle: belongs to --table 2"),
     ],

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ import torch
 import yaml
 from PIL import Image
 
-from eval.benchmark.joint import main as joint_main
-from eval.benchmark.open_vocabulary import OpenVocabularyConfig, known_and_novel
-from eval.benchmark.open_vocabulary import main as open_vocabulary_main
-from eval.benchmark.task import STAGES
-from eval.systems.classifier.command import load_classifier
+from eval.benchmark.command import JointConfig, OpenVocabularyConfig, known_and_novel, scope_of
+from eval.benchmark.command import joint as joint_main
+from eval.benchmark.command import main as benchmark_main
+from eval.benchmark.command import open_vocabulary as open_vocabulary_main
+from eval.benchmark.entries import build_entries
+from eval.systems.classifier.system import load_classifier
+from eval.systems.system import KINDS, load_kind
 from llava_pose import cli
 from llava_pose.data.records import (
     ObjectRecord,
@@ -37,7 +38,7 @@ from llava_pose.data.records import (
 )
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_full
-from llava_pose.utils.config import read_yaml
+from llava_pose.utils.config import parse_config, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CATEGORIES = ("car", "bus", "agitator_truck", "chair")  # two known ones of the taxonomy, two novel ones
@@ -145,7 +146,7 @@ def test_only_the_oracle_has_seen_what_is_novel(ran: Path) -> None:
 def test_the_description_is_asked_with_the_checkpoint_of_the_system_above(ran: Path) -> None:
     settings = [read_yaml(ran / name / "predictions.jsonl.settings.yaml") for name in ("llava-pose", "described")]
     assert {s["checkpoint"] for s in settings} == {str(ran / "llava-pose")}
-    assert [s["describe"] for s in settings] == [None, True]
+    assert [s["describe"] for s in settings] == [False, True]
     answers = [read_predictions(ran / name / "predictions.jsonl") for name in ("llava-pose", "described")]
     assert all(a.pose != b.pose for a, b in zip(*answers, strict=True)), "another question has another answer"
 
@@ -335,7 +336,7 @@ def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Pat
         assert all(p.pred_category in CATEGORIES and p.pose is not None for p in predictions)
     asked = read_yaml(output / "llava-pose" / "predictions.jsonl.settings.yaml")
     assert asked["task"] == "joint"
-    assert asked["categories"] == load_classifier(output / "general")[0].config.categories == sorted(CATEGORIES)
+    assert asked["candidates"] == load_classifier(output / "general")[0].config.categories == sorted(CATEGORIES)
     taught = load_classifier(output / "general")[0].backbone.state_dict()
     tower = load_full(output / "llava-pose" / "base").model.vision_tower.state_dict()
     assert all(torch.equal(value, tower[name]) for name, value in taught.items())
@@ -373,7 +374,7 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
 @pytest.mark.parametrize(
     ("systems", "sentence"),
     [
-        ([], "systems: there is none"),
+        ([], "field 'systems' must be a list"),
         (["general"], "field 'systems' must be a list, each of it a mapping"),
         ([{"kind": "classifier"}], "systems, number 1: expected a mapping with a name"),
         ([classifier("a/b")], "the name 'a/b' must do for a folder"),
@@ -381,13 +382,13 @@ def test_known_are_those_of_the_taxonomy_or_of_a_list_or_of_a_file(prepared: Pat
         ([{**classifier(), "kind": "cnn"}], "system 'general': there is no kind 'cnn'; choose one of classifier"),
         ([{**classifier(), "kind": ["classifier"]}], "system 'general': there is no kind ['classifier']"),
         ([{**classifier(), "option": {}}], "system 'general': there is no field 'option'; did you mean 'options'"),
-        ([{**classifier(), "max_steps": 3}], "no field 'max_steps'; the stage's own fields stand under options"),
+        ([{**classifier(), "max_steps": 3}], "no field 'max_steps'; the system's own fields stand under options"),
         ([{**classifier(), "oracle": "yes"}], "oracle must be true or false"),
         ([{**classifier(), "options": [1]}], "options must be 'field: value' lines"),
         ([classifier(max_step=3)], "system 'general': options: there is no field 'max_step'; did you mean 'max_steps'"),
         ([classifier(max_steps="many")], "system 'general': options: the field 'max_steps' must be a whole number"),
         ([classifier(rotation="euler")], "system 'general': options: the field 'rotation' must be one of"),
-        ([classifier(data="elsewhere")], "system 'general': the option 'data' is set by the task"),
+        ([classifier(data="elsewhere")], "system 'general': the option 'data' is set by the benchmark"),
         ([{"name": "v", "kind": "llava-pose"}], "system 'v': v: give one of model"),
         (
             [{"name": "v", "kind": "llava-pose", "options": {"model": "b", "train": {"max_step": 1}}}],
@@ -421,25 +422,49 @@ def test_joint_needs_every_category_in_training(prepared: Path, tmp_path: Path, 
     recipe = recipe_file(tmp_path, [classifier()])
     assert joint_main(words(recipe, data, tmp_path / "out")) == 2
     assert "nothing of the category 'chair' is in the train split" in capsys.readouterr().err
-    restricted = [*words(recipe, data, tmp_path / "out"), "--predict-categories", "car", "bus"]
+    restricted = [*words(recipe, data, tmp_path / "out"), "--categories", "car", "bus"]
     assert joint_main(restricted) == 0
     answered = read_predictions(tmp_path / "out" / "general" / "predictions.jsonl")
     assert sorted(p.category for p in answered) == ["bus", "car"]
-    assert joint_main([*words(recipe, data, tmp_path / "other"), "--predict-categories", "horse"]) == 2
-    assert "--predict-categories" in capsys.readouterr().err
+    assert joint_main([*words(recipe, data, tmp_path / "other"), "--categories", "horse"]) == 2
+    assert "--categories" in capsys.readouterr().err
     recipe = recipe_file(tmp_path, [{**classifier(), "oracle": True}])
     assert joint_main(words(recipe, prepared, tmp_path / "out")) == 2
     assert "oracle has no meaning here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", list(STAGES))
-def test_a_stage_is_what_the_task_takes_it_for(kind: str) -> None:
-    stage = STAGES[kind]
-    module = import_module(stage.module)
-    names = {f.name for f in fields(getattr(module, stage.config_class))}
-    expected = {"data", "output_dir", "system", "predict_split", "predict_categories"}
-    assert expected | (set() if kind in ("predictions", "trained-classifier") else {"train_categories"}) <= names
-    assert callable(getattr(module, stage.function))
+def test_one_command_makes_the_table_that_the_recipe_says(prepared: Path, tmp_path: Path, capsys) -> None:
+    """Ready predictions, and answers of Orient Anything to the same objects; a command of another table refuses the recipe."""
+    records = read_records(prepared, "val")
+    lines = [Prediction.of(r, system="x", pose=r.pose, pred_category=r.category, confidence=None) for r in records]
+    write_jsonl(tmp_path / "mine.jsonl", (line.to_dict() for line in lines))
+    angles = [{"id": r.id, "azimuth": 10, "polar": 5, "rotation": 0} for r in records]
+    write_jsonl(tmp_path / "angles.jsonl", angles)
+    mine = {"name": "mine", "title": "My own", "kind": "predictions", "options": {"file": str(tmp_path / "mine.jsonl")}}
+    theirs = {"name": "oa", "kind": "orient-anything", "options": {"answers": str(tmp_path / "angles.jsonl")}}
+    recipe = recipe_file(tmp_path, [mine], table=3)
+    assert benchmark_main(words(recipe, prepared, tmp_path / "three")) == 0
+    assert list(json.loads((tmp_path / "three" / "table3.json").read_text())["systems"]) == ["My own"]
+    assert open_vocabulary_main(words(recipe, prepared, tmp_path / "two")) == 2
+    assert "the field 'table' must be at most 2, not 3" in capsys.readouterr().err
+    recipe = recipe_file(tmp_path, [mine, theirs], table=2)
+    assert benchmark_main(words(recipe, prepared, tmp_path / "two")) == 0
+    systems = json.loads((tmp_path / "two" / "table2.json").read_text())["systems"]
+    assert {name: system["overall"]["acc@30"]["value"] for name, system in systems.items()}["My own"] == 1
+    assert systems["oa"]["overall"]["n"] == len(NOVEL)
+    pages = [(tmp_path / "two" / f"table2{suffix}").is_file() for suffix in (".md", ".html", ".png")]
+    assert all(pages)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_kind_is_what_the_benchmark_takes_it_for(kind: str) -> None:
+    options, system = load_kind(kind)
+    names = {f.name for f in fields(options)}
+    trains = kind in ("classifier", "neural-mesh", "linear-probe", "llava-pose")
+    assert {"data", "output_dir", "system", "split", "categories"} | (
+        {"train_categories"} if trains else set()
+    ) <= names
+    assert callable(system.answer)
 
 
 @pytest.mark.parametrize(
@@ -447,15 +472,12 @@ def test_a_stage_is_what_the_task_takes_it_for(kind: str) -> None:
 )
 def test_the_recipes_name_options_that_there_are(name: str, prepared: Path, tmp_path: Path) -> None:
     """Every system of them is built, with its options checked, on another data set."""
-    from eval.benchmark.task import Scope, build_systems
-    from llava_pose.utils.config import parse_config
-
-    task = import_module("eval.benchmark.open_vocabulary" if "open" in name else "eval.benchmark.joint")
-    config_class = task.OpenVocabularyConfig if "open" in name else task.JointConfig
+    config_class = OpenVocabularyConfig if "open" in name else JointConfig
     given = ["--data", str(prepared), "--output-dir", str(tmp_path / "out")]
     recipe = REPOSITORY / "scripts" / "recipes" / f"{name}.yaml"
     config = parse_config(config_class, ["--config", str(recipe), *given], prog="x", description="", example="")
-    systems = build_systems(config, lambda oracle: Scope(None, None, "pose"))
+    config.categories, config.known = None, None
+    systems = build_entries(config, scope_of(config))
     assert {"classifier", "neural-mesh", "llava-pose"} <= {system.kind for system in systems}
 
 

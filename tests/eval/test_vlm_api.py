@@ -238,7 +238,7 @@ def test_newer_models_get_the_options_they_know(prepared, server):
 
 def test_the_joint_task_asks_for_the_category(prepared, server):
     server.good = lambda body: json.dumps({"category": "airship", **GOOD})
-    lines = ask(prepared, server, task="joint", predict_categories=["cup", "airship"])
+    lines = ask(prepared, server, task="joint", categories=["cup", "airship"])
     assert [(line["category"], line["pred_category"]) for line in lines] == [("cup", "airship"), ("airship", "airship")]
     assert "one of these: airship; car; chair; cup." in server.requests[0][2]["messages"][1]["content"][0]["text"]
 
@@ -368,7 +368,7 @@ def test_other_settings_and_other_data_do_not_go_on_with_a_file(prepared, server
         ({"temperature": 1.0}, "was begun with temperature None, not 1.0"),
         ({"model": "another"}, "was begun with model 'tester', not 'another'"),
         ({"task": "joint"}, "was begun with task 'pose', not 'joint'"),
-        ({"predict_categories": ["cup"]}, r"was begun with predict_categories \[\], not \['cup'\]"),
+        ({"categories": ["cup"]}, r"was begun with categories \[\], not \['cup'\]"),
     ):
         with pytest.raises(InputError, match=match):
             ask(prepared, server, **changes)
@@ -431,7 +431,7 @@ def test_what_is_missing_is_named(prepared, server):
         ({"data": None}, "the option --data is needed"),
         ({"api_base": None}, "the option --api-base is needed"),
         ({"output_dir": None}, "the option --output-dir is needed"),
-        ({"predict_categories": ["piano"]}, "--predict-categories piano: no object of it in"),
+        ({"categories": ["piano"]}, "--categories piano: no object of it in"),
     ):
         with pytest.raises(InputError, match=match):
             run(VlmApiConfig(**options(prepared, server, **changes)))

@@ -84,6 +84,7 @@ class Workspace:
             "linear-probing": f"--backbones ViT={backbone} {data} --output-dir {out} --learning-rates 0.01 --epochs 2",
             "vlm-api": f"{data} --output-dir {out} --api-base {server or 'http://127.0.0.1:9/v1'} --model m --first-wait 0.01 "
             "--concurrency 1 --tries 2",
+            "benchmark": f"--table 3 --config {self.root / 'task.yaml'} {data} --output-dir {out}",
             "open-vocabulary": f"--config {self.root / 'task.yaml'} {data} --output-dir {out}",
             "joint": f"--config {self.root / 'task.yaml'} {data} --output-dir {out}",
             "predict": f"--checkpoint {base} {data} --out {out} --device cpu --batch-size 3",
@@ -98,7 +99,8 @@ class Workspace:
 # the output's name inside of a folder, for all commands that own one
 OUTPUTS = {
     **dict.fromkeys(("render", "align", "prepare", "export", "inspect", "assemble", "train", "merge"), "out"),
-    **dict.fromkeys(("classifier", "neural-mesh", "linear-probing", "vlm-api", "open-vocabulary", "joint"), "out"),
+    **dict.fromkeys(("classifier", "neural-mesh", "linear-probing", "vlm-api", "benchmark"), "out"),
+    **dict.fromkeys(("open-vocabulary", "joint"), "out"),
     "caption": "captions.jsonl",
     "instruct": "train.json",
     "predict": "predictions.jsonl",

@@ -127,7 +127,7 @@ def test_prompts_that_are_printed(tmp_path: Path, text: str, capsys: Any) -> Non
     category = {"class": text}
     prepared = prepared_with(tmp_path / "prepared", record(2, category="my\u00a0car", source=category))
     picture(prepared / "val/car/n2_00.JPEG")
-    for main, words in ((caption_main, ["--split", "val"]), (vlm_main, ["--predict-split", "val"])):
+    for main, words in ((caption_main, ["--split", "val"]), (vlm_main, ["--split", "val"])):
         assert main(["--data", str(prepared), *words, "--dry-run"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len([json.loads(line) for line in lines]) == 3

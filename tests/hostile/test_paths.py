@@ -12,7 +12,7 @@ import pytest
 from data_prep.inspect.command import main as inspect_main
 from data_prep.instruct.validate import main as validate_main
 from eval.predict import main as predict_main
-from eval.systems.record_images import select_records
+from eval.systems.record_choice import select_records
 from llava_pose.data.dataset import PoseDataset, read_samples
 from llava_pose.data.records import read_records
 from llava_pose.errors import InputError

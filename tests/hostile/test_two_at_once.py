@@ -13,7 +13,6 @@ from llava_pose.utils.output_folder import own_file, own_folder, own_new_folder
 from tests.hostile.every_command import OUTPUTS, Workspace, files_of, run, shown, start
 
 NEW_FOLDERS = ("merge",)  # that are moved to their place whole
-OF_EACH_BACKBONE = ("linear-probing",)  # a folder in the output folder
 
 
 def owned(name: str, out: Path):
@@ -24,7 +23,7 @@ def owned(name: str, out: Path):
         return own_file(out, "--out", name)
     if name == "vlm-api":
         return own_file(out / "predictions.jsonl", "--output-dir", name)
-    return own_folder(out / "ViT" if name in OF_EACH_BACKBONE else out, "--out", name)
+    return own_folder(out, "--out", name)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

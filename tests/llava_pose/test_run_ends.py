@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from eval.systems.classifier.command import ClassifierConfig
-from eval.systems.classifier.command import run as run_classifier
+from eval.systems.classifier.system import ClassifierConfig
+from eval.systems.classifier.system import run as run_classifier
 from llava_pose.errors import InputError
 from llava_pose.train.checkpoints import COMPLETE_MARK
 from llava_pose.train.command import main
@@ -97,7 +97,7 @@ def test_a_run_that_is_stopped_before_its_first_step_is_an_error(long_recipe, mo
 
 def test_a_classifier_that_is_stopped_is_not_done_and_predicts_nothing(training_data, tmp_path, monkeypatch) -> None:
     values = {"data": str(training_data.prepared), "output_dir": str(tmp_path / "run"), "backbone": "tiny"}
-    values |= {"image_size": 32, "max_steps": 3, "predict_split": "train", "use_cpu": True, "disable_tqdm": True}
+    values |= {"image_size": 32, "max_steps": 3, "split": "train", "use_cpu": True, "disable_tqdm": True}
     with monkeypatch.context() as patch:
         stop_at(2, patch)
         with pytest.raises(StoppedEarlyError, match="stopped after step 2 of 3"):

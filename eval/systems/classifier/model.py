@@ -23,10 +23,10 @@ POOLINGS = ("mean", "flatten")
 
 
 class PoseClassifierConfig(PreTrainedConfig):
-    """Of :class:`PoseClassifier`.
+    """The configuration of :class:`PoseClassifier`.
 
     Args:
-        backbone_config: of an AutoModel backbone, or its dict.
+        backbone_config: the config of an AutoModel backbone, or its dict.
         categories: names, in the order of the category head's outputs.
         rotation: a name of ``llava_pose.model.rotation``.
         pooling: "mean" of the last feature map, or "flatten": all its positions side by side, so that a head knows what
@@ -105,7 +105,7 @@ class PoseClassifier(PreTrainedModel):
         return self.features(weight.new_zeros(1, 3, *image_size)).shape[-1]
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """(batch, 3, height, width) -> (batch, feature size)."""
+        """Turn pictures (batch, 3, height, width) into vectors (batch, feature size)."""
         last = self.backbone(pixel_values).last_hidden_state
         if last.dim() == 3:  # (batch, tokens, channels), as transformers' Swin and ViT give it
             last = last.transpose(1, 2)
@@ -114,7 +114,8 @@ class PoseClassifier(PreTrainedModel):
     def forward(
         self, pixel_values: Tensor, angles: Tensor | None = None, category: Tensor | None = None
     ) -> PoseClassifierOutput:
-        """
+        """Predict, and with angles and categories compute the loss.
+
         Args:
             pixel_values: (batch, 3, height, width).
             angles: (batch, 3) true azimuth, elevation, theta in radians.
@@ -128,5 +129,5 @@ class PoseClassifier(PreTrainedModel):
         return PoseClassifierOutput(loss=loss, raw_rotation=raw, category_logits=logits)
 
     def rotations(self, raw_rotation: Tensor) -> Tensor:
-        """(batch, representation size) -> (batch, 3, 3) world-to-camera."""
+        """Decode (batch, representation size) to rotations (batch, 3, 3), world to camera."""
         return self.representation.decode(raw_rotation)

@@ -1,4 +1,4 @@
-"""Frozen backbones as linear probes see them: a few vectors a picture from the layers of any AutoModel vision model.
+"""Frozen backbones for linear probes: a few vectors a picture from the layers of any AutoModel vision model.
 
 Which layers: the last one, the last four, and four spread evenly (of twelve: 3, 6, 9, 12). What of a layer:
 
@@ -61,12 +61,12 @@ _NO_EMBEDDING_AMONG_STATES = {"mobilenet_v1", "mobilenet_v2"}
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """What one probe sees: blocks of features side by side.
+    """The features that one probe sees: blocks side by side.
 
     Attributes:
-        layers: a name of which layers.
-        pooling: a name of what is taken of them.
-        blocks: names of the blocks.
+        layers: the name of the layers.
+        pooling: the name of what is taken of them.
+        blocks: the names of the blocks.
     """
 
     layers: str
@@ -118,19 +118,19 @@ class ProbeBackbone:
         self.widths = {name: block.shape[1] for name, block in self._blocks(states).items()}
 
     def settings(self) -> dict[str, Any]:
-        """What decides the features, beside the weights."""
+        """Return what decides the features, beside the weights."""
         config = self.model.config.to_dict()
         kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version", "dtype")}
         return {"backbone": kept, "image_processor": self.image_processor.to_dict(), "blocks": self.widths}
 
     @torch.inference_mode()
     def features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """(n, sum of widths) float32."""
+        """Return the features of n pictures, (n, sum of widths) float32."""
         blocks = self._blocks(self._layer_states(self._pixels(pictures)))
         return torch.cat(list(blocks.values()), 1).float().cpu().numpy()
 
     def split(self, features: Tensor) -> dict[str, Tensor]:
-        """(n, sum of widths) as the blocks by name, each (n, width)."""
+        """Split features (n, sum of widths) into blocks by name, each (n, width)."""
         return dict(zip(self.widths, features.split(list(self.widths.values()), 1), strict=True))
 
     def _pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -138,7 +138,11 @@ class ProbeBackbone:
         return pixels.to(self._device).contiguous(memory_format=torch.channels_last)
 
     def _blocks(self, states: Sequence[Tensor]) -> dict[str, Tensor]:
-        """States of all layers, (n, positions, channels) each, CLS token first where there is one."""
+        """Return blocks of features by name.
+
+        Args:
+            states: the states of all layers, (n, positions, channels) each, the CLS token first where there is one.
+        """
         last = states[-1]
         if self._of_layer == "cls":
             blocks = {f"cls{layer}": states[layer - 1][:, 0] for layer in self._layers}
@@ -147,12 +151,12 @@ class ProbeBackbone:
         return {**blocks, f"max{len(states)}": last.amax(1)}
 
     def _prefix_tokens(self) -> int:
-        """Tokens before the patches: CLS, DeiT's distillation token, registers."""
+        """Count the tokens before the patches: CLS, DeiT's distillation token, registers."""
         return 2 if self._type == "deit" else 1 + getattr(self.model.config, "num_register_tokens", 0)
 
     @torch.inference_mode()
     def _layer_states(self, pixels: Tensor, *, check: bool = False) -> list[Tensor]:
-        """The state of every layer, normed, embedding left out, each (n, positions, channels).
+        """Return the state of every layer, normed, embedding left out, each (n, positions, channels).
 
         Raises:
             InputError: with ``check``, if the norm is not where this module takes it to be.
@@ -180,7 +184,7 @@ class ProbeBackbone:
         return [cast(nn.Module, norm)(state) for state in states]
 
     def _options(self, pixels: Tensor) -> dict[str, Any]:
-        """Of a forward call."""
+        """Return the options of a forward call."""
         options: dict[str, Any] = {}
         size = getattr(self.model.config, "image_size", None)
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -196,12 +200,12 @@ class ProbeBackbone:
 
 
 def _noise_picture(size: tuple[int, int]) -> Image.Image:
-    """A picture on which a norm that is applied or not makes a difference."""
+    """Make a picture on which a norm that is applied or not makes a difference."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 def read_backbone_config(path: str) -> PreTrainedConfig:
-    """The config of a vision model.
+    """Read the config of a vision model.
 
     Args:
         path: hub id or folder.
@@ -227,7 +231,7 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
 def load_probe_backbone(
     path: str, *, image_size: int | None = None, device: torch.device | str = "cpu"
 ) -> ProbeBackbone:
-    """A vision model with pretrained weights, and its image processor.
+    """Load a vision model with pretrained weights, and its image processor.
 
     Args:
         path: hub id or folder.

@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProbeFeatures:
-    """Of pictures, on disk.
+    """The features of pictures, on disk.
 
     Attributes:
-        name: fingerprint of backbone and pictures.
+        name: the fingerprint of backbone and pictures.
     """
 
     name: str
     cache: FeatureCache
 
     def of(self, images: Sequence[str]) -> Tensor:
-        """(n, width) float32, of pictures by their names."""
+        """Return the features of pictures by their names, (n, width) float32."""
         return torch.from_numpy(np.stack([self.cache[image, False][0, 0] for image in images]))
 
 

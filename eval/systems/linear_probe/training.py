@@ -47,18 +47,18 @@ class ProbeWeights:
     bias: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """(n, features) -> (n, 3, 40)."""
+        """Map features (n, features) to logits (n, 3, 40)."""
         return torch.einsum("nf,abf->nab", features, self.weight) + self.bias
 
 
 def batch_order(count: int, *, epochs: int, batch_size: int, seed: int) -> list[Tensor]:
-    """The objects of each step: a new permutation an epoch, the last batch of an epoch as short as it comes."""
+    """Return the objects of each step: a new permutation an epoch, the last batch of an epoch as short as it comes."""
     generator = torch.Generator().manual_seed(seed)
     return [batch for _ in range(epochs) for batch in torch.randperm(count, generator=generator).split(batch_size)]
 
 
 def cosine_factor(step: int, steps: int) -> float:
-    """What the base learning rate is multiplied with, as CosineAnnealingLR has it when it is stepped once a batch."""
+    """Return what the base learning rate is multiplied with, as CosineAnnealingLR has it when it is stepped once a batch."""
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
@@ -98,7 +98,7 @@ class ProbeTrainer:
         self._progress = progress
 
     def train(self, names: Sequence[str]) -> TrainedProbes:
-        """Probes, one a learning rate, on the blocks of these names side by side."""
+        """Train probes, one a learning rate, on the blocks of these names side by side."""
         parts = [self._blocks[name] for name in names]
         if self._count < 2 * sum(part.shape[1] for part in parts) and self._count <= _MOST_KERNEL_ROWS:
             kernel = self._gram(names[0]) + 1  # the bias: a feature that is 1 everywhere
@@ -114,13 +114,13 @@ class ProbeTrainer:
         return TrainedProbes(self._outputs, self._outputs.best_bins(logits), weight, None)
 
     def _gram(self, name: str) -> Tensor:
-        """(objects, objects that are trained on)."""
+        """Return the kernel of one block, (objects, objects that are trained on)."""
         if name not in self._grams:
             self._grams[name] = _linear(self._blocks[name], self._blocks[name][: self._count])
         return self._grams[name]
 
     def _train_weight(self, features: Tensor) -> Tensor:
-        """(objects, features) -> (columns, features): SGD on the weights themselves."""
+        """Run SGD on the weights themselves: features (objects, features) give weights (columns, features)."""
         weight = features.new_zeros(self._outputs.count, features.shape[1])
         velocity = torch.zeros_like(weight)
         for step, batch in enumerate(self._bar()):
@@ -131,7 +131,7 @@ class ProbeTrainer:
         return weight
 
     def _train_shares(self, kernel: Tensor) -> Tensor:
-        """(objects, objects) -> (objects, columns): SGD on the objects' shares in the weights."""
+        """Run SGD on the objects' shares in the weights: a kernel (objects, objects) gives shares (objects, columns)."""
         shares = kernel.new_zeros(len(kernel), self._outputs.count)
         velocity = torch.zeros_like(shares)  # divided by `scale`: to decay, a step need not touch every row
         scale, seen = 1.0, 0
@@ -172,7 +172,7 @@ class TrainedProbes:
         self._fitted = fitted
 
     def weights(self, rate: int) -> ProbeWeights:
-        """The probe of the learning rate of this index."""
+        """Return the probe of the learning rate of this index."""
         if self._fitted is None:
             columns = self._outputs.spread(self._trained, rate)
             return ProbeWeights(columns[..., :-1].contiguous(), columns[..., -1].contiguous())
@@ -199,21 +199,21 @@ class _Outputs:
         self.count = sum(self._sizes)
 
     def slope(self, logits: Tensor, batch: Tensor) -> Tensor:
-        """Logits (columns, batch) become the gradient of the loss by them, times each column's learning rate."""
+        """Turn logits (columns, batch) in place into the gradient of the loss by them, times each column's learning rate."""
         for angle, part in self._parts(logits):
             angle.slope_(part, batch)
         return logits
 
     def best_bins(self, logits: Tensor) -> Tensor:
-        """(columns, objects) -> (rates, objects, 3)."""
+        """Return the best bins of logits (columns, objects): (rates, objects, 3)."""
         return torch.stack([angle.bin_of_class[part.max(0).indices] for angle, part in self._parts(logits)], -1)
 
     def spread(self, rows: Tensor, rate: int) -> Tensor:
-        """(columns, n) -> (3, 40, n), of one rate."""
+        """Spread rows (columns, n) over all bins of one rate: (3, 40, n)."""
         return torch.stack([part[angle.class_of_bin, rate] for angle, part in self._parts(rows)])
 
     def _parts(self, rows: Tensor) -> list[tuple[_AngleClasses, Tensor]]:
-        """(columns, n) as each angle and its (classes, rates, n)."""
+        """Split rows (columns, n) into each angle and its (classes, rates, n)."""
         parts = [part.unflatten(0, (-1, self._rates)) for part in rows.split(self._sizes)]
         return list(zip(self._angles, parts, strict=True))
 
@@ -235,7 +235,7 @@ class _AngleClasses:
         self._labels = torch.nn.functional.one_hot(class_of_bin[bins], self.count).to(like)
 
     def slope_(self, logits: Tensor, batch: Tensor) -> None:
-        """In place, (classes, rates, batch): (probability - label) times learning rate / batch size."""
+        """Turn logits (classes, rates, batch) in place into (probability - label) times learning rate / batch size."""
         logits[-1] += self._log_absent
         torch.softmax(logits, 0, out=logits)
         logits -= self._labels.index_select(0, batch).T[:, None]
@@ -243,7 +243,7 @@ class _AngleClasses:
 
 
 def _linear(inputs: Tensor, weight: Tensor) -> Tensor:
-    """``inputs @ weight.T``; on CPUs best with dense inputs, while weights may as well be dense when transposed."""
+    """Compute ``inputs @ weight.T``; on CPUs best with dense inputs, while weights may as well be dense when transposed."""
     on_cpu = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if not on_cpu or not inputs.numel():
         return inputs @ weight.T

@@ -1,4 +1,4 @@
-"""What a neural mesh remembers: a feature for every vertex, and features of what is no object; and the contrast with them."""
+"""The memory of a neural mesh: a feature for every vertex, and features of what is no object; and the contrast with them."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class FeatureBank(nn.Module):
         self.clutter_next.copy_((self.clutter_next + len(features)) % size)
 
     def everything(self) -> Tensor:
-        """(classes * V + clutter, dims): a copy of all features, the vertices class by class, then the clutter."""
+        """Copy all features, (classes * V + clutter, dims): the vertices class by class, then the clutter."""
         return torch.cat([self.vertices.flatten(0, 1), self.clutter])
 
 
 def _from_all_processes(features: Tensor) -> Tensor:
-    """(n, dims) of every process, one after the other in the order of the processes."""
+    """Gather (n, dims) of every process, one after the other in the order of the processes."""
     if not several_processes():
         return features
     counts = [torch.zeros(1, dtype=torch.long, device=features.device) for _ in range(dist.get_world_size())]
@@ -89,7 +89,7 @@ def _from_all_processes(features: Tensor) -> Tensor:
 
 
 def neighbours(vertices: Tensor, normals: Tensor, chosen: Tensor, radius: float) -> Tensor:
-    """Which vertices are too near a chosen one to be told apart from it, itself left out.
+    """Find the vertices that are too near a chosen one to be told apart from it, itself left out.
 
     Points on opposite sides of a thin object are no neighbours: they are what tells its front from its back.
 
@@ -118,7 +118,7 @@ def vertex_contrast(
     number: int,
     temperature: float,
 ) -> Tensor:
-    """Cross-entropy of telling a vertex from all other vertices of all classes, and from clutter.
+    """Compute the cross-entropy of telling a vertex from all other vertices of all classes, and from clutter.
 
     Args:
         features: (batch, n, dims) of chosen vertices, of length 1.
@@ -142,7 +142,7 @@ def vertex_contrast(
 
 
 def clutter_contrast(features: Tensor, valid: Tensor, bank: Tensor, *, clutter: int, temperature: float) -> Tensor:
-    """- log of the probability that a background feature is any of the clutter.
+    """Compute minus the log of the probability that a background feature is any of the clutter.
 
     Args:
         features: (batch, n, dims) of background pixels, of length 1.

@@ -1,18 +1,16 @@
-"""Prepared records as a neural mesh takes them: pictures, and the camera that each was annotated with."""
+"""Data sets of prepared records for neural meshes: pictures, and the camera that each was annotated with."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 
 from eval.systems.neural_mesh.grid import Cameras
-from eval.systems.record_choice import select_records
 from eval.systems.record_images import MirroredRecords
 from llava_pose.data.records import ObjectRecord
 from llava_pose.errors import InputError
@@ -21,24 +19,22 @@ from llava_pose.pose.geometry import flip_pose, rotation_matrix
 logger = logging.getLogger(__name__)
 
 
-def square_records(data: str | Path, split: str, names: Sequence[str] | None, option: str) -> list[ObjectRecord]:
-    """:func:`eval.systems.record_choice.select_records`, of square pictures alone.
+def require_square(records: Sequence[ObjectRecord], where: str) -> None:
+    """Refuse pictures that are not square, whose objects a mesh would not cover.
 
     Raises:
-        InputError: as that does, or a picture is not square.
+        InputError: naming the first of them.
     """
-    records = select_records(data, split, names, option)
     oblong = next((record for record in records if record.width != record.height), None)
     if oblong is not None:
         raise InputError(
-            f"{data}/{split}: the picture of '{oblong.id}' is {oblong.width}x{oblong.height} pixels, not square; "
+            f"{where}: the picture of '{oblong.id}' is {oblong.width}x{oblong.height} pixels, not square; "
             "run llava-pose prepare"
         )
-    return records
 
 
 def with_cameras(records: Sequence[ObjectRecord], where: str) -> list[ObjectRecord]:
-    """Those whose distance and principal point are known; the others are counted in the log.
+    """Return the records whose distance and principal point are known; the others are counted in the log.
 
     Raises:
         InputError: none is.
@@ -62,11 +58,11 @@ class MeshImages(MirroredRecords):
 
     @property
     def side(self) -> int:
-        """Of the pictures that the network sees, pixels."""
+        """The side of the pictures that the network sees, in pixels."""
         return self.image_processor.size["height"]
 
     def camera(self, item: int) -> tuple[tuple[float, float, float], float, float, float, float]:
-        """Angles (radians), distance (object units), focal length, px and py (prepared pixels)."""
+        """Return angles (radians), distance (object units), focal length, px and py (prepared pixels)."""
         index, mirrored = self.items[item]
         record = self.records[index]
         # with_cameras has left out what has none
@@ -97,7 +93,7 @@ class MeshImages(MirroredRecords):
         }
 
     def cameras(self) -> tuple[Cameras, float]:
-        """Where all items stand in their pictures, and their median distance in object units."""
+        """Return where all items stand in their pictures, and their median distance in object units."""
         rows = [self.camera(item) for item in range(len(self))]
         widths = [self.records[index].width for index, _ in self.items]
         angles = np.array([row[0] for row in rows], dtype=np.float64)

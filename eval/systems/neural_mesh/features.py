@@ -13,12 +13,12 @@ _GROUPS = 8
 
 
 def maps_of(output: Any, image_size: Sequence[int], patch_size: int | None) -> list[Tensor | None]:
-    """A backbone's hidden states as (batch, channels, rows, columns); None for one that is no map.
+    """Return a backbone's hidden states as (batch, channels, rows, columns); None for one that is no map.
 
     Args:
-        output: of a transformers model that was asked for its hidden states.
+        output: what a transformers model gives that was asked for its hidden states.
         image_size: (height, width) in pixels.
-        patch_size: of a transformer whose hidden states are tokens.
+        patch_size: the patch size of a transformer whose hidden states are tokens.
     """
     states = getattr(output, "reshaped_hidden_states", None) or getattr(output, "hidden_states", None) or ()
     return [_as_map(state, image_size, patch_size) for state in states]
@@ -36,7 +36,7 @@ def _as_map(state: Tensor, image_size: Sequence[int], patch_size: int | None) ->
 
 
 def pyramid_layers(maps: Sequence[Tensor | None], rows: int) -> list[int]:
-    """Of each size no finer than ``rows`` the last map, from the finest to the coarsest; of finer ones alone the coarsest.
+    """Choose of each size no finer than ``rows`` the last map, the finest first; of finer ones alone the coarsest.
 
     Returns:
         Indices of ``maps``; empty if none is a map.
@@ -47,13 +47,13 @@ def pyramid_layers(maps: Sequence[Tensor | None], rows: int) -> list[int]:
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of several sizes to one of ``dims`` channels: each is added to the one below it, enlarged, and mixed."""
+    """A feature pyramid: maps of several sizes become one; each is enlarged, added to the one below it, and mixed."""
 
     def __init__(self, channels: Sequence[int], width: int, dims: int):
         """
         Args:
-            channels: of the maps, from the finest to the coarsest.
-            width: channels inside, a multiple of 8.
+            channels: the channels of the maps, the finest first.
+            width: the channels inside, a multiple of 8.
         """
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
@@ -66,7 +66,7 @@ class FeaturePyramid(nn.Module):
         self.output = nn.Conv2d(width, dims, 1)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """(batch, c, …) from the finest to the coarsest -> (batch, dims, *size), each position of length 1, float32."""
+        """Join maps (batch, c, …), the finest first, to (batch, dims, *size), each position of length 1, float32."""
         joined: Tensor | None = None
         for lateral, mix, m in zip(reversed(self.lateral), reversed(self.mix), reversed(maps), strict=True):
             here = lateral(m)

@@ -1,4 +1,4 @@
-"""The meshes of neural mesh models: a sphere, and cuboids of CAD models; what a camera sees of them, in closed form.
+"""The meshes of neural mesh models: a sphere, and cuboids of CAD models, with what a camera sees of them in closed form.
 
 Both are convex, and a point on a convex surface is seen exactly if the camera is outside of the surface's tangent plane
 there: ``normal . (C - vertex) > 0``. On a sphere of radius r that is v . C > r^2, on a cuboid that C is on the outer side
@@ -40,7 +40,7 @@ class Cuboid(NamedTuple):
 
 
 def sphere_points(count: int, radius: float) -> SurfacePoints:
-    """``count`` points evenly on a sphere about the origin, on a Fibonacci spiral."""
+    """Spread ``count`` points evenly on a sphere about the origin, on a Fibonacci spiral."""
     index = np.arange(count) + 0.5
     z = 1 - 2 * index / count
     turn = index * math.pi * (3 - math.sqrt(5))
@@ -50,7 +50,7 @@ def sphere_points(count: int, radius: float) -> SurfacePoints:
 
 
 def cuboid_points(count: int, cuboid: Cuboid) -> SurfacePoints:
-    """Exactly ``count`` points about evenly on the faces of a cuboid, none of them on an edge.
+    """Spread exactly ``count`` points about evenly on the faces of a cuboid, none of them on an edge.
 
     Raises:
         ValueError: fewer points than faces.
@@ -73,7 +73,7 @@ def cuboid_points(count: int, cuboid: Cuboid) -> SurfacePoints:
 
 
 def _shares(count: int, areas: np.ndarray) -> list[int]:
-    """``count`` in whole numbers in proportion to the areas, at least one each."""
+    """Divide ``count`` into whole numbers in proportion to the areas, at least one each."""
     exact = (count - len(areas)) * areas / areas.sum()
     shares = np.floor(exact).astype(int) + 1
     for face in np.argsort(-(exact - np.floor(exact)), kind="stable")[: count - shares.sum()]:
@@ -82,7 +82,7 @@ def _shares(count: int, areas: np.ndarray) -> list[int]:
 
 
 def _rows(count: int, width: float, height: float) -> np.ndarray:
-    """(count, 2) points in the unit square, in rows that are evenly spaced once it is stretched to width x height."""
+    """Return (count, 2) points of the unit square, in rows that are evenly spaced once it is stretched to width x height."""
     rows = min(count, max(1, round(math.sqrt(count * height / width))))
     points = []
     for row in range(rows):
@@ -92,7 +92,7 @@ def _rows(count: int, width: float, height: float) -> np.ndarray:
 
 
 def cad_folders(cad: str | Path) -> dict[str, Path]:
-    """The folders ``<cad>/<category>`` that hold OFF files, by the taxonomy's names of their categories.
+    """Find the folders ``<cad>/<category>`` that hold OFF files, by the taxonomy's names of their categories.
 
     Raises:
         InputError: there is no such folder.
@@ -103,7 +103,7 @@ def cad_folders(cad: str | Path) -> dict[str, Path]:
 
 
 def cuboid_of_cads(folder: Path) -> Cuboid:
-    """The mean bounding box of a category's CAD models; a side is at least 0.02 long.
+    """Return the mean bounding box of a category's CAD models; a side is at least 0.02 long.
 
     Raises:
         InputError: a model cannot be read, or holds no vertex.
@@ -115,7 +115,7 @@ def cuboid_of_cads(folder: Path) -> Cuboid:
 
 
 def cuboids_of(cad: str | Path, names: Sequence[str]) -> list[Cuboid]:
-    """The cuboid of each category.
+    """Return the cuboid of each category.
 
     Raises:
         InputError: a category has no CAD model; the sentence names it.
@@ -132,7 +132,7 @@ def cuboids_of(cad: str | Path, names: Sequence[str]) -> list[Cuboid]:
 
 
 def facing(vertices: Tensor, normals: Tensor, center: Tensor) -> Tensor:
-    """Cosine between each normal and the direction to the camera; the vertices with a positive one are seen.
+    """Return the cosine between each normal and the direction to the camera; vertices with a positive one are seen.
 
     Args:
         vertices, normals: (..., V, 3).
@@ -146,7 +146,7 @@ def facing(vertices: Tensor, normals: Tensor, center: Tensor) -> Tensor:
 
 
 def project(vertices: Tensor, rotation: Tensor, *, scale: Tensor, principal: Tensor, distance: Tensor) -> Tensor:
-    """``llava_pose.pose.geometry.project_points`` for rotation matrices.
+    """Project points as ``llava_pose.pose.geometry.project_points`` does, for rotation matrices.
 
     Args:
         vertices: (..., V, 3) in the object frame.

@@ -1,4 +1,4 @@
-"""From where a pose search starts: sets of rotations, and where an object is expected in the picture at each."""
+"""The starts of a pose search: sets of rotations, and where an object is expected in the picture at each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Cameras(NamedTuple):
 
 
 def published_grid() -> np.ndarray:
-    """(144, 3, 3): 12 azimuths, 4 elevations and 3 in-plane rotations, as in the published mesh models.
+    """Return 12 azimuths, 4 elevations and 3 in-plane rotations, (144, 3, 3), as in the published mesh models.
 
     It covers a third of all rotations within 30 degrees.
     """
@@ -38,7 +38,7 @@ def published_grid() -> np.ndarray:
 
 
 def uniform_grid(count: int) -> np.ndarray:
-    """(count, 3, 3): rotations evenly over all there are, super-Fibonacci spirals (Alexa, CVPR 2022)."""
+    """Spread rotations (count, 3, 3) evenly over all there are, by super-Fibonacci spirals (Alexa, CVPR 2022)."""
     phi, psi = math.sqrt(2), 1.533751168755204288118041
     index = np.arange(count) + 0.5
     inner, outer = np.sqrt(index / count), np.sqrt(1 - index / count)
@@ -53,7 +53,7 @@ def uniform_grid(count: int) -> np.ndarray:
 
 
 def covering_grid(rotations: np.ndarray, radius: float) -> np.ndarray:
-    """Some of ``rotations`` such that each of all is within ``radius`` (radians) of one: farthest points first.
+    """Choose some of ``rotations`` such that each of all is within ``radius`` (radians) of one: farthest points first.
 
     Of more than 20,000 rotations an evenly spaced subset is covered.
     """
@@ -69,7 +69,7 @@ def covering_grid(rotations: np.ndarray, radius: float) -> np.ndarray:
 
 
 def nearest_of(rotations: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) radians from each of the rotations (n, 3, 3) to the nearest of the grid (p, 3, 3), and (n,) which that is."""
+    """Return how far each rotation (n, 3, 3) is from the nearest of the grid (p, 3, 3), in radians, and which that is."""
     away, which = np.empty(len(rotations)), np.empty(len(rotations), dtype=np.int64)
     for start in range(0, len(rotations), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -79,7 +79,7 @@ def nearest_of(rotations: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def expected_cameras(cameras: Cameras, grid: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where an object of each class is to be expected, seen at each rotation of the grid, from training objects alone.
+    """Return where an object of each class is to be expected at each rotation of the grid, from training objects alone.
 
     Means weighted by how near a training rotation is (a Gaussian of 15 degrees). A class with little near a rotation
     leans on the other classes there, and these on the median of all.
@@ -102,7 +102,7 @@ def expected_cameras(cameras: Cameras, grid: np.ndarray, classes: int) -> tuple[
 
 
 def _moments(rotations: np.ndarray, values: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over the rotations near each of the grid, (p,) of the weights and (p, 3) of the weighted values."""
+    """Sum over the rotations near each of the grid: (p,) the weights and (p, 3) the weighted values."""
     weight, total = np.zeros(len(grid)), np.zeros((len(grid), 3))
     for start in range(0, len(rotations), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -113,6 +113,6 @@ def _moments(rotations: np.ndarray, values: np.ndarray, grid: np.ndarray) -> tup
 
 
 def _angles(rotations: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """(n, p) radians."""
+    """Return the angles between rotations and those of a grid, (n, p) radians."""
     traces = rotations.reshape(-1, 9) @ grid.reshape(-1, 9).T
     return np.arccos(np.clip((traces - 1) / 2, -1, 1))

@@ -1,8 +1,7 @@
-"""A neural mesh model: a fine feature map, meshes whose vertices have features, and the contrast that trains the one
-and fills the other.
+"""A neural mesh model: a fine feature map, meshes whose vertices have features, and the contrast that trains both.
 
 NMM-Sphere is ``kind="sphere"``, NOVUM (Jesslen et al., ECCV 2024) ``kind="cuboid"``; both follow NeMo (Wang et al., ICLR
-2021). How a pose is found is in ``neural_mesh_search.py``.
+2021). How a pose is found is in ``search.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ KINDS = ("sphere", "cuboid")
 
 
 class NeuralMeshConfig(PreTrainedConfig):
-    """Of :class:`NeuralMesh`.
+    """The configuration of :class:`NeuralMesh`.
 
     Args:
         backbone_config: of an AutoModel backbone, or its dict.
@@ -103,11 +102,11 @@ class NeuralMeshConfig(PreTrainedConfig):
 
     @property
     def classes(self) -> int:
-        """How many sets of vertex features there are."""
+        """The number of sets of vertex features."""
         return max(1, len(self.categories))
 
     def surfaces(self, count: int) -> list[SurfacePoints]:
-        """The mesh of each class with so many vertices."""
+        """Return the mesh of each class with so many vertices."""
         if self.kind == "sphere":
             return [sphere_points(count, self.sphere_radius)] * self.classes
         cuboids = cast(list[list[tuple[float, float, float]]], [list(map(tuple, corners)) for corners in self.cuboids])
@@ -131,7 +130,7 @@ class NeuralMesh(PreTrainedModel):
 
     Buffers, all saved: ``mesh_vertices`` and ``mesh_normals`` (classes, V, 3); ``bank``; ``grid`` (poses, 3, 3) rotations;
     ``camera_mean`` (classes, poses, 3), ``camera_spread`` (classes, 3) and ``camera_distance`` (), where an object is
-    expected in the picture (``neural_mesh_grid.expected_cameras``).
+    expected in the picture (``grid.expected_cameras``).
     """
 
     config_class = NeuralMeshConfig
@@ -168,7 +167,7 @@ class NeuralMesh(PreTrainedModel):
 
     @property
     def map_size(self) -> tuple[int, int]:
-        """Rows and columns of the feature map."""
+        """The rows and columns of the feature map."""
         side = -(-self.config.image_size // self.config.stride)
         return side, side
 
@@ -188,7 +187,7 @@ class NeuralMesh(PreTrainedModel):
         return maps_of(output, pixel_values.shape[-2:], getattr(self.config.backbone_config, "patch_size", None))
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """(batch, 3, side, side) -> (batch, dims, rows, columns), each position of length 1."""
+        """Map pictures (batch, 3, side, side) to features (batch, dims, rows, columns), each position of length 1."""
         maps = self._maps(pixel_values)
         return self.pyramid([maps[layer] for layer in self.config.pyramid_layers], self.map_size)
 
@@ -203,7 +202,7 @@ class NeuralMesh(PreTrainedModel):
         category: Tensor | None = None,
         key: Tensor | None = None,
     ) -> NeuralMeshOutput:
-        """Features, and with poses the loss. In training, the bank remembers what it is shown.
+        """Compute features, and with poses the loss. In training, the bank remembers what it is shown.
 
         Args:
             pixel_values: (batch, 3, side, side).
@@ -253,7 +252,7 @@ class NeuralMesh(PreTrainedModel):
     def _project(
         self, vertices: Tensor, normals: Tensor, angles: Tensor, distance: Tensor, focal: Tensor, principal: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(batch, V, 2) input pixels, and (batch, V) which vertices are seen inside of the picture."""
+        """Project vertices: (batch, V, 2) input pixels, and (batch, V) which of them are seen inside of the picture."""
         azimuth, elevation, theta = angles.unsqueeze(-1).unbind(1)
         seen = facing(vertices, normals, camera_center(azimuth, elevation, distance[:, None])[:, 0]) > 0
         offsets = project_points(
@@ -271,7 +270,7 @@ class NeuralMesh(PreTrainedModel):
         return torch.nan_to_num(points), seen & inside
 
     def _background(self, points: Tensor, bbox: Tensor) -> Tensor:
-        """(batch, positions) which positions of the feature map are outside of mesh and box alike."""
+        """Find the positions of the feature map that are outside of mesh and box alike, (batch, positions)."""
         rows, columns = self.map_size
         cell = self.config.image_size / torch.tensor([columns, rows], device=points.device)
         places = (points / cell).long()
@@ -289,7 +288,7 @@ class NeuralMesh(PreTrainedModel):
         return ~mesh & ~boxed
 
     def _draw(self, key: Tensor, count: int) -> Tensor:
-        """(batch, count) uniform numbers in [0, 1) that depend on sample and step alone, not on the batch or process."""
+        """Draw (batch, count) uniform numbers in [0, 1) that depend on sample and step alone, not on the batch or process."""
         step = int(self.draws)
         rows = [
             torch.rand(count, generator=torch.Generator().manual_seed(step * 1_000_003 + sample))
@@ -299,7 +298,7 @@ class NeuralMesh(PreTrainedModel):
 
 
 def sample_features(features: Tensor, places: Tensor) -> Tensor:
-    """Features at places of the picture, bilinear: (batch, dims, rows, columns) at (batch, n, 2) -> (batch, n, dims).
+    """Look features (batch, dims, rows, columns) up at places (batch, n, 2), bilinearly: (batch, n, dims).
 
     Args:
         places: shares of width and height.
@@ -309,7 +308,7 @@ def sample_features(features: Tensor, places: Tensor) -> Tensor:
 
 
 def _some_of(candidates: Tensor, draws: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``count`` of each row's candidates by lot: (batch, count) which of the chosen are candidates, and indices."""
+    """Draw ``count`` of each row's candidates: (batch, count) which of the chosen are candidates, and their indices."""
     order = torch.where(candidates, draws, -1.0)
     values, chosen = order.topk(min(count, order.shape[1]), dim=1)
     return values >= 0, chosen

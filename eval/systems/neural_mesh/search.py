@@ -1,4 +1,4 @@
-"""Which class, and which pose, explains a feature map best.
+"""The search for the class and the pose that explain a feature map best.
 
 Classes are voted for by the positions of the map. A pose is scored by the vertices that it shows: each adds the cosine
 between its feature and the map where it would be seen, less the best cosine of clutter there, times the share of the
@@ -45,10 +45,10 @@ class Meshes(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """Where a search begins.
+    """The starts of a search.
 
     rotations: (poses, 3, 3). expected: (classes, poses, 3) and spread: (classes, 3), as of
-    ``neural_mesh_grid.expected_cameras``. distance: object units, what all objects are taken to be away.
+    ``grid.expected_cameras``. distance: object units, what all objects are taken to be away.
     """
 
     rotations: Tensor
@@ -93,7 +93,7 @@ class PoseSearch:
 
     @torch.no_grad()
     def votes(self, maps: Tensor) -> Tensor:
-        """How much of an image each class explains: (batch, dims, rows, columns) -> (batch, classes), at most 1 together.
+        """Return how much of each map (batch, dims, rows, columns) each class explains: (batch, classes), at most 1 together.
 
         A position's vote goes to the classes in proportion to exp(best cosine / temperature), and to clutter likewise.
         """
@@ -103,7 +103,7 @@ class PoseSearch:
         return (torch.stack(best, -1) / self.temperature).softmax(-1)[..., :-1].mean(1)
 
     def search(self, maps: Tensor, images: Sequence[int], classes: Sequence[int]) -> Found:
-        """The best pose for each pair of an image and a class.
+        """Find the best pose for each pair of an image and a class.
 
         Args:
             maps: (batch, dims, rows, columns).
@@ -120,7 +120,7 @@ class PoseSearch:
 
     @torch.no_grad()
     def _grid(self, maps: Tensor, images: Sequence[int], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(pairs, best) numbers of poses of the grid, the best first, and their scores."""
+        """Return (pairs, best) numbers of poses of the grid, the best first, and their scores."""
         chosen = torch.empty(len(images), self.best, dtype=torch.long, device=maps.device)
         scores = torch.empty(len(images), self.best, device=maps.device)
         for index in sorted(set(classes)):
@@ -132,8 +132,9 @@ class PoseSearch:
         return chosen, scores
 
     def _best_apart(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """(pairs, poses) -> (pairs, best) scores and numbers of the best, none near a better one: ascent would take both to
-        the same end. Where there are no others, one is taken again, with a score of minus infinity.
+        """Choose of scores (pairs, poses) the best, (pairs, best), none near a better one: ascent would take both to one end.
+
+        Where there are no others, one is taken again, with a score of minus infinity.
         """
         flat = self.starts.rotations.flatten(1)
         near = flat @ flat.T > 1 + 2 * math.cos(_APART)
@@ -147,7 +148,7 @@ class PoseSearch:
 
     @torch.no_grad()
     def grid_scores(self, maps: Tensor, index: int) -> Tensor:
-        """Scores of all poses of the grid for a class: (batch, dims, rows, columns) -> (batch, poses)."""
+        """Score all poses of the grid for a class: maps (batch, dims, rows, columns) give (batch, poses)."""
         batch, dims, rows, columns = maps.shape
         positions = maps.flatten(2).permute(1, 2, 0)  # the images of one position lie side by side
         table = (self.meshes.features[index] @ positions.reshape(dims, -1)).view(-1, rows * columns, batch)
@@ -158,13 +159,13 @@ class PoseSearch:
         ).T
 
     def _clutter(self, maps: Tensor) -> Tensor:
-        """What a vertex must surpass: (batch, dims, rows, columns) -> (batch, positions)."""
+        """Return what a vertex must surpass at each position: maps (batch, dims, rows, columns) give (batch, positions)."""
         if self.score == "mean":
             return maps.new_zeros(len(maps), maps[0, 0].numel())
         return (self.clutter @ maps.flatten(2)).amax(1)
 
     def _weights(self, cosines: Tensor, area: Tensor, cameras: Tensor) -> Tensor:
-        """Shares of the vertices in the score: of the picture's area, or for the mean of the vertices that are seen.
+        """Return the shares of the vertices in the score: of the picture's area, or for the mean of the vertices seen.
 
         Args:
             cosines: (..., V) at which they face the camera.
@@ -178,7 +179,7 @@ class PoseSearch:
         return cosines.clamp_min(0) * piece[..., None]
 
     def _view(self, index: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the grid's poses of a class look up: entries of the table, where each pose begins, and weights.
+        """Return what the grid's poses of a class look up: entries of the table, where each pose begins, and weights.
 
         The camera that is assumed depends on no picture, so that this is worked out once.
         """
@@ -197,7 +198,7 @@ class PoseSearch:
     def _place(
         self, vertices: Tensor, normals: Tensor, area: Tensor, rotations: Tensor, cameras: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(..., V, 2) shares of the picture's sides where vertices are, and (..., V) their shares in the score."""
+        """Return where vertices are, (..., V, 2) shares of the picture's sides, and their shares in the score, (..., V)."""
         distance = self.starts.distance
         shares = self._weights(facing(vertices, normals, distance * rotations[..., 2, :]), area, cameras)
         points = project(
@@ -210,7 +211,7 @@ class PoseSearch:
         return points, shares
 
     def _refine(self, maps: Tensor, classes: Tensor, chosen: Tensor, scores: Tensor) -> Found:
-        """Gradient ascent from (pairs, best) poses of the grid; the best end of each pair."""
+        """Climb by gradient from (pairs, best) poses of the grid; return the best end of each pair."""
         first = self.starts.rotations[chosen]
         expected = self.starts.expected[classes[:, None], chosen]
         if not self.steps:
@@ -249,7 +250,7 @@ class PoseSearch:
 
 
 def classify_and_search(search: PoseSearch, maps: Tensor, search_classes: int) -> tuple[Found, list[int], list[float]]:
-    """The best pose of each image, the class it is one of, and the share of the image's votes that this class has.
+    """Find the best pose of each image, the class it is one of, and the share of the image's votes that this class has.
 
     Args:
         maps: (batch, dims, rows, columns).
@@ -269,7 +270,7 @@ def classify_and_search(search: PoseSearch, maps: Tensor, search_classes: int) -
 
 
 def interpolated(meshes: Meshes, vertices: Tensor, normals: Tensor) -> Meshes:
-    """Other points of the same surfaces, with features between those of the three vertices nearest on the same side.
+    """Give other points of the same surfaces features between those of the three vertices nearest on the same side.
 
     A sum over more points changes less by chance as the mesh turns.
 
@@ -287,12 +288,12 @@ def interpolated(meshes: Meshes, vertices: Tensor, normals: Tensor) -> Meshes:
 
 
 def _look_up(table: Tensor, places: Tensor) -> Tensor:
-    """(pairs, V, positions) at (pairs, best, V) -> (pairs, best, V)."""
+    """Look a table (pairs, V, positions) up at places (pairs, best, V): (pairs, best, V)."""
     return table.gather(2, places.transpose(1, 2)).transpose(1, 2)
 
 
 def bilinear(points: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The four positions of a map that a point lies between, and their weights, which are 0 outside of the map.
+    """Return the four positions of a map that a point lies between, and their weights, which are 0 outside of the map.
 
     Args:
         points: (..., 2) shares of width and height; gradients pass through the weights.
@@ -314,8 +315,10 @@ def bilinear(points: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def turned(rotations: Tensor, turn: Tensor) -> Tensor:
-    """Rotations (..., 3, 3) after a further turn of the camera frame by the vector (..., 3): its axis, and for small ones
-    its angle in radians (the quaternion (1, turn / 2), normalised).
+    """Turn rotations (..., 3, 3) further in the camera frame.
+
+    Args:
+        turn: (..., 3), the axis, as long as a small angle is in radians (the quaternion (1, turn / 2), normalised).
     """
     quaternion = F.normalize(F.pad(turn / 2, (1, 0), value=1.0), dim=-1)
     w, x, y, z = quaternion.unbind(-1)

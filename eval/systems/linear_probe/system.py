@@ -2,7 +2,7 @@
 
 The grid of ImageNet3D's report (layers x pooling x learning rates) is trained at once. It is trained twice: on the train split
 without a hold-out, to choose a cell on what was held out, and on all of the train split, to predict with the chosen cell. The
-published figures chose the cell on the test set; what that gives stands beside it in probe_grid.json.
+published numbers chose the cell on the test set; what that gives stands beside it in probe_grid.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,65 +22,76 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.systems.linear_probe.backbone import ProbeBackbone, load_probe_backbone
+from eval.systems.linear_probe.backbone import ProbeBackbone, load_probe_backbone, read_backbone_config
 from eval.systems.linear_probe.features import ProbeFeatures, build_features
-from eval.systems.linear_probe.settings import (
-    GRID_FILE,
-    LinearProbeConfig,
-    predict_records,
-    training_records,
-)
-from eval.systems.linear_probe.settings import (
-    LEARNING_RATES as LEARNING_RATES,
-)
+from eval.systems.linear_probe.options import GRID_FILE, LinearProbeOptions
 from eval.systems.linear_probe.training import ProbeTrainer, ProbeWeights, batch_order
-from eval.systems.record_choice import category_of
-from llava_pose.data.records import ObjectRecord, Pose, Prediction, write_jsonl
+from eval.systems.record_choice import category_of, select_records
+from eval.systems.system import PREDICTIONS, run_system
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.model.rotation import BINS
 from llava_pose.pose.geometry import angles_to_bins, bins_to_angles
 from llava_pose.pose.metrics import pose_error
-from llava_pose.utils.config import require_folder, save_config
-from llava_pose.utils.distributed import leave_at_exit
+from llava_pose.utils.distributed import from_first_process, leave_at_exit
 from llava_pose.utils.files import write_json
+from llava_pose.utils.output_folder import keep_settings
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: LinearProbeConfig) -> Path:
-    """Probe a backbone and write ``predictions.jsonl``, or see that it has been done; returns its path.
+class LinearProbe:
+    """The linear probes of one frozen backbone, of which the hold-out chooses one."""
 
-    Several processes (``accelerate launch``, torchrun) share the features; the first of them does the rest.
+    def __init__(self, options: LinearProbeOptions):
+        """
+        Raises:
+            InputError: the backbone is no vision model.
+        """
+        read_backbone_config(options.backbone)
+        self.options = options
+
+    def answer(self, records: Sequence[ObjectRecord]) -> list[Prediction]:
+        """Probe, or see that it has been done; the processes of a run share the features, and the first does the rest."""
+        options, state = self.options, PartialState()
+        leave_at_exit()
+        train = training_records(options)
+        backbone = load_probe_backbone(options.backbone, image_size=options.image_size, device=state.device)
+        images = sorted(
+            {f"train/{record.file_name}" for record in train}
+            | {f"{options.split}/{record.file_name}" for record in records}
+        )
+        cache_dir = options.cache_dir or Path(options.output_dir) / "features"
+        share = (state.process_index, state.num_processes)
+        features = build_features(cache_dir, options.data, images, backbone, share=share)
+        state.wait_for_everyone()
+        return from_first_process(lambda: _probe_or_read(options, backbone, features, train, records))
+
+
+def run(options: LinearProbeOptions) -> Path:
+    """Probe a backbone and write ``predictions.jsonl``, or see that it has been done; return its path.
 
     Raises:
         InputError: bad data or settings.
     """
-    require_folder(config.data, "--data", "make it with llava-pose prepare")
-    state = PartialState()
-    leave_at_exit()
-    train, predict = training_records(config), predict_records(config)
-    backbone = load_probe_backbone(config.backbone, image_size=config.image_size, device=state.device)
-    images = sorted(
-        {f"train/{record.file_name}" for record in train}
-        | {f"{config.predict_split}/{record.file_name}" for record in predict}
-    )
-    cache_dir = config.cache_dir or Path(config.output_dir) / "features"
-    share = (state.process_index, state.num_processes)
-    features = build_features(cache_dir, config.data, images, backbone, share=share)
-    state.wait_for_everyone()
-    output = Path(config.output_dir) / "predictions.jsonl"
-    if state.is_main_process:
-        settings = _settings(config, features.name, [*train, *predict])
-        if output.is_file() and _finished_with(Path(config.output_dir), settings):
-            logger.info(f"{output}: {config.system} has been probed with these settings")
-        else:
-            _probe(config, settings, backbone, features, train, predict)
-    state.wait_for_everyone()
-    return output
+    return run_system(options, LinearProbe(options))
+
+
+def training_records(options: LinearProbeOptions) -> list[ObjectRecord]:
+    """Return the objects to train on.
+
+    Raises:
+        InputError: there are none, or none of a category that is asked for.
+    """
+    records = select_records(options.data, "train", options.train_categories, "--train-categories")
+    if options.limit is not None and options.limit < len(records):
+        chosen = np.random.default_rng(options.seed).permutation(len(records))[: options.limit]
+        records = [records[index] for index in sorted(chosen)]
+    return records
 
 
 def hold_out(records: Sequence[ObjectRecord], share: float, seed: int) -> np.ndarray:
-    """Which objects are held out: of each category about that share, whole instances together.
+    """Choose the objects that are held out: of each category about that share, whole instances together.
 
     Objects without a named instance go by their picture. A category of one instance is divided by object, and one object is
     never held out.
@@ -109,47 +120,49 @@ def hold_out(records: Sequence[ObjectRecord], share: float, seed: int) -> np.nda
     return held
 
 
-def _settings(config: LinearProbeConfig, features: str, records: Sequence[ObjectRecord]) -> dict[str, Any]:
-    """What decides the result."""
-    text = json.dumps([record.to_dict() for record in records], sort_keys=True)
-    values = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("output_dir", "cache_dir", "data")}
-    return {**values, "features": features, "records": hashlib.sha256(text.encode()).hexdigest()[:24]}
-
-
-def _finished_with(folder: Path, settings: dict[str, Any]) -> bool:
-    try:
-        return json.loads((folder / GRID_FILE).read_text(encoding="utf-8"))["settings"] == settings
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not of this program: it is written anew
-        return False
+def _probe_or_read(
+    options: LinearProbeOptions,
+    backbone: ProbeBackbone,
+    features: ProbeFeatures,
+    train: Sequence[ObjectRecord],
+    records: Sequence[ObjectRecord],
+) -> list[Prediction]:
+    output = Path(options.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    out, text = output / PREDICTIONS, json.dumps([record.to_dict() for record in (*train, *records)], sort_keys=True)
+    settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("output_dir", "cache_dir", "data")}
+    settings["features_digest"] = features.name
+    settings["records_digest"] = hashlib.sha256(text.encode()).hexdigest()[:24]
+    keep_settings(output, "--output-dir", "linear-probe", settings, begun=out.is_file())
+    if out.is_file() and (output / GRID_FILE).is_file():  # which is written last
+        logger.info(f"{out}: {options.system} has been probed")
+    else:
+        _probe(options, backbone, features, train, records)
+    return read_predictions(out)
 
 
 def _probe(
-    config: LinearProbeConfig,
-    settings: dict[str, Any],
+    config: LinearProbeOptions,
     backbone: ProbeBackbone,
     features: ProbeFeatures,
     train: Sequence[ObjectRecord],
     predict: Sequence[ObjectRecord],
 ) -> None:
     output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    # written last: until then nothing says that what stands here is done, with these settings or with earlier ones
-    (output / GRID_FILE).unlink(missing_ok=True)
-    save_config(config, output / "linear_probe.yaml")
     held = hold_out(train, config.holdout, config.seed)
     if not held.any():
         raise InputError(
             f"{config.data}/train: {len(train)} objects are too few to hold some out; raise --limit or prepare more"
         )
-    images = [f"train/{r.file_name}" for r in train] + [f"{config.predict_split}/{r.file_name}" for r in predict]
+    images = [f"train/{r.file_name}" for r in train] + [f"{config.split}/{r.file_name}" for r in predict]
     blocks = {k: v.contiguous().to(backbone.model.device) for k, v in backbone.split(features.of(images)).items()}
     angles = np.array([record.pose.angles for record in (*train, *predict)])
     fit, kept_out = np.flatnonzero(~held), np.flatnonzero(held)
     everything, to_predict = np.arange(len(train)), np.arange(len(train), len(images))
     chosen_on, _ = _train_grid(config, backbone, blocks, angles, fit, kept_out, f"{config.system}, hold-out")
-    predicted, probes = _train_grid(config, backbone, blocks, angles, everything, to_predict, cast(str, config.system))
+    predicted, probes = _train_grid(config, backbone, blocks, angles, everything, to_predict, config.system)
     cells = [
-        {**name, "holdout": _figures(on_holdout), "predicted": _figures(on_predicted)}
+        {**name, "holdout": _scores(on_holdout), "predicted": _scores(on_predicted)}
         for name, on_holdout, on_predicted in zip(_cell_names(config, backbone), chosen_on, predicted, strict=True)
     ]
     best = max(range(len(cells)), key=lambda cell: _merit(cells[cell]["holdout"]))
@@ -162,11 +175,10 @@ def _probe(
         output / "probe.safetensors",
         metadata={"backbone": config.backbone, "blocks": " ".join(feature_set.blocks)},
     )
-    write_jsonl(output / "predictions.jsonl", _predictions(config, predict, probe, seen))
+    write_jsonl(output / PREDICTIONS, _predictions(config, predict, probe, seen))
     write_json(
         output / GRID_FILE,
         {
-            "settings": settings,
             "objects": {"train": len(train), "held_out": len(kept_out), "predicted": len(predict)},
             "cells": cells,
             "selected": cells[best],
@@ -175,13 +187,13 @@ def _probe(
     )
     logger.info(
         f"{config.system}: {_cell_text(cells[best])} chosen on the hold-out, acc@30 {_percent(cells[best])} on "
-        f"{config.predict_split}; chosen there, as published: {_cell_text(cells[best_on_predicted])}, "
+        f"{config.split}; chosen there, as published: {_cell_text(cells[best_on_predicted])}, "
         f"{_percent(cells[best_on_predicted])}"
     )
 
 
 def _train_grid(
-    config: LinearProbeConfig,
+    config: LinearProbeOptions,
     backbone: ProbeBackbone,
     blocks: dict[str, Tensor],
     angles: np.ndarray,
@@ -189,7 +201,7 @@ def _train_grid(
     others: np.ndarray,
     name: str,
 ) -> tuple[list[np.ndarray], list[Any]]:
-    """Pose errors (others,) of each cell, in radians, and the probes of each feature set."""
+    """Return the pose errors (others,) of each cell, in radians, and the probes of each feature set."""
     order = batch_order(len(fit), epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
     trainer = ProbeTrainer(
         blocks,
@@ -205,7 +217,7 @@ def _train_grid(
     ], probes
 
 
-def _cell_names(config: LinearProbeConfig, backbone: ProbeBackbone) -> list[dict[str, Any]]:
+def _cell_names(config: LinearProbeOptions, backbone: ProbeBackbone) -> list[dict[str, Any]]:
     return [
         {"layers": feature_set.layers, "pooling": feature_set.pooling, "learning_rate": rate}
         for feature_set in backbone.feature_sets
@@ -213,8 +225,8 @@ def _cell_names(config: LinearProbeConfig, backbone: ProbeBackbone) -> list[dict
     ]
 
 
-def _figures(errors: np.ndarray) -> dict[str, float]:
-    """Shares in [0, 1]; the median in degrees."""
+def _scores(errors: np.ndarray) -> dict[str, float]:
+    """Return shares in [0, 1], and the median in degrees."""
     return {
         "acc@30": float((errors < math.pi / 6).mean()),
         "acc@10": float((errors < math.pi / 18).mean()),
@@ -222,9 +234,9 @@ def _figures(errors: np.ndarray) -> dict[str, float]:
     }
 
 
-def _merit(figures: dict[str, float]) -> tuple[float, float]:
-    """Accuracy at 30 degrees decides, as published; among equals, the median."""
-    return figures["acc@30"], -figures["median_deg"]
+def _merit(scores: dict[str, float]) -> tuple[float, float]:
+    """Return what cells are ranked by: accuracy at 30 degrees, as published; among equals, the median."""
+    return scores["acc@30"], -scores["median_deg"]
 
 
 def _cell_text(cell: dict[str, Any]) -> str:
@@ -236,15 +248,15 @@ def _percent(cell: dict[str, Any]) -> str:
 
 
 def _predictions(
-    config: LinearProbeConfig, records: Sequence[ObjectRecord], probe: ProbeWeights, features: Tensor
+    config: LinearProbeOptions, records: Sequence[ObjectRecord], probe: ProbeWeights, features: Tensor
 ) -> list[dict[str, Any]]:
-    """The confidence is the product of the three bins' probabilities."""
+    """Return the lines of predictions; the confidence is the product of the three bins' probabilities."""
     best = probe.logits(features).softmax(-1).max(-1)
     poses = bins_to_angles(best.indices.cpu().numpy(), bins=BINS)
     return [
         Prediction.of(
             record,
-            system=cast(str, config.system),
+            system=config.system,
             pose=Pose(*map(float, pose)),
             pred_category=None,
             confidence=float(confidence),

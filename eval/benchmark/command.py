@@ -1,0 +1,263 @@
+"""`llava-pose benchmark`: train and predict the systems of one YAML, and make the table of the report that compares them.
+
+Table 1 is linear probing: probes of frozen backbones, asked for the pose. Table 2 is open vocabulary: what trains does so on
+known categories, and novel ones are predicted; a system with ``oracle: true`` is trained on all. Table 3 is joint: all are
+trained on every category, and class and pose are predicted. ``linear-probing``, ``open-vocabulary`` and ``joint`` are its
+names for one table each.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from eval.systems.linear_probe.options import ProbeOptions
+from eval.systems.record_choice import category_of
+from eval.systems.system import KINDS
+from eval.tables import TableNumber
+from llava_pose.data.records import ObjectRecord, read_records
+from llava_pose.errors import InputError
+from llava_pose.pose import categories
+from llava_pose.train.arguments import Name
+from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.files import read_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """The options of a benchmark: its table, its data, and its systems."""
+
+    table: TableNumber = field(
+        metadata={
+            "help": "The table of the report: 1 is linear probing, 2 open vocabulary, 3 joint classification and pose."
+        }
+    )
+    data: Name = field(metadata={"help": "The prepared folder."})
+    output_dir: Name = field(metadata={"help": "The folder of the table, and of a folder of each system's name."})
+    systems: Annotated[list[dict], Field(min_length=1)] = field(
+        metadata={
+            "help": f"The systems, in the YAML file: a list of {{name, kind, options}}. Kinds: {', '.join(KINDS)}."
+        }
+    )
+    defaults: dict | None = field(
+        default=None,
+        metadata={"help": "The options of a kind, in the YAML file, for all its systems that do not say other."},
+    )
+    only: list[str] | None = field(default=None, metadata={"help": "Run these systems of the list; by default all."})
+    split: str = field(default="val", metadata={"help": "The split to predict."})
+    categories: list[str] | None = field(
+        default=None, metadata={"help": "Predict objects of these categories alone (tables 1 and 3); by default all."}
+    )
+    known: list[str] | None = field(
+        default=None, metadata={"help": "The categories to train on (table 2); by default the taxonomy's known ones."}
+    )
+    known_file: str | None = field(
+        default=None, metadata={"help": "A text file of the categories to train on (table 2), one a line."}
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.table != 2 and (self.known or self.known_file):
+            raise InputError("known: belongs to table 2, open vocabulary; take it out")
+        if self.table == 2 and self.categories:
+            raise InputError("categories: belong to tables 1 and 3; in table 2 what is not known is predicted")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a system is trained on and predicts: canonical names, or None for all; and the task."""
+
+    train_categories: list[str] | None
+    categories: list[str] | None
+    task: str
+
+
+def benchmark(config: BenchmarkConfig) -> Path:
+    """Run, or go on with, the systems; return the output folder.
+
+    Raises:
+        InputError: bad data or settings, or at the end, some systems did not run.
+    """
+    from eval.benchmark.entries import build_entries  # seconds, which --help does without
+    from eval.benchmark.run import run_entries
+
+    run_entries(config, build_entries(config, scope_of(config)))
+    return Path(config.output_dir)
+
+
+def scope_of(config: BenchmarkConfig) -> Callable[[bool], Scope]:
+    """Return what a system is trained on and predicts, given whether it is an oracle.
+
+    Raises:
+        InputError: the table cannot be made of this data, or has no use for an oracle.
+    """
+    if config.table == 2:
+        known, novel = known_and_novel(config)
+        logger.info(f"{len(known)} known categories to train on, {len(novel)} novel ones to predict")
+        return lambda oracle: Scope(None if oracle else known, novel, "pose")
+    if any(entry.get("oracle") for entry in config.systems):
+        raise InputError("systems: oracle has no meaning here, where all are trained on every category; take it out")
+    records, asked = _read_split(config, config.split), None
+    place = f"{config.data}/{config.split}"
+    if config.categories:
+        records = categories.only_of(config.categories, records, option="--categories", place=place)
+        asked = sorted(_names_in(records))
+    unseen = _names_in(records) - _names_in(_read_split(config, "train"))
+    if config.table == 3 and unseen:
+        raise InputError(
+            f"{place}: nothing of the category {sorted(unseen)[0]!r} is in the train split, so that no system can name it; "
+            "prepare the data anew, name others with --categories, or see llava-pose open-vocabulary"
+        )
+    return lambda oracle: Scope(None, asked, "joint" if config.table == 3 else "pose")
+
+
+def known_and_novel(config: BenchmarkConfig) -> tuple[list[str], list[str]]:
+    """Return canonical names: what is known and in the train split, and what is novel and in the split to predict.
+
+    Raises:
+        InputError: there is none of either, or a name that is given is no category's.
+    """
+    wanted = _named_known(config.known, config.known_file)
+    if wanted is None:
+        wanted = {category.name for category in categories.all_categories() if category.known}
+    to_train, to_predict = (_names_in(_read_split(config, split)) for split in ("train", config.split))
+    strange = sorted(name for name in wanted - to_train - to_predict if categories.find(name) is None)
+    if strange:
+        raise InputError(
+            f"--known {strange[0]}: neither the taxonomy nor {config.data} has such a category, and what is not known is "
+            "predicted as novel; correct the name"
+        )
+    known, novel = sorted(to_train & wanted), sorted(to_predict - wanted)
+    if not known:
+        raise InputError(f"{config.data}/train: no category of it is known; name some with --known")
+    if not novel:
+        raise InputError(
+            f"{config.data}/{config.split}: every category of it is known; name fewer with --known, or choose another --split"
+        )
+    return known, novel
+
+
+def _named_known(names: Sequence[str] | None, file: str | None) -> set[str] | None:
+    """Return the canonical names of a list, or of a file with a category a line; None if neither is given."""
+    if names and file:
+        raise InputError("--known and --known-file: give one of them")
+    if file:
+        text = read_text(file, name=f"--known-file {file}", remedy="give a text file")
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        if not names:
+            raise InputError(f"--known-file {file}: there is no category in it; write one a line")
+    return {categories.get(name, allow_custom=True).name for name in names} if names else None
+
+
+def _read_split(config: BenchmarkConfig, split: str) -> list[ObjectRecord]:
+    require_folder(config.data, "--data", "make it with llava-pose prepare")
+    records = read_records(config.data, split)
+    if not records:
+        raise InputError(f"{config.data}/{split}: there is no object in it; choose another split")
+    return records
+
+
+def _names_in(records: Sequence[ObjectRecord]) -> set[str]:
+    return {category_of(record).name for record in records}
+
+
+main = command(
+    BenchmarkConfig,
+    benchmark,
+    prog="llava-pose benchmark",
+    description="Train and predict the systems of one YAML, and make the table of the report that compares them.",
+    example="llava-pose benchmark --table 3 --config scripts/recipes/benchmark_joint.yaml --data prepared "
+    "--output-dir runs/joint",
+)
+
+
+@dataclass(kw_only=True)
+class OpenVocabularyConfig(BenchmarkConfig):
+    """The options of ``llava-pose open-vocabulary``, the benchmark of table 2."""
+
+    table: Annotated[int, Field(ge=2, le=2)] = field(
+        default=2, metadata={"help": "The table of the report, which is 2."}
+    )
+
+
+open_vocabulary = command(
+    OpenVocabularyConfig,
+    benchmark,
+    prog="llava-pose open-vocabulary",
+    description="Train systems on known categories and predict poses of novel ones: Table 2, from one YAML.",
+    example="llava-pose open-vocabulary --config scripts/recipes/benchmark_open_vocabulary.yaml --data prepared "
+    "--output-dir runs/open",
+)
+
+
+@dataclass(kw_only=True)
+class JointConfig(BenchmarkConfig):
+    """The options of ``llava-pose joint``, the benchmark of table 3."""
+
+    table: Annotated[int, Field(ge=3, le=3)] = field(
+        default=3, metadata={"help": "The table of the report, which is 3."}
+    )
+
+
+joint = command(
+    JointConfig,
+    benchmark,
+    prog="llava-pose joint",
+    description="Train systems on all categories and predict class and pose of unseen objects: Table 3, from one YAML.",
+    example="llava-pose joint --config scripts/recipes/benchmark_joint.yaml --data prepared --output-dir runs/joint",
+)
+
+
+@dataclass(kw_only=True)
+class LinearProbingConfig(ProbeOptions):
+    """The options of ``llava-pose linear-probing``, the benchmark of table 1 of backbones that are probed alike."""
+
+    backbones: Annotated[list[str], Field(min_length=1)] = field(
+        metadata={"help": "The backbones, NAME=HUB_ID_OR_FOLDER each; NAME is the system in the tables."}
+    )
+
+    def benchmark(self) -> BenchmarkConfig:
+        """Return the benchmark of a probe for each backbone.
+
+        Raises:
+            InputError: a backbone is not written NAME=HUB_ID_OR_FOLDER, or two have one folder.
+        """
+        where = ("data", "output_dir", "split", "categories")
+        options = {f.name: getattr(self, f.name) for f in fields(ProbeOptions) if f.name not in (*where, "system")}
+        systems: dict[str, dict] = {}
+        for word in self.backbones:
+            title, _, path = (part.strip() for part in word.partition("="))
+            name = re.sub(r"[^\w.+-]+", "-", title).strip("-.+")
+            if not name or not path:
+                raise InputError(f"--backbones {word}: write NAME=HUB_ID_OR_FOLDER, such as DINO=facebook/dino-vitb16")
+            if name in systems:
+                raise InputError(f"--backbones {word}: {systems[name]['title']} has the same folder; give another name")
+            systems[name] = {
+                "name": name,
+                "title": title,
+                "kind": "linear-probe",
+                "options": {**options, "backbone": path},
+            }
+        return BenchmarkConfig(table=1, systems=list(systems.values()), **{name: getattr(self, name) for name in where})
+
+
+linear_probing = command(
+    LinearProbingConfig,
+    lambda config: benchmark(config.benchmark()),
+    prog="llava-pose linear-probing",
+    description="Probe frozen backbones over the whole grid of ImageNet3D's report, chosen on a hold-out: Table 1.",
+    example=(
+        "llava-pose linear-probing --config scripts/recipes/linear_probing.yaml --data prepared --output-dir runs/probing"
+    ),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

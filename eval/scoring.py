@@ -1,0 +1,236 @@
+"""The scores of systems over the same samples: one row of outcomes a sample, groups of rows, and what is said of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from eval.compared import Comparison, Sample, canonical_category
+from llava_pose.data.records import Prediction
+from llava_pose.errors import InputError
+from llava_pose.pose import categories
+from llava_pose.pose.metrics import (
+    DEFAULT_THRESHOLDS,
+    bootstrap_interval,
+    cumulative_curve,
+    effective_size,
+    paired_accuracy_test,
+    pose_error,
+    summarize_errors,
+    symmetric_pose_error,
+    threshold_name,
+    wilson_interval,
+)
+
+UNKNOWN = "unknown"  # the source of a sample that names none where others do
+GROUPS = ("category", "meta_class", "source", "occlusion", "source_occlusion")
+FAILURES = ("no_answer", "no_pose", "not_finite")
+CURVE_DEGREES = np.concatenate([np.arange(0, 30, 0.5), np.arange(30, 181, 2)])
+_RESAMPLES = 2000
+_LEVEL = 0.95
+
+
+def score_comparison(
+    comparison: Comparison,
+    *,
+    thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
+    reference: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return all scores of systems over the same samples, ready for JSON (docs/EVALUATION.md, "scores.json").
+
+    Args:
+        comparison: what :func:`eval.compared.align` returns.
+        thresholds: radians; a hit is strictly under.
+        reference: the system that the others are tested against; by default the first.
+        seed: the seed of the bootstrap.
+
+    Raises:
+        InputError: there is no system of the reference's name.
+    """
+    reference = reference or next(iter(comparison.answers))
+    if reference not in comparison.answers:
+        raise InputError(f"--reference {reference}: there is no such system; there are {', '.join(comparison.answers)}")
+    outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
+    return {
+        "n": len(comparison.samples),
+        "n_instances": outcomes[reference]["instance"].nunique(),
+        "thresholds_deg": [round(math.degrees(threshold), 9) for threshold in thresholds],
+        "seed": seed,
+        "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
+        "reference": reference,
+        "systems": {name: _scores_of_system(name, rows, thresholds, seed) for name, rows in outcomes.items()},
+        "paired_tests": [
+            test
+            for name, rows in outcomes.items()
+            if name != reference
+            for test in _paired_tests((name, rows), (reference, outcomes[reference]), thresholds, seed)
+        ],
+    }
+
+
+def chance_accuracy(threshold: float) -> float:
+    """Return the accuracy of random rotations at a threshold in radians: (t - sin t) / pi (Miles, Biometrika 1965)."""
+    return (threshold - math.sin(threshold)) / math.pi
+
+
+def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None]) -> pd.DataFrame:
+    """Return one system's outcomes, a row a sample in the order of the samples.
+
+    Columns: ``error`` in radians, pi where there is no usable pose; ``symmetric``, the least error over the category's
+    symmetry group, and ``in_taxonomy``, whether that group is known (else it is the plain error); ``correct``, whether the
+    category is right, only where the system names any; the failures ``no_answer``, ``no_pose`` and ``not_finite``, at most
+    one of them true; ``instance``, a number that samples of the same instance share; and the groups that the sample is in
+    (:data:`GROUPS`). Where no sample names a source there are no groups of sources.
+    """
+    poses = [None if answer is None else answer.pose for answer in answers]
+    pred = np.array([(math.nan,) * 3 if pose is None else pose.angles for pose in poses], dtype=np.float64)
+    true = np.array([sample.true.angles for sample in samples], dtype=np.float64)
+    no_answer, absent = (np.array([value is None for value in values]) for values in (answers, poses))
+    rows = pd.DataFrame(
+        {
+            "error": np.asarray(pose_error(pred, true)),
+            "no_answer": no_answer,
+            "no_pose": absent & ~no_answer,
+            "not_finite": ~absent & ~np.isfinite(pred).all(axis=1),
+            "instance": pd.factorize(pd.Series([_instance(sample) for sample in samples]))[0],
+            "category": [canonical_category(sample.category) for sample in samples],
+            "occlusion": ["occluded" if sample.occluded else "unoccluded" for sample in samples],
+        }
+    )
+    rows["meta_class"], rows["symmetric"], rows["in_taxonomy"] = categories.CUSTOM_META_CLASS, rows["error"], False
+    for name, index in rows.groupby("category").indices.items():
+        known = categories.find(str(name))
+        if known is not None:
+            symmetric = symmetric_pose_error(pred[index], true[index], *known.symmetry_group)
+            rows.loc[index, "meta_class"], rows.loc[index, "in_taxonomy"] = known.meta_class, True
+            rows.loc[index, "symmetric"] = symmetric
+    if any(sample.source for sample in samples):
+        rows["source"] = [sample.source or UNKNOWN for sample in samples]
+        rows["source_occlusion"] = rows["source"] + ", " + rows["occlusion"]
+    named = [None if answer is None else answer.pred_category for answer in answers]
+    if any(name is not None for name in named):
+        rows["correct"] = [None if name is None else canonical_category(name) for name in named] == rows["category"]
+    return rows
+
+
+def _instance(sample: Sample) -> tuple[str, ...]:
+    """Return what tells instances apart; a sample that names none is one by itself."""
+    return (sample.source, canonical_category(sample.category), sample.instance) if sample.instance else (sample.id,)
+
+
+def _scores_of_system(name: str, rows: pd.DataFrame, thresholds: Sequence[float], seed: int) -> dict[str, Any]:
+    groups: dict[str, dict[str, Any]] = {kind: {} for kind in GROUPS}
+    flat = [(kind, *group) for kind in GROUPS if kind in rows for group in rows.groupby(kind)]
+    for kind, group, members in tqdm(flat, desc=f"scoring {name}", unit="group", delay=2, leave=False):
+        groups[kind][str(group)] = scores_of(members, thresholds, seed)
+    return {
+        "overall": scores_of(rows, thresholds, seed),
+        "mean_over_categories": mean_over_categories(groups["category"], seed=seed),
+        "groups": groups,
+        "curve": _curve(rows),
+    }
+
+
+def _curve(rows: pd.DataFrame) -> dict[str, list[float]]:
+    """Return the share of errors under each angle, and the ends of its 95% interval.
+
+    The interval is by instance as all are, but Wilson's, since a bootstrap of every angle would take long.
+    """
+    errors, instances = rows["error"].to_numpy(), rows["instance"].to_numpy()
+    share = cumulative_curve(errors, CURVE_DEGREES)
+    under = np.degrees(errors)[:, None] < CURVE_DEGREES
+    low, high = wilson_interval(share, effective_size(under, instances))
+    # they rise as the share does: where instances happen to be alike at one angle, the wider of two neighbours' holds
+    low, high = np.minimum.accumulate(low[::-1])[::-1], np.maximum.accumulate(high)
+    columns = {"share": share, "low": low, "high": high}
+    return {"degrees": CURVE_DEGREES.tolist(), **{name: np.round(c, 5).tolist() for name, c in columns.items()}}
+
+
+def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) -> dict[str, Any]:
+    """Return the scores of one group of outcomes.
+
+    Returns:
+        What :func:`llava_pose.pose.metrics.summarize_errors` returns with ``failures`` (counts, each sample in one at most),
+        and under ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors,
+        if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error).
+    """
+    instances = rows["instance"].to_numpy()
+    correct = rows["correct"].to_numpy() if "correct" in rows else None
+    scores = summarize_errors(
+        rows["error"].to_numpy(), thresholds=thresholds, correct_class=correct, instances=instances, seed=seed
+    )
+    scores["failures"] = {kind: int(rows[kind].sum()) for kind in FAILURES}
+    known = int(rows["in_taxonomy"].sum())
+    if known:
+        symmetric = rows["symmetric"].to_numpy()
+        scores["symmetric"] = {
+            **{name: scores[name] for name in ("n", "n_instances") if name in scores},
+            "n_known": known,
+            **{
+                threshold_name(t): asdict(bootstrap_interval(symmetric < t, instances=instances, seed=seed))
+                for t in thresholds
+            },
+            "mean_deg": {"value": float(np.degrees(symmetric.mean()))},
+            "median_deg": {"value": float(np.degrees(np.median(symmetric)))},
+        }
+    return scores
+
+
+def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: int = 0) -> dict[str, Any]:
+    """Return each score averaged over the categories, each counting once.
+
+    The interval of an accuracy is a bootstrap within each category (a share of n resampled hits is binomial); where several
+    samples show one instance, categories are resampled, since of the one or two instances that a category may have nothing
+    can be said. Errors get the mean of the categories' means and medians, without an interval.
+    """
+    rng = np.random.default_rng(seed)
+    result: dict[str, Any] = {"n_categories": len(by_category)}
+    for name in dict.fromkeys(name for scores in by_category.values() for name in scores):
+        having = [c for c in by_category.values() if name in c]
+        if name == "symmetric":
+            result[name] = mean_over_categories({str(i): c[name] for i, c in enumerate(having)}, seed=seed)
+        elif isinstance(having[0][name], dict) and "value" in having[0][name]:
+            shares = np.array([c[name]["value"] for c in having])
+            result[name] = {"value": float(shares.mean())}
+            if not name.endswith("_deg"):
+                counts = np.array([c["n"] for c in having])
+                if any("n_instances" in c for c in having):
+                    means = rng.choice(shares, (_RESAMPLES, len(shares))).mean(axis=1)
+                else:
+                    means = (rng.binomial(counts, shares, (_RESAMPLES, len(counts))) / counts).mean(axis=1)
+                low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+                result[name] |= {"low": float(low), "high": float(high)}
+    return result
+
+
+def _paired_tests(
+    system: tuple[str, pd.DataFrame], reference: tuple[str, pd.DataFrame], thresholds: Sequence[float], seed: int
+) -> list[dict[str, Any]]:
+    """Return the paired test of a system against the reference for each accuracy, 3D-aware ones where both name classes."""
+    (name, a), (other, b) = system, reference
+    tests = []
+    for threshold in thresholds:
+        hits = {threshold_name(threshold): [rows["error"] < threshold for rows in (a, b)]}
+        if "correct" in a and "correct" in b:
+            hits[f"3d_{threshold_name(threshold)}"] = [r["correct"] & (r["error"] < threshold) for r in (a, b)]
+        for score, (hits_a, hits_b) in hits.items():
+            test = paired_accuracy_test(hits_a, hits_b, instances=a["instance"], seed=seed)
+            tests.append(
+                {
+                    "system": name,
+                    "reference": other,
+                    "score": score,
+                    "difference": asdict(test.difference),
+                    "only_system": test.only_a,
+                    "only_reference": test.only_b,
+                    "p_value": test.p_value,
+                }
+            )
+    return tests
