@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import NonNegativeInt
 from tqdm import tqdm
 
 from data_prep.pool import map_processes
@@ -28,7 +29,7 @@ from data_prep.raw.alignment import AlignmentTable, builtin_table, read_table, t
 from data_prep.raw.imagenet3d import AnnotationError, parse_object, plain, read_annotation, write_annotation
 from llava_pose.errors import InputError
 from llava_pose.pose.meshes import turned_off
-from llava_pose.utils.config import command, read_yaml, require_folder
+from llava_pose.utils.config import check_fields, command, read_yaml, require_folder
 from llava_pose.utils.files import replacing, write_atomic, write_json
 from llava_pose.utils.output_folder import keep_settings, own_folder
 
@@ -48,29 +49,32 @@ ANGLES = ("azimuth", "elevation", "theta")
 class AlignConfig:
     """Options of ``llava-pose align``."""
 
-    data_root: str = field(metadata={"help": "a dataset in ImageNet3D's raw layout"})
-    out: str = field(metadata={"help": "folder to write; the same command goes on where it was stopped"})
+    data_root: str = field(metadata={"help": "The dataset, in ImageNet3D's raw layout."})
+    out: str = field(metadata={"help": "The folder to write; the same command goes on where it was stopped."})
     table: str | None = field(
-        default=None, metadata={"help": "a rotation table of your own, JSON; the project's own if not given"}
+        default=None, metadata={"help": "A rotation table of your own, as JSON; without it the project's is taken."}
     )
     inverse: bool = field(
-        default=False, metadata={"help": "turn an aligned dataset back, by the table that it was aligned with"}
+        default=False, metadata={"help": "Turn an aligned dataset back, by the table that it was aligned with."}
     )
     turn: Literal["both", "annotations", "cad"] = field(
         default="both",
-        metadata={"help": "annotations: labels that were made in another frame than the CAD models; cad: the reverse"},
+        metadata={
+            "help": "What is turned: annotations is for labels that were made in another frame than the CAD models, cad is "
+            "the reverse."
+        },
     )
     files: Literal["link", "copy"] = field(
         default="link",
         metadata={
-            "help": "files that stay as they are: hard links where the disk allows it, which take no room; or copies"
+            "help": "What becomes of files that stay as they are: hard links where the disk allows it, which take no room, or "
+            "copies."
         },
     )
-    workers: int = field(default=0, metadata={"help": "processes; 0: one a core"})
+    workers: NonNegativeInt = field(default=0, metadata={"help": "The processes; 0 is one a core."})
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise InputError(f"--workers {self.workers}: give a number of processes, or 0 for one a core")
+        check_fields(self)
         if self.inverse and self.table is not None:
             raise InputError("--inverse goes by the table that stands in the dataset; leave --table out")
 
@@ -189,7 +193,7 @@ def _is_done(source: Path, target: Path) -> bool:
 
 
 def _cad_index(path: Path) -> int:
-    """The number of a CAD file; 0 for a file that has none."""
+    """Return the number of a CAD file; 0 for a file that has none."""
     return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else 0
 
 
@@ -225,7 +229,7 @@ def _carry_over(source: Path, target: Path, *, copy: bool) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Whether a hard link could be made; another disk or a file system without links has none."""
+    """Return whether a hard link could be made; another disk or a file system without links has none."""
     try:
         target.unlink(missing_ok=True)
         os.link(source.resolve(), target)

@@ -24,14 +24,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ExportConfig:
-    data: str = field(metadata={"help": "the prepared folder, as llava-pose prepare writes it"})
-    out: str = field(metadata={"help": "folder to write; the same command goes on where it was stopped"})
-    splits: str = field(default="", metadata={"help": "splits, separated by commas; default: all that are prepared"})
+    """What ``llava-pose export`` reads and writes."""
+
+    data: str = field(metadata={"help": "The prepared folder, as llava-pose prepare writes it."})
+    out: str = field(metadata={"help": "The folder to write; the same command goes on where it was stopped."})
+    splits: str = field(
+        default="", metadata={"help": "The splits, separated by commas; by default all that are prepared."}
+    )
     published_distance: bool = field(
         default=False,
         metadata={
-            "help": "distance divided by the resize rate, viewport of the raw image, as the published preprocessing "
-            "writes them; by default the distance is true and the viewport is the picture's"
+            "help": "Write the distance divided by the resize rate and the viewport of the raw image, as the published "
+            "preprocessing does; otherwise the distance is true and the viewport is the picture's."
         },
     )
 
@@ -112,7 +116,7 @@ def _export_split(
 
 
 def object_names(records: list[ObjectRecord]) -> list[tuple[str, str]]:
-    """Category folder and file name of each record: ``<name>_<index>`` as published, and where objects of other folders
+    """Return category folder and file name of each record: ``<name>_<index>`` as published, and where objects of other folders
     would have the name of another, with their own folder's name in front.
     """
     taken: set[tuple[str, str]] = set()
@@ -129,7 +133,7 @@ def object_names(records: list[ObjectRecord]) -> list[tuple[str, str]]:
 
 
 def _copy_if_other(source: Path, target: Path) -> None:
-    """Whole or not at all. What has size and date of the source is it: the date is copied with it."""
+    """Copy whole or not at all. What has size and date of the source is it: the date is copied with it."""
     status = source.stat()
     if target.is_file():
         there = target.stat()
@@ -140,7 +144,7 @@ def _copy_if_other(source: Path, target: Path) -> None:
 
 
 def _remove_strays(layout: ProcessedLayout, listed: Mapping[str, list[str]]) -> None:
-    """Objects that an earlier export wrote and that are no longer prepared, and what a killed one left."""
+    """Remove objects that an earlier export wrote and that are no longer prepared, and what a killed one left."""
     kept = {layout.list_file(category) for category in listed}
     for category, names in listed.items():
         kept |= {layout.image(category, name) for name in names} | {layout.annotation(category, name) for name in names}

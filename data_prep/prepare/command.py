@@ -122,7 +122,7 @@ class PrepareConfig:
 
     @property
     def output_settings(self) -> dict[str, object]:
-        """The settings that the content of every line depends on: one output folder holds one such set."""
+        """Return the settings that the content of every line depends on: one output folder holds one such set."""
         return {
             "format": FORMAT,
             "data_root": str(Path(self.data_root).resolve()),

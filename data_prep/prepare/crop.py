@@ -36,17 +36,17 @@ class Crop:
 
     @classmethod
     def around(cls, center_x: float, center_y: float, side: float, size: int) -> Crop:
-        """The square of ``side`` raw pixels around a point."""
+        """Return the square of ``side`` raw pixels around a point."""
         return cls(center_x - side / 2, center_y - side / 2, size / side, size)
 
     def box(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-        """(x1, y1, x2, y2) of the raw image in the prepared one, not clipped to it."""
+        """Return (x1, y1, x2, y2) of the raw image in the prepared one, not clipped to it."""
         x1, y1, x2, y2 = box
         left, top, scale = self.left, self.top, self.scale
         return (x1 - left) * scale, (y1 - top) * scale, (x2 - left) * scale, (y2 - top) * scale
 
     def visible(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The prepared pixels (x1, y1, x2, y2) that lie wholly inside a raw image of that size; x1 >= x2 if none do."""
+        """Return the prepared pixels (x1, y1, x2, y2) that lie wholly inside a raw image of that size; x1 >= x2 if none do."""
         x1, y1, x2, y2 = self.box((0, 0, width, height))
         # an image's edge that falls on a pixel's edge up to rounding does not cost that pixel
         slack = 1e-6
@@ -59,21 +59,21 @@ class Crop:
 
 
 def pose_crop(px: float, py: float, distance: float, size: int) -> Crop:
-    """The published 3D protocol: centred on the object's origin, scaled by distance / 4 so that objects look equally
-    near, 512 pixels cut out and brought to ``size``.
+    """Return the crop of the published 3D protocol: centred on the object's origin, scaled by distance / 4 so that objects
+    look equally near, 512 pixels cut out and brought to ``size``.
     """
     return Crop.around(px, py, PROTOCOL_WINDOW * PROTOCOL_DISTANCE / distance, size)
 
 
 def box_crop(bbox: tuple[float, float, float, float], margin: float, size: int) -> Crop:
-    """The square around the bbox's centre whose side is the longest side of the bbox and a margin at either end."""
+    """Return the square around the bbox's centre whose side is the longest side of the bbox and a margin at either end."""
     x1, y1, x2, y2 = bbox
     side = max(x2 - x1, y2 - y1) * (1 + 2 * margin)
     return Crop.around((x1 + x2) / 2, (y1 + y2) / 2, side, size)
 
 
 def whole_crop(width: int, height: int, size: int) -> Crop:
-    """The 6D profile: the whole image, letterboxed: its longer side fills the square, and it stands in the middle."""
+    """Return the crop of the 6D profile: the whole image, letterboxed, in the middle of a square of its longer side."""
     return Crop.around(width / 2, height / 2, float(max(width, height)), size)
 
 
@@ -123,7 +123,7 @@ class RawImage:
         self.width, self.height = turned if self.exif_transposed else stored
 
     def crops(self, crops: list[Crop]) -> list[Image.Image]:
-        """The crops as RGB images; what lies outside of the raw image has :data:`PADDING_COLOUR`.
+        """Return the crops as RGB images; what lies outside of the raw image has :data:`PADDING_COLOUR`.
 
         Raises:
             AnnotationError: the pixels cannot be decoded.
@@ -172,7 +172,7 @@ class RawImage:
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """The bytes of a prepared image."""
+    """Return the bytes of a prepared image."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", **JPEG_OPTIONS)
     return stream.getvalue()

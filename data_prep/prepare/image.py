@@ -224,7 +224,7 @@ def _annotated_objects(
 
 
 def _require_usable(category: str, options: ImageOptions) -> None:
-    """Known, or of the user's own if these are welcome: its name then goes into sentences and names folders."""
+    """Raise AnnotationError for a category that is neither known nor, where these are welcome, fit for sentences and names."""
     if categories.find(category) is not None:
         return
     if not options.allow_custom_categories:

@@ -53,7 +53,7 @@ class CategoryAlignment:
     up: str = ""
 
     def of_cad(self, cad_index: int) -> np.ndarray:
-        """(3, 3) the rotation of one model; ``cad_index`` 0 stands for a model that nobody knows."""
+        """Return the (3, 3) rotation of one model; ``cad_index`` 0 stands for a model that nobody knows."""
         single = self.cads.get(cad_index)
         return self.rotation if single is None else self.rotation @ single
 
@@ -71,11 +71,11 @@ class AlignmentTable:
     source: Mapping[str, Any]
 
     def names(self, category: str) -> bool:
-        """Whether the table has an entry for a category, by any of its names."""
+        """Return whether the table has an entry for a category, by any of its names."""
         return _canonical(category) in self.entries
 
     def rotation(self, category: str, cad_index: int = 0) -> np.ndarray | None:
-        """(3, 3) of a model of a category (any of its names), or None if it stays as it is."""
+        """Return the (3, 3) of a model of a category (any of its names), or None if it stays as it is."""
         entry = self.entries.get(_canonical(category))
         if entry is None:
             return None
@@ -83,7 +83,7 @@ class AlignmentTable:
         return None if np.array_equal(rotation, np.eye(3)) else rotation
 
     def inverted(self) -> AlignmentTable:
-        """The table that takes everything back; front and up are the category's own again."""
+        """Return the table that takes everything back; front and up are the category's own again."""
         entries = {
             name: CategoryAlignment(entry.rotation.T, {i: entry.rotation @ entry.of_cad(i).T for i in entry.cads})
             for name, entry in self.entries.items()
@@ -91,7 +91,7 @@ class AlignmentTable:
         return AlignmentTable(entries, self.source)
 
     def in_common_frame(self, category: Category) -> Category:
-        """The category as it is once it is turned: mirror plane, symmetries and the words for front and up.
+        """Return the category as it is once it is turned: mirror plane, symmetries and the words for front and up.
 
         Raises:
             ValueError: it is turned by other than right angles, so that its symmetries have no place on the axes.
@@ -122,13 +122,13 @@ class AlignmentTable:
 
 
 def builtin_table() -> AlignmentTable:
-    """The project's own table, for CAD models in ImageNet3D's frame."""
+    """Return the project's own table, for CAD models in ImageNet3D's frame."""
     text = resources.files("data_prep.raw").joinpath("alignment.json").read_text(encoding="utf-8")
     return parse_table(json.loads(text), where="data_prep/alignment.json")
 
 
 def read_table(path: str | os.PathLike[str]) -> AlignmentTable:
-    """A table from a JSON file.
+    """Return a table from a JSON file.
 
     Raises:
         InputError: it cannot be read, is not JSON, or an entry is wrong; the message names the field.
@@ -142,7 +142,7 @@ def read_table(path: str | os.PathLike[str]) -> AlignmentTable:
 
 
 def parse_table(value: Any, *, where: str) -> AlignmentTable:
-    """A table from what JSON holds: category -> {"turns": [["x", -90], …], "rule", "reason", "front", "up", "cads"}.
+    """Return a table from what JSON holds: category -> {"turns": [["x", -90], …], "rule", "reason", "front", "up", "cads"}.
 
     "turns" are made one after the other, about the axes of the frame, right-handed, in degrees. "cads" is
     {"3": {"turns": …, "reason": …}} for single models.
@@ -164,7 +164,7 @@ def parse_table(value: Any, *, where: str) -> AlignmentTable:
 def turned_angles(
     angles: Sequence[float], rotation: np.ndarray, *, inverse: bool = False
 ) -> tuple[float, float, float]:
-    """Azimuth, elevation and theta (radians, canonical) of the pose under which the turned model looks as before.
+    """Return azimuth, elevation and theta (radians, canonical) of the pose under which the turned model looks as before.
 
     Args:
         angles: azimuth, elevation, theta of the model as it was.
@@ -177,7 +177,7 @@ def turned_angles(
 
 
 def rotation_of_turns(turns: Sequence[tuple[str, float]]) -> np.ndarray:
-    """(3, 3) of turns made one after the other: [("x", 90), ("z", 180)] is Rz(180°) Rx(90°). Right angles are exact."""
+    """Return the (3, 3) of turns, one after the other: [("x", 90), ("z", 180)] is Rz(180°) Rx(90°). Right angles are exact."""
     rotation = np.eye(3)
     for axis, degrees in turns:
         rotation = _turn("xyz".index(axis), degrees) @ rotation

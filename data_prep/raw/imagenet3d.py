@@ -98,7 +98,7 @@ class RawLayout:
     root: Path
 
     def image(self, category: str, name: str) -> Path:
-        """The image; its suffix is .JPEG in ImageNet3D, and may be another in people's own data."""
+        """Return the image; its suffix is .JPEG in ImageNet3D, and may be another in people's own data."""
         folder = self.root / "images" / category
         candidates = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
         return next((path for path in candidates if is_regular(path)), folder / f"{name}{IMAGE_SUFFIXES[0]}")
@@ -113,7 +113,7 @@ class RawLayout:
         return self.root / "CAD" / category / f"{cad_index:02d}.off"
 
     def list_files(self) -> dict[str, dict[str, Path]]:
-        """split -> category -> list file, in alphabetical order of both."""
+        """Return split -> category -> list file, in alphabetical order of both."""
         found: dict[str, dict[str, Path]] = {}
         for path in sorted((self.root / "lists").glob("*.txt")):
             match = _LIST_NAME.fullmatch(path.name)
@@ -123,7 +123,7 @@ class RawLayout:
 
 
 def read_list(path: str | os.PathLike[str]) -> list[str]:
-    """The names of a list file, one a line; blank lines count for nothing, an empty file is an empty list.
+    """Return the names of a list file, one a line; blank lines count for nothing, an empty file is an empty list.
 
     Raises:
         InputError: it cannot be read as text.
@@ -133,7 +133,7 @@ def read_list(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_annotation(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The raw dicts of an annotation file, one an object, as they were written (see :func:`parse_object`).
+    """Return the raw dicts of an annotation file, one an object, as they were written (see :func:`parse_object`).
 
     Raises:
         InputError: the file is missing, damaged, carries code, or does not hold a list of dicts under 'annotations'.
@@ -178,7 +178,7 @@ def write_list(path: str | os.PathLike[str], names: Sequence[str]) -> None:
 
 
 def object_status(raw: Mapping[str, Any]) -> str | None:
-    """The status of an object, or None where it says none: `object_status`, or what follows from the older `ignore`."""
+    """Return the status of an object, or None where it says none: `object_status`, or what follows from the older `ignore`."""
     status = plain(raw.get("object_status"))
     if status is None and raw.get("ignore") is not None:
         return BAD_STATUS if plain(raw["ignore"]) else GOOD_STATUSES[0]
@@ -186,7 +186,7 @@ def object_status(raw: Mapping[str, Any]) -> str | None:
 
 
 def filter_reason(raw: Mapping[str, Any]) -> str | None:
-    """Why an object is left out by the published protocol, or None if it is used."""
+    """Return why an object is left out by the published protocol, or None if it is used."""
     status = object_status(raw)
     if status is None:
         return "object_status missing"
@@ -194,7 +194,7 @@ def filter_reason(raw: Mapping[str, Any]) -> str | None:
 
 
 def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
-    """A raw dict in plain types, checked.
+    """Return a raw dict in plain types, checked.
 
     `px` and `py` fall back on `principal`, `focal` on 1 and `viewport` on 2000, ImageNet3D's constants; a missing
     `class`, `cad_index`, `dense`, `source`, `instance`, `height` or `width` is left empty. Everything else is needed.
@@ -255,7 +255,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted((plain(item) for item in value), key=repr)
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, bytearray)):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, complex):
         return [value.real, value.imag]

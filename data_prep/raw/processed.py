@@ -31,7 +31,6 @@ from llava_pose.pose.geometry import crop_principal
 from llava_pose.utils.files import is_plain_name
 
 LIST_NAME = "mesh01.txt"  # the published layout has one list for each mesh of a category, and one mesh
-_TEXT_FIELDS = ("object_status", "dense", "source", "instance", "extra", "absent")
 _SOURCE_DEFAULTS: dict[str, Any] = {
     **{"image": "", "annotation": "", "object_index": 0, "width": 0, "height": 0, "exif_transposed": False},
     **{"class": "", "cad_index": 0, "dense": "", "source": "", "instance": "", "extra": "{}", "absent": ""},
@@ -59,7 +58,7 @@ class ProcessedLayout:
 
 
 def filed_under(record: ObjectRecord) -> str:
-    """The category folder of a record: the raw data's own, by its own spelling, if the object is of that category."""
+    """Return the category folder of a record: the raw data's own, by its own spelling, if the object is of that category."""
     folder = record.id.split("/")[0]
     same = _canonical(folder) == _canonical(record.category)
     return folder if same else record.category
@@ -70,7 +69,7 @@ def _canonical(name: str) -> str:
 
 
 def flat_annotation(record: ObjectRecord, name: str, *, published_distance: bool) -> dict[str, np.ndarray]:
-    """A record as the arrays of a flat npz.
+    """Return a record as the arrays of a flat npz.
 
     Args:
         name: of the object's files, without suffix.
@@ -120,15 +119,15 @@ def flat_annotation(record: ObjectRecord, name: str, *, published_distance: bool
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The same arrays give the same bytes."""
+    """Return the bytes of an npz file; the same arrays give the same bytes."""
     stream = io.BytesIO()
     np.savez(stream, **cast(Mapping[str, Any], arrays))
     return stream.getvalue()
 
 
 def raw_annotation(record: ObjectRecord, *, absent_too: bool = False) -> dict[str, Any]:
-    """The raw annotation that a record was prepared from, to float precision; `data_prep.raw.imagenet3d.write_annotation`
-    writes it.
+    """Return the raw annotation that a record was prepared from, to float precision, as
+    :func:`data_prep.raw.imagenet3d.write_annotation` takes it.
 
     Args:
         absent_too: with fields that the raw annotation had not, as they were made up for.
@@ -172,7 +171,7 @@ def raw_annotation(record: ObjectRecord, *, absent_too: bool = False) -> dict[st
 
 
 def _checked_extra(record: ObjectRecord, source: Mapping[str, Any]) -> dict[str, Any]:
-    """The raw fields that have no place of their own, of a record that has all that an annotation needs."""
+    """Return the raw fields that have no place of their own, of a record that has all that an annotation needs."""
     remedy = "run llava-pose prepare again"
     for name in ("distance", "px", "py"):
         if getattr(record.pose, name) is None:
@@ -191,12 +190,12 @@ def _checked_extra(record: ObjectRecord, source: Mapping[str, Any]) -> dict[str,
 
 
 def _size(pixels: int) -> int | np.uint16:
-    """As ImageNet3D writes sizes, if they fit."""
+    """Return a size as ImageNet3D writes it, if it fits."""
     return np.uint16(pixels) if pixels <= np.iinfo(np.uint16).max else pixels
 
 
 def read_processed(root: str | Path, split: str) -> Iterator[ObjectRecord]:
-    """The records of one split of a processed folder, in the order of its lists.
+    """Yield the records of one split of a processed folder, in the order of its lists.
 
     ``file_name`` starts from the split's folder. Of files that the published code wrote, which rounds its crops and leaves
     out status and source, the exact fields are taken: the raw ones and the mapping.

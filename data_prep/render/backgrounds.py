@@ -14,7 +14,7 @@ PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 def list_photos(folder: Path) -> list[Path]:
-    """The photographs in a folder and the folders below it, in the order of their names.
+    """Return the photographs in a folder and the folders below it, in the order of their names.
 
     Raises:
         InputError: the folder is missing or holds no photograph.
@@ -30,7 +30,7 @@ def list_photos(folder: Path) -> list[Path]:
 
 
 def photo_background(path: Path, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a photograph, (height, width, 3) float32 sRGB in [0, 1], mirrored half the time.
+    """Return a random part of a photograph, (height, width, 3) float32 sRGB in [0, 1], mirrored half the time.
 
     Raises:
         InputError: as :func:`llava_pose.data.images.load_rgb`.
@@ -47,7 +47,7 @@ def photo_background(path: Path, width: int, height: int, rng: np.random.Generat
 
 
 def procedural_background(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A made-up picture, (height, width, 3) float32 sRGB in [0, 1]: a wall and floor, a gradient or noise, with blurred
+    """Return a made-up picture, (height, width, 3) float32 sRGB in [0, 1]: a wall and floor, a gradient or noise, with blurred
     shapes before it half the time."""
     kind = rng.choice(["room", "gradient", "noise"], p=[0.4, 0.25, 0.35])
     if kind == "room":
@@ -62,7 +62,7 @@ def procedural_background(width: int, height: int, rng: np.random.Generator) -> 
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
-    """(3,) float32: muted colours more often than bright ones."""
+    """Return (3,) float32: muted colours more often than bright ones."""
     grey = rng.uniform(0.1, 0.95)
     return np.clip(grey + rng.normal(0, 0.13, 3), 0, 1).astype(np.float32)
 
@@ -87,7 +87,7 @@ def _noise(width: int, height: int, rng: np.random.Generator, contrast: float) -
 
 
 def _enlarged(grid: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A coarse grid (h, w, C) interpolated to (height, width, C)."""
+    """Return a coarse grid (h, w, C) interpolated to (height, width, C)."""
     channels = [
         Image.fromarray(grid[..., i]).resize((width, height), Image.Resampling.BICUBIC) for i in range(grid.shape[2])
     ]
@@ -95,7 +95,7 @@ def _enlarged(grid: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _room(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A wall over a floor, each with some texture, meeting at a nearly level line."""
+    """Return a wall over a floor, each with some texture, meeting at a nearly level line."""
     wall = _noise(width, height, rng, contrast=rng.uniform(0.0, 0.15))
     floor = _noise(width, height, rng, contrast=rng.uniform(0.05, 0.3))
     level, slope = rng.uniform(0.3, 0.8), rng.uniform(-0.12, 0.12)

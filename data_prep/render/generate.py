@@ -146,7 +146,7 @@ def _render(config: RenderConfig) -> RenderResult:
 
 
 def image_name(instance: Instance, view: int) -> str:
-    """Name (without suffix) of an instance's image number ``view``, from 0."""
+    """Return the name (without suffix) of an instance's image number ``view``, from 0."""
     return f"{instance.name}_{view:03d}"
 
 
@@ -197,7 +197,7 @@ def _write_meshes(path: Path, instances: Sequence[Instance], unusable: dict[str,
 
 
 def _write_lists(layout: RawLayout, instances: Sequence[Instance], usable: Sequence[Instance], views: int) -> None:
-    """lists/<category>_imagenet_<split>.txt, last of all: what is listed is there."""
+    """Write lists/<category>_imagenet_<split>.txt, last of all: what is listed is there."""
     for category in dict.fromkeys(instance.category for instance in instances):
         for split in SPLITS:
             chosen = [instance for instance in usable if (instance.category, instance.split) == (category, split)]
@@ -208,7 +208,7 @@ def _write_lists(layout: RawLayout, instances: Sequence[Instance], usable: Seque
 def _report(
     config: RenderConfig, usable: Sequence[Instance], ended: Sequence[_Done], unusable: dict[str, str], made: int
 ) -> None:
-    """What there is to know at the end, the last line being where the data is and what comes next."""
+    """Log what there is to know at the end, the last line being where the data is and what comes next."""
     out = Path(config.out)
     for sentence in unusable.values():
         logger.warning("left out: %s", sentence)

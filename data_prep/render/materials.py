@@ -18,7 +18,7 @@ _KINDS = {"plain": 0.4, "stripes": 0.12, "rings": 0.13, "clouds": 0.35}
 
 
 def paint_groups(mesh: Mesh) -> np.ndarray:
-    """(F,) int32, which faces wear the same material: connected parts, and parts of the same area together.
+    """Return (F,) int32, which faces wear the same material: connected parts, and parts of the same area together.
 
     Group 0 has the largest area.
     """
@@ -38,7 +38,7 @@ def paint_groups(mesh: Mesh) -> np.ndarray:
 
 
 def one_color(rng: np.random.Generator, mesh: Mesh) -> Mesh:
-    """The mesh in one plain colour."""
+    """Return the mesh in one plain colour."""
     count = len(mesh.faces)
     return replace(
         mesh,
@@ -49,7 +49,7 @@ def one_color(rng: np.random.Generator, mesh: Mesh) -> Mesh:
 
 
 def random_paint(rng: np.random.Generator, mesh: Mesh, groups: np.ndarray) -> Mesh:
-    """The mesh painted at random.
+    """Return the mesh painted at random.
 
     Args:
         groups: (F,) of :func:`paint_groups`; the groups share up to :data:`MOST_MATERIALS` materials.

@@ -42,7 +42,7 @@ class Mesh:
         return float(np.linalg.norm(np.maximum(np.abs(self.vertices.min(axis=0)), np.abs(self.vertices.max(axis=0)))))
 
     def transformed(self, matrix: np.ndarray, offset: Iterable[float] = (0.0, 0.0, 0.0)) -> Mesh:
-        """The mesh under ``x -> matrix @ x + offset``; a matrix that mirrors also turns the faces round."""
+        """Return the mesh under ``x -> matrix @ x + offset``; a matrix that mirrors also turns the faces round."""
         matrix = np.asarray(matrix, dtype=np.float64)
         vertices = self.vertices @ matrix.T + np.asarray(tuple(offset), dtype=np.float64)
         if np.linalg.det(matrix) >= 0:
@@ -51,15 +51,15 @@ class Mesh:
         return replace(self, vertices=vertices, faces=self.faces[:, ::-1].copy(), skin=skin)
 
     def translated(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Mesh:
-        """The mesh moved by (x, y, z)."""
+        """Return the mesh moved by (x, y, z)."""
         return replace(self, vertices=self.vertices + np.array([x, y, z]))
 
     def rotated(self, axis: str, angle: float) -> Mesh:
-        """The mesh turned about the axis "x", "y" or "z" through the origin by ``angle`` radians (right-handed)."""
+        """Return the mesh turned about the axis "x", "y" or "z" through the origin by ``angle`` radians (right-handed)."""
         return self.transformed(axis_rotation(axis, angle))
 
     def mirrored(self) -> Mesh:
-        """The mirror image in the plane x = 0."""
+        """Return the mirror image in the plane x = 0."""
         return self.transformed(np.diag([-1.0, 1.0, 1.0]))
 
     def normalized(self) -> Mesh:
@@ -69,7 +69,7 @@ class Mesh:
 
 
 def axis_rotation(axis: str, angle: float) -> np.ndarray:
-    """(3, 3) right-handed rotation by ``angle`` radians about "x", "y" or "z"."""
+    """Return the (3, 3) right-handed rotation by ``angle`` radians about "x", "y" or "z"."""
     i = "xyz".index(axis)
     j, k = (i + 1) % 3, (i + 2) % 3
     matrix = np.eye(3)
@@ -94,12 +94,12 @@ def join(parts: Iterable[Mesh]) -> Mesh:
 
 
 def both_sides(part: Mesh) -> Mesh:
-    """A part and its mirror image in the plane x = 0."""
+    """Return a part and its mirror image in the plane x = 0."""
     return join([part, part.mirrored()])
 
 
 def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(F, 3) normals, as long as twice the face's area, outward for anticlockwise faces."""
+    """Return (F, 3) normals, as long as twice the face's area, outward for anticlockwise faces."""
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     return np.cross(b - a, c - a)
 
@@ -107,7 +107,7 @@ def face_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def corner_normals(
     vertices: np.ndarray, faces: np.ndarray, crease_angle: float = CREASE_ANGLE, *, oriented: bool = True
 ) -> np.ndarray:
-    """(F, 3, 3) unit normals at the corners of each face, float32.
+    """Return (F, 3, 3) unit normals at the corners of each face, float32.
 
     The area-weighted mean over those faces at the vertex which make less than ``crease_angle`` radians with the face:
     round surfaces look round and edges stay sharp. Faces of enormous meshes and corners where very many faces meet
@@ -147,7 +147,7 @@ def corner_normals(
 
 
 def off_text(mesh: Mesh) -> str:
-    """The geometry (not the colours) as the text of an OFF file."""
+    """Return the geometry (not the colours) as the text of an OFF file."""
     lines = ["OFF", f"{len(mesh.vertices)} {len(mesh.faces)} 0"]
     lines += [f"{x:.8g} {y:.8g} {z:.8g}" for x, y, z in mesh.vertices.tolist()]
     lines += [f"3 {a} {b} {c}" for a, b, c in mesh.faces.tolist()]

@@ -44,7 +44,7 @@ class MeshError(InputError):
 
 
 def require_trimesh() -> ModuleType:
-    """The library that reads mesh files.
+    """Return the library that reads mesh files.
 
     Raises:
         InputError: it is not installed.
@@ -61,7 +61,7 @@ def require_trimesh() -> ModuleType:
 
 
 def axes_to_canonical(up: str, front: str) -> np.ndarray:
-    """(3, 3) rotation into the canonical frame (z up, front to -y) from a file's axes, each one of :data:`AXES`.
+    """Return the (3, 3) rotation into the canonical frame (z up, front to -y) from a file's axes, each one of :data:`AXES`.
 
     Raises:
         InputError: the two axes are not at a right angle.
@@ -79,7 +79,7 @@ def _axis(name: str) -> np.ndarray:
 
 
 def read_mesh(file: str | Path | IO[bytes], *, name: str, file_type: str, resolver: Any = None) -> Mesh:
-    """A mesh file in its own frame and scale, with its colours and textures.
+    """Return a mesh file in its own frame and scale, with its colours and textures.
 
     Args:
         file: a path, or an open file.
@@ -138,7 +138,7 @@ def _folder_resolver(trimesh: ModuleType, folder: Path) -> Any:
 
 
 def clean(mesh: Mesh, name: str) -> Mesh:
-    """The mesh without faces that have no area and vertices that no face has; vertices at one place are one.
+    """Return the mesh without faces that have no area and vertices that no face has; vertices at one place are one.
 
     Raises:
         MeshError: no face is left, or a vertex of a face is not finite.
@@ -212,7 +212,7 @@ def _part(trimesh: ModuleType, scene: Any, node: str, name: str) -> Mesh | None:
 
 
 def _with_material(plain: Mesh, geometry: Any, material: Any, name: str) -> Mesh | None:
-    """A part with the one material that trimesh gives each; None if it cannot be seen."""
+    """Return a part with the one material that trimesh gives each; None if it cannot be seen."""
     color: np.ndarray | None
     if hasattr(material, "baseColorFactor"):
         factor, picture = material.baseColorFactor, material.baseColorTexture
@@ -241,7 +241,7 @@ def _with_material(plain: Mesh, geometry: Any, material: Any, name: str) -> Mesh
 
 
 def _phong_gloss(words: dict[str, Any]) -> float:
-    """Of an MTL's specular colour, as far as its highlight is narrow."""
+    """Return the gloss of an MTL's specular colour, as far as its highlight is narrow."""
     try:
         strength = float(np.mean(np.clip(np.asarray(words["ks"], dtype=float), 0, 1)))
         exponent = float(np.ravel(words["ns"])[0])

@@ -42,7 +42,7 @@ class MeshFolderSource:
     normalize: bool = False
 
     def instances(self) -> list[Instance]:
-        """All instances by category and file name, not yet split.
+        """Return all instances by category and file name, not yet split.
 
         Raises:
             InputError: the folder is missing or holds no mesh in a category folder.
@@ -65,7 +65,7 @@ class MeshFolderSource:
         return found
 
     def mesh(self, instance: Instance) -> Mesh:
-        """The mesh of an instance; raises MeshError as :func:`~.mesh_files.read_mesh` does."""
+        """Return the mesh of an instance; raises MeshError as :func:`~.mesh_files.read_mesh` does."""
         path = self.folder / instance.file
         mesh = read_mesh(path, name=str(path), file_type=path.suffix.lower().removeprefix("."))
         if (self.up, self.front) != ("z", "minus-y"):
@@ -74,7 +74,7 @@ class MeshFolderSource:
 
 
 def category_of(name: str) -> str:
-    """The taxonomy's name of a category, or the name as it is if the taxonomy has it not."""
+    """Return the taxonomy's name of a category, or the name as it is if the taxonomy has it not."""
     category = categories.find(name)
     return name if category is None else category.name
 
@@ -114,7 +114,7 @@ def _mesh_files(folder: Path) -> list[Path]:
 
 
 def _without_copies(files: list[Path]) -> list[Path]:
-    """The files, each content once; only files of one size are compared."""
+    """Return the files, each content once; only files of one size are compared."""
     sizes = Counter(file.stat().st_size for file in files)
     seen: dict[str, Path] = {}
     kept = []

@@ -34,7 +34,7 @@ class Selection:
 
 
 def plan(sources: Sequence[MeshSource], selection: Selection) -> list[Instance]:
-    """The instances of all sources, category by category, with their splits and their numbers in CAD/<category>/.
+    """Return the instances of all sources, category by category, with their splits and their numbers in CAD/<category>/.
 
     Which split a mesh is in follows from its source, category and file alone, not from the seed: renderings of the same
     meshes with different seeds never mix train and val.
@@ -73,7 +73,7 @@ def plan(sources: Sequence[MeshSource], selection: Selection) -> list[Instance]:
 
 
 def _order(instance: Instance) -> bytes:
-    """A fixed random order: files are often sorted by kind, and names must not decide."""
+    """Return a key of a fixed random order: files are often sorted by kind, and names must not decide."""
     return hashlib.sha256(f"{instance.source}/{instance.category}/{instance.file}".encode()).digest()
 
 
@@ -86,7 +86,7 @@ def _thinned(members: list[Instance], most: int) -> list[Instance]:
 
 
 def _split(members: list[Instance], val_share: float) -> list[Instance]:
-    """The members with a split, where a source has not given them one."""
+    """Return the members with a split, where a source has not given them one."""
     files = sorted((instance for instance in members if not instance.split), key=_order)
     in_val = round(len(files) * val_share)
     if 0 < val_share < 1 and len(files) > 1:
@@ -101,7 +101,7 @@ def _split(members: list[Instance], val_share: float) -> list[Instance]:
 
 
 def companions(planned: Sequence[Instance], seed: int, most: int = 3) -> list[tuple[Instance, ...]]:
-    """For each instance up to ``most`` others of its split and of other categories, to be put beside it.
+    """Return for each instance up to ``most`` others of its split and of other categories, to be put beside it.
 
     Which they are follows from the seed and the two instances, so that it stays when others are added as far as it can.
     """
@@ -125,6 +125,6 @@ def companions(planned: Sequence[Instance], seed: int, most: int = 3) -> list[tu
 
 
 def count_by_source(planned: Sequence[Instance]) -> str:
-    """For the log: "12 of parametric, 30 of CAD"."""
+    """Return for the log "12 of parametric, 30 of CAD"."""
     counts = Counter(instance.source for instance in planned)
     return ", ".join(f"{number} of {source}" for source, number in counts.items())

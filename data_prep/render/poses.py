@@ -29,7 +29,7 @@ class PoseDistribution(Protocol):
     """Where rotations are drawn from."""
 
     def draw(self, rng: np.random.Generator, category: str) -> Angles:
-        """Azimuth, elevation and theta, radians."""
+        """Return azimuth, elevation and theta, in radians."""
         ...
 
 
@@ -46,7 +46,7 @@ class NaturalPoses:
     tilt: float = 4.0
 
     def draw(self, rng: np.random.Generator, category: str = "") -> Angles:
-        """Azimuth, elevation and theta, radians."""
+        """Return azimuth, elevation and theta, in radians."""
         azimuth = rng.uniform(0, TWO_PI)
         elevation = np.radians(rng.triangular(*self.elevation))
         theta = np.radians(np.clip(rng.normal(0, self.tilt), -3 * self.tilt, 3 * self.tilt))
@@ -58,7 +58,7 @@ class UniformPoses:
     """Uniform over all rotations."""
 
     def draw(self, rng: np.random.Generator, category: str = "") -> Angles:
-        """Azimuth, elevation and theta, radians."""
+        """Return azimuth, elevation and theta, in radians."""
         azimuth, theta = rng.uniform(0, TWO_PI, 2)
         return float(azimuth), float(np.arcsin(rng.uniform(-1, 1))), float(theta)
 
@@ -78,14 +78,14 @@ class FittedPoses:
     spread: float = FITTED_SPREAD
 
     def draw(self, rng: np.random.Generator, category: str) -> Angles:
-        """Azimuth, elevation and theta, radians."""
+        """Return azimuth, elevation and theta, in radians."""
         poses = self.of_category.get(category, self.of_all)
         azimuth, elevation, theta = poses[rng.integers(len(poses))] + np.radians(self.spread) * rng.normal(size=3)
         return float(azimuth), float(elevation), float(theta)
 
 
 def fit_poses(folder: Path) -> FittedPoses:
-    """The distribution of the annotated poses of a raw-layout or prepared folder, val and test splits left aside.
+    """Return the distribution of the annotated poses of a raw-layout or prepared folder, val and test splits left aside.
 
     Raises:
         InputError: the folder is missing, is of neither kind, or holds no usable pose outside val and test.

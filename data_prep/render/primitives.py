@@ -16,7 +16,7 @@ Point = Sequence[float] | np.ndarray
 
 
 def loft(rings: Sequence[np.ndarray] | np.ndarray, color: Color, *, gloss: float = 0.1, closed: bool = False) -> Mesh:
-    """The skin over a row of rings (n_rings, n, 3) of corresponding points, with a flat cap at either end.
+    """Return the skin over a row of rings (n_rings, n, 3) of corresponding points, with a flat cap at either end.
 
     A ring may shrink to a point. With ``closed`` the last ring joins the first and there are no caps. A cap is a fan
     about the ring's centre: end rings must be star-shaped about it.
@@ -50,7 +50,7 @@ def box(
     shift: tuple[float, float] = (0.0, 0.0),
     gloss: float = 0.1,
 ) -> Mesh:
-    """A box of ``size`` (x, y, z); its upper face scaled by ``top`` and moved by ``shift`` along x and y."""
+    """Return a box of ``size`` (x, y, z); its upper face scaled by ``top`` and moved by ``shift`` along x and y."""
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
     rings = []
     for z, scale, move in ((-0.5, (1.0, 1.0), (0.0, 0.0)), (0.5, top, shift)):
@@ -60,7 +60,7 @@ def box(
 
 
 def rounded_box(center: Point, size: Point, color: Color, *, radius: float, gloss: float = 0.1) -> Mesh:
-    """A box of ``size`` with all edges rounded by ``radius`` (made smaller where the box is thinner than that)."""
+    """Return a box of ``size`` with all edges rounded by ``radius`` (made smaller where the box is thinner than that)."""
     x, y, z = (length / 2 for length in size)
     radius = min(radius, 0.98 * x, 0.98 * y, 0.98 * z)
     turn = np.linspace(0, np.pi / 2, 4)
@@ -86,7 +86,7 @@ def cylinder(
     sides: int = 20,
     gloss: float = 0.1,
 ) -> Mesh:
-    """A cylinder, or with ``end_radius`` a cone or its frustum, from ``start`` to ``end``."""
+    """Return a cylinder, or with ``end_radius`` a cone or its frustum, from ``start`` to ``end``."""
     path = np.array([start, end], dtype=np.float64)
     return tube(path, [radius, radius if end_radius is None else end_radius], color, sides=sides, gloss=gloss)
 
@@ -94,7 +94,7 @@ def cylinder(
 def tube(
     path: np.ndarray, radius: float | Sequence[float] | np.ndarray, color: Color, *, sides: int = 10, gloss: float = 0.1
 ) -> Mesh:
-    """A round bar along ``path`` (n, 3), of one radius or one a point.
+    """Return a round bar along ``path`` (n, 3), of one radius or one a point.
 
     The cross-section is carried along without twisting, as well as a bend in one plane needs it.
     """
@@ -121,7 +121,7 @@ def lathe(
     sides: int = 24,
     gloss: float = 0.1,
 ) -> Mesh:
-    """A solid of revolution about the vertical through ``base``; ``profile`` is a row of (radius, height).
+    """Return a solid of revolution about the vertical through ``base``; ``profile`` is a row of (radius, height).
 
     A profile that goes up outside and comes down inside makes a hollow vessel.
     """
@@ -132,7 +132,7 @@ def lathe(
 
 
 def ellipsoid(center: Point, radii: Point, color: Color, *, sides: int = 20, gloss: float = 0.1) -> Mesh:
-    """An ellipsoid with half-axes ``radii`` along x, y, z."""
+    """Return an ellipsoid with half-axes ``radii`` along x, y, z."""
     tilt = np.linspace(-np.pi / 2, np.pi / 2, sides // 2 + 1)
     unit = lathe([(max(np.cos(t), 0.0), np.sin(t)) for t in tilt], color, sides=sides, gloss=gloss)
     return unit.transformed(np.diag(np.asarray(radii, dtype=np.float64)), center)
@@ -141,7 +141,7 @@ def ellipsoid(center: Point, radii: Point, color: Color, *, sides: int = 20, glo
 def prism(
     outline: Sequence[tuple[float, float]], axis: str, low: float, high: float, color: Color, *, gloss: float = 0.1
 ) -> Mesh:
-    """A flat outline, which may be concave, drawn out along ``axis`` from ``low`` to ``high``.
+    """Return a flat outline, which may be concave, drawn out along ``axis`` from ``low`` to ``high``.
 
     The outline's two coordinates are (y, z) for axis "x", (x, z) for "y" and (x, y) for "z".
     """
@@ -169,7 +169,7 @@ def prism(
 
 
 def triangulate(outline: np.ndarray) -> np.ndarray:
-    """(n - 2, 3) anticlockwise triangles of a simple polygon (n, 2), by cutting off ears.
+    """Return (n - 2, 3) anticlockwise triangles of a simple polygon (n, 2), by cutting off ears.
 
     Meisters, "Polygons have ears" (1975). Quadratic or worse, for outlines of tens of points.
 
@@ -212,7 +212,7 @@ def _signed_area(outline: np.ndarray) -> float:
 
 
 def _solid(vertices: np.ndarray, faces: np.ndarray, color: Color, gloss: float) -> Mesh:
-    """A closed mesh of one colour: faces of no area dropped, the rest turned outward by the sign of the volume."""
+    """Return a closed mesh of one colour: faces of no area dropped, the rest turned outward by the sign of the volume."""
     # rings that shrink to a point leave coinciding vertices: joined, so that normals are smooth across them
     _, first, joined = np.unique(np.round(vertices, 9) + 0.0, axis=0, return_index=True, return_inverse=True)
     vertices, faces = vertices[first], joined.reshape(-1)[faces]

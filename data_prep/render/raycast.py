@@ -14,7 +14,7 @@ from .mesh import Mesh, corner_normals, face_normals
 
 
 def require_embree() -> tuple[ModuleType, ModuleType]:
-    """embreex's modules of scenes and of meshes.
+    """Return embreex's modules of scenes and of meshes.
 
     Raises:
         InputError: it is not installed.
@@ -67,20 +67,20 @@ class RayCaster:
         meshes.TriangleMesh(self._scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
 
     def placed(self, rotation: np.ndarray, scale: float, offset: np.ndarray) -> RayCaster:
-        """The same mesh under ``x -> scale * rotation @ x + offset`` in the scene; ``rotation`` (3, 3) is proper."""
+        """Return the same mesh under ``x -> scale * rotation @ x + offset`` in the scene; ``rotation`` (3, 3) is proper."""
         other = copy.copy(self)
         other.rotation, other.scale, other.offset = np.asarray(rotation), float(scale), np.asarray(offset)
         return other
 
     def painted(self, mesh: Mesh) -> RayCaster:
-        """The same shape with the colours, gloss and skin of ``mesh``, which has the same vertices and faces."""
+        """Return the same shape with the colours, gloss and skin of ``mesh``, which has the same vertices and faces."""
         other = copy.copy(self)
         other.mesh = mesh
         other.texels = _texels(mesh)
         return other
 
     def vertices(self) -> np.ndarray:
-        """(V, 3) in the scene."""
+        """Return (V, 3) in the scene."""
         return self.scale * (self.mesh.vertices @ self.rotation.T) + self.offset
 
     def to_own_frame(self, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

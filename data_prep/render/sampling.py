@@ -39,7 +39,7 @@ class ViewDistribution:
 
 
 def object_status(visible_fraction: float) -> str:
-    """ImageNet3D's ``object_status`` for a visible fraction in [0, 1]."""
+    """Return ImageNet3D's ``object_status`` for a visible fraction in [0, 1]."""
     for status, least in STATUS_THRESHOLDS:
         if visible_fraction >= least:
             return status
@@ -55,7 +55,7 @@ def draw_image_size(rng: np.random.Generator, size: int, views: ViewDistribution
 def draw_camera(
     rng: np.random.Generator, mesh: Mesh, width: int, height: int, views: ViewDistribution, category: str = ""
 ) -> Camera:
-    """A camera that sees the mesh at the size and place that ``views`` says. Angles lie in [0, 2 pi)."""
+    """Return a camera that sees the mesh at the size and place that ``views`` says. Angles lie in [0, 2 pi)."""
     azimuth, elevation, theta = (angle % TWO_PI for angle in views.poses.draw(rng, category))
     share = rng.uniform(*views.extent)
 
@@ -85,7 +85,7 @@ def _extent(camera: Camera, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_light(rng: np.random.Generator, camera: Camera, *, varied: bool = False) -> Light:
-    """A lamp above and on the camera's side of the object, white to slightly warm or cold.
+    """Return a lamp above and on the camera's side of the object, white to slightly warm or cold.
 
     An object that lies or tumbles in the image is lit from above the camera, since it is not the world that is turned.
 
@@ -114,7 +114,7 @@ def draw_light(rng: np.random.Generator, camera: Camera, *, varied: bool = False
 
 
 def stands(camera: Camera) -> bool:
-    """Whether the object seems to stand in the image, so that its own up is the world's."""
+    """Return whether the object seems to stand in the image, so that its own up is the world's."""
     elevation, theta = ((angle + np.pi) % TWO_PI - np.pi for angle in (camera.elevation, camera.theta))
     return bool(elevation >= LEVEL[0] and elevation <= np.pi / 2 and abs(theta) <= LEVEL[1])
 
@@ -129,7 +129,7 @@ def _further_lamps(rng: np.random.Generator) -> tuple[tuple[np.ndarray, np.ndarr
 
 
 def photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) uint8 as a camera takes it: a little out of focus, exposure and white balance off, noise."""
+    """Return the image (H, W, 3) uint8 as a camera takes it: a little out of focus, exposure and white balance off, noise."""
     blurred = Image.fromarray(image).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.6)))
     gain = np.float32(rng.uniform(0.88, 1.12)) * (1 + rng.normal(0, 0.02, 3)).astype(np.float32)
     noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, 5))

@@ -45,12 +45,12 @@ class Camera:
 
     @property
     def center(self) -> np.ndarray:
-        """(3,) position in the object frame."""
+        """Return the (3,) position in the object frame."""
         return camera_center(self.azimuth, self.elevation, self.distance)
 
     @property
     def rotation(self) -> np.ndarray:
-        """(3, 3) object frame to camera frame."""
+        """Return the (3, 3) from object frame to camera frame."""
         return rotation_matrix(self.azimuth, self.elevation, self.theta)
 
     def project(self, points: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ class Light:
     more: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def seen_from(self, rotation: np.ndarray) -> Light:
-        """The light in the frame of a mesh that stands in the scene turned by ``rotation`` (3, 3)."""
+        """Return the light in the frame of a mesh that stands in the scene turned by ``rotation`` (3, 3)."""
         return replace(
             self,
             direction=np.asarray(self.direction) @ rotation,
@@ -243,12 +243,12 @@ def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
 
 
 def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
-    """sRGB values in [0, 1] to linear light (IEC 61966-2-1)."""
+    """Return sRGB values in [0, 1] as linear light (IEC 61966-2-1)."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """[0, 1] to 0 ... 255, rounded."""
+    """Return values in [0, 1] as 0 ... 255, rounded."""
     return (np.clip(image, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
 
 
@@ -279,7 +279,7 @@ class _Shader:
     pixels: float
 
     def colors(self, hits: Hits, directions: np.ndarray) -> np.ndarray:
-        """(K, 3) linear: Lambert under lamps, sky and camera lamp, with a Blinn-Phong highlight."""
+        """Return (K, 3) linear light: Lambert under lamps, sky and camera lamp, with a Blinn-Phong highlight."""
         light = self.light
         view = -directions / np.linalg.norm(directions, axis=1, keepdims=True)
         normal = _shading_normals(self.caster, hits, view)
@@ -300,7 +300,7 @@ class _Shader:
         return color + (self.caster.mesh.gloss[hits.face] * shine)[:, None] * key
 
     def _surface(self, hits: Hits, directions: np.ndarray) -> np.ndarray:
-        """(K, 3) sRGB colours of the surface itself."""
+        """Return (K, 3) sRGB colours of the surface itself."""
         plain = self.caster.mesh.colors[hits.face]
         if self.caster.mesh.skin is None:
             return plain
@@ -312,7 +312,7 @@ class _Shader:
 
 
 def _shading_normals(caster: RayCaster, hits: Hits, view: np.ndarray) -> np.ndarray:
-    """(K, 3) interpolated normals, turned towards the viewer where the mesh shows its back."""
+    """Return (K, 3) interpolated normals, turned towards the viewer where the mesh shows its back."""
     corners = caster.corner_normals[hits.face]
     second, third = hits.second[:, None], hits.third[:, None]
     normal = corners[:, 0] * (1 - second - third) + corners[:, 1] * second + corners[:, 2] * third
@@ -323,13 +323,13 @@ def _shading_normals(caster: RayCaster, hits: Hits, view: np.ndarray) -> np.ndar
 
 
 def _as_picture(per_sample: np.ndarray, camera: Camera, samples: int) -> np.ndarray:
-    """(samples^2, H * W) as (H * samples, W * samples)."""
+    """Return (samples^2, H * W) as (H * samples, W * samples)."""
     layers = per_sample.reshape(samples, samples, camera.height, camera.width)
     return layers.transpose(2, 0, 3, 1).reshape(camera.height * samples, camera.width * samples)
 
 
 def _bounding_box(mask: np.ndarray) -> np.ndarray:
-    """(4,) float64 x1, y1, x2, y2 (edges) of the true cells of a mask; zeros for an empty mask."""
+    """Return (4,) float64 x1, y1, x2, y2 (edges) of the true cells of a mask; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return np.zeros(4)

@@ -37,11 +37,11 @@ class Skin(Protocol):
         ...
 
     def texels(self, vertices: np.ndarray, faces: np.ndarray) -> np.ndarray | None:
-        """(F,) float32 texture pixels for each unit of length on a face; None for a skin without pictures."""
+        """Return (F,) float32 texture pixels for each unit of length on a face; None for a skin without pictures."""
         ...
 
     def reversed(self) -> Skin:
-        """The skin for faces whose corners are counted the other way round."""
+        """Return the skin for faces whose corners are counted the other way round."""
         ...
 
 
@@ -97,7 +97,7 @@ class PictureSkin:
         return _Levels.of(self.pictures)
 
     def _sample(self, picture: np.ndarray, uv: np.ndarray, texels: np.ndarray) -> np.ndarray:
-        """(K, 3) float32, bilinear in the level where a texture pixel is about as large as an image pixel."""
+        """Return (K, 3) float32, bilinear in the level where a texture pixel is about as large as an image pixel."""
         levels = self._levels
         level = np.log2(np.maximum(texels, 1)).astype(np.int64)
         level = np.minimum(level, levels.count[picture] - 1)
@@ -176,7 +176,7 @@ class Pattern:
     sharpness: float
 
     def at(self, position: np.ndarray) -> np.ndarray:
-        """(K, 3) float32 sRGB colours at points (K, 3) float32."""
+        """Return (K, 3) float32 sRGB colours at points (K, 3) float32."""
         if self.rings:
             frequency = np.linalg.norm(self.axis)
             along = position @ (self.axis / frequency)
@@ -219,9 +219,9 @@ class PatternSkin:
         return colors
 
     def texels(self, vertices: np.ndarray, faces: np.ndarray) -> None:
-        """None: there are no pictures."""
+        """Return None: there are no pictures."""
         return None
 
     def reversed(self) -> PatternSkin:
-        """Itself: corners play no part."""
+        """Return itself: corners play no part."""
         return self

@@ -47,11 +47,11 @@ class MeshSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What the annotations call it."""
+        """Return what the annotations call it."""
         ...
 
     def instances(self) -> list[Instance]:
-        """All instances, in a fixed order.
+        """Return all instances, in a fixed order.
 
         Raises:
             InputError: there are none, or they cannot be listed.
@@ -59,7 +59,7 @@ class MeshSource(Protocol):
         ...
 
     def mesh(self, instance: Instance) -> Mesh:
-        """The mesh of an instance in the canonical frame.
+        """Return the mesh of an instance in the canonical frame.
 
         Raises:
             MeshError: it cannot be used; the message names its file.
@@ -86,7 +86,7 @@ class ParametricSource:
     name: str = "parametric"
 
     def instances(self) -> list[Instance]:
-        """All instances, category by category, train before val."""
+        """Return all instances, category by category, train before val."""
         found = []
         for category in self.categories or tuple(BUILDERS):
             numbers = {"train": self.train_instances, "val": self.val_instances}
@@ -104,5 +104,5 @@ class ParametricSource:
         return found
 
     def mesh(self, instance: Instance) -> Mesh:
-        """The normalised mesh of an instance (see :meth:`Mesh.normalized`)."""
+        """Return the normalised mesh of an instance (see :meth:`Mesh.normalized`)."""
         return build(instance.category, np.random.default_rng([self.seed, *instance.key]))

@@ -121,7 +121,7 @@ class Studio:
         return [] if self._companion is None else [self._painted(self._companion[0], self._companion[1], rng)]
 
     def _painted(self, caster: RayCaster, groups: np.ndarray, rng: np.random.Generator) -> RayCaster:
-        """The caster in the materials that the run asks for."""
+        """Return the caster in the materials that the run asks for."""
         mesh = caster.mesh
         if self._config.materials == "random" or (self._config.materials == "own" and not mesh.painted):
             return caster.painted(random_paint(rng, mesh, groups))

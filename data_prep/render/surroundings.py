@@ -64,7 +64,7 @@ def _any_rotation(rng: np.random.Generator) -> np.ndarray:
 
 
 def _plain_solid(rng: np.random.Generator) -> Mesh:
-    """A box, ellipsoid or bar about the origin, of size about 1."""
+    """Return a box, ellipsoid or bar about the origin, of size about 1."""
     color = paint(rng)
     kind = rng.choice(["box", "ellipsoid", "bar"])
     if kind == "box":

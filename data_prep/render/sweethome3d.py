@@ -90,7 +90,7 @@ class SweetHome3DSource:
     name: str = "sweethome3d"
 
     def instances(self) -> list[Instance]:
-        """All instances by category and model, not yet split.
+        """Return all instances by category and model, not yet split.
 
         Raises:
             InputError: none of the libraries is there, or one cannot be read.
@@ -120,7 +120,7 @@ class SweetHome3DSource:
         return found
 
     def mesh(self, instance: Instance) -> Mesh:
-        """The normalised mesh of an instance.
+        """Return the normalised mesh of an instance.
 
         Raises:
             MeshError: the library does not hold the model, or it cannot be read.
@@ -145,7 +145,7 @@ class SweetHome3DSource:
 
 
 def canonical(mesh: Mesh, placement: Placement, turns: tuple[tuple[str, float], ...]) -> Mesh:
-    """A model in the canonical frame, centred, its bounding-box diagonal 1."""
+    """Return a model in the canonical frame, centred, its bounding-box diagonal 1."""
     mesh = mesh.transformed(placement.rotation)
     extent = np.ptp(mesh.vertices, axis=0)
     width, depth, height = placement.size
@@ -157,7 +157,7 @@ def canonical(mesh: Mesh, placement: Placement, turns: tuple[tuple[str, float], 
 
 
 def read_table() -> list[Entry]:
-    """The lines of sweethome3d.csv."""
+    """Return the lines of sweethome3d.csv."""
     text = resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8")
     return [
         Entry(
@@ -179,7 +179,7 @@ def _open_catalogue(path: Path) -> dict[str, Placement]:
 
 
 def _placements(library: zipfile.ZipFile) -> dict[str, Placement]:
-    """The placement of every model of a library by the path of its file."""
+    """Return the placement of every model of a library by the path of its file."""
     rows: dict[str, dict[str, str]] = {}
     for field, number, value in _properties(library.read(CATALOGUE).decode("latin-1")):
         rows.setdefault(number, {})[field] = value
@@ -194,7 +194,7 @@ def _placements(library: zipfile.ZipFile) -> dict[str, Placement]:
 
 
 def _properties(text: str) -> Iterator[tuple[str, str, str]]:
-    """(field, number, value) of the lines ``field#number=value``."""
+    """Return (field, number, value) of the lines ``field#number=value``."""
     for line in text.splitlines():
         match = _PROPERTY.fullmatch(line.strip())
         if match:

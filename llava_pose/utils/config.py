@@ -296,13 +296,18 @@ def _validated(value: Any, hint: Any, where: str) -> Any:
         raise InputError(f"{where} holds a NUL character, which no path or name can; mend it")
     if isinstance(value, bool) and not _is_boolean(hint):  # which is a number to Python, and no word's to YAML's
         raise InputError(f"{where} must not be {value} (YAML reads yes, no, on and off so; put a word in quotes)")
+    _require_64_bits(value, where)
     try:
         valid = _adapter(hint).validate_python(value)
     except ValidationError as error:
         raise InputError(f"{where} {_complaint(error, hint)}, not {_shown(value)}") from error
-    if isinstance(valid, int) and not -(2**63) <= valid < 2**63:  # no numpy or torch integer holds it
-        raise InputError(f"{where} must be a number of 64 bits, not {_shown(valid)}")
+    _require_64_bits(valid, where)
     return valid
+
+
+def _require_64_bits(value: Any, where: str) -> None:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # no numpy or torch integer holds it
+        raise InputError(f"{where} must be a number of 64 bits, not {_shown(value)}")
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from .palette import BLACK, DARK, GLASS, Color, chance, darker, gray, paint, uni
 
 
 def _screen_picture(rng: np.random.Generator, width: float, height: float) -> Mesh:
-    """A lit screen in the plane y = 0, facing -y, centred: a ground colour and a few windows on it."""
+    """Return a lit screen in the plane y = 0, facing -y, centred: a ground colour and a few windows on it."""
     ground = (
         (uniform(rng, 0.2, 0.6), uniform(rng, 0.4, 0.8), uniform(rng, 0.7, 1.0)) if chance(rng, 0.7) else paint(rng)
     )
@@ -73,7 +73,7 @@ def laptop(rng: np.random.Generator) -> Mesh:
 
 
 def camera(rng: np.random.Generator) -> Mesh:
-    """A still camera: lens towards -y, grip on the photographer's right (-x), screen behind."""
+    """Return a still camera: lens towards -y, grip on the photographer's right (-x), screen behind."""
     width, height, depth = uniform(rng, 11, 14), uniform(rng, 6.5, 9), uniform(rng, 3, 5)
     body = gray(rng, 0.06, 0.25) if chance(rng, 0.5) else paint(rng)
     trim = gray(rng, 0.55, 0.85) if chance(rng, 0.4) else darker(body, 0.7)
@@ -135,7 +135,7 @@ def camera(rng: np.random.Generator) -> Mesh:
 
 
 def tvmonitor(rng: np.random.Generator) -> Mesh:
-    """A flat screen on a foot, or an old deep set; lit screen in front, vents behind."""
+    """Return a flat screen on a foot, or an old deep set; lit screen in front, vents behind."""
     width = uniform(rng, 45, 75)
     height = width * uniform(rng, 0.55, 0.78)
     case: Color = gray(rng, 0.05, 0.3) if chance(rng, 0.6) else gray(rng, 0.6, 0.85)

@@ -10,7 +10,7 @@ from .palette import WHITE, Color, chance, darker, gray, paint, pale, uniform
 
 
 def _handle(x: float, low: float, high: float, reach: float, thickness: float, color: Color) -> Mesh:
-    """A D-shaped handle from (x, 0, low) out along +x to (x, 0, high)."""
+    """Return a D-shaped handle from (x, 0, low) out along +x to (x, 0, high)."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, 12)
     middle, half = (low + high) / 2, (high - low) / 2
     path = np.column_stack([x + reach * np.cos(angles), np.zeros(12), middle + half * np.sin(angles)])
@@ -18,7 +18,7 @@ def _handle(x: float, low: float, high: float, reach: float, thickness: float, c
 
 
 def cup(rng: np.random.Generator) -> Mesh:
-    """A mug or tea cup with its handle towards +x, filled, with or without bands and saucer."""
+    """Return a mug or tea cup with its handle towards +x, filled, with or without bands and saucer."""
     mug = chance(rng, 0.6)
     height = uniform(rng, 8.5, 11) if mug else uniform(rng, 5.5, 7)
     rim = uniform(rng, 3.8, 4.6) if mug else uniform(rng, 4.4, 5.2)
@@ -93,7 +93,7 @@ def _drink(rng: np.random.Generator) -> Color:
 
 
 def teapot(rng: np.random.Generator) -> Mesh:
-    """A round or tall pot with its spout towards +x, its handle towards -x, and a lid with a knob."""
+    """Return a round or tall pot with its spout towards +x, its handle towards -x, and a lid with a knob."""
     radius = uniform(rng, 6, 8)
     height = radius * uniform(rng, 1.3, 2.2)
     china = paint(rng)
@@ -157,7 +157,7 @@ def teapot(rng: np.random.Generator) -> Mesh:
 def _oval_stack(
     half_x: float, half_y: float, levels: list[tuple[float, float, float]], color: Color, *, closed: bool = False
 ) -> Mesh:
-    """A solid whose level sections are ovals: ``levels`` are (height, scale, shift along y). ``closed`` makes a ring."""
+    """Return a solid whose level sections are ovals: ``levels`` are (height, scale, shift along y). ``closed`` makes a ring."""
     angles = np.arange(24) * 2 * np.pi / 24
     oval = np.column_stack([np.cos(angles) * half_x, np.sin(angles) * half_y])
     return loft(
@@ -169,7 +169,7 @@ def _oval_stack(
 
 
 def toilet(rng: np.random.Generator) -> Mesh:
-    """A bowl with a seat, its lid up or down, before a cistern."""
+    """Return a bowl with a seat, its lid up or down, before a cistern."""
     width, bowl_length = uniform(rng, 0.36, 0.42), uniform(rng, 0.48, 0.56)
     rim = uniform(rng, 0.38, 0.44)
     china = WHITE if chance(rng, 0.6) else pale(rng)

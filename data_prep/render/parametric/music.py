@@ -11,7 +11,7 @@ from .palette import BLACK, DARK, WHITE, chance, darker, gray, paint, uniform, w
 
 
 def piano(rng: np.random.Generator) -> Mesh:
-    """An upright piano: keys towards -y, music desk above them, three pedals below."""
+    """Return an upright piano: keys towards -y, music desk above them, three pedals below."""
     width, depth, height = uniform(rng, 1.4, 1.55), uniform(rng, 0.3, 0.36), uniform(rng, 1.05, 1.3)
     case = BLACK if chance(rng, 0.35) else WHITE if chance(rng, 0.15) else wood(rng)
     keys_z, shelf = uniform(rng, 0.62, 0.7), uniform(rng, 0.26, 0.32)

@@ -21,7 +21,7 @@ TAIL_LIGHT: Color = (0.85, 0.05, 0.05)
 
 
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number in [low, high)."""
+    """Return a number in [low, high)."""
     return float(rng.uniform(low, high))
 
 
@@ -31,36 +31,36 @@ def chance(rng: np.random.Generator, probability: float) -> bool:
 
 
 def paint(rng: np.random.Generator) -> Color:
-    """A colour of lacquer or cloth: any hue, or now and then near white, grey or near black."""
+    """Return a colour of lacquer or cloth: any hue, or now and then near white, grey or near black."""
     if chance(rng, 0.25):
         return gray(rng, 0.15, 0.92)
     return colorsys.hsv_to_rgb(uniform(rng, 0, 1), uniform(rng, 0.35, 0.9), uniform(rng, 0.4, 0.95))
 
 
 def pale(rng: np.random.Generator) -> Color:
-    """A light colour."""
+    """Return a light colour."""
     return colorsys.hsv_to_rgb(uniform(rng, 0, 1), uniform(rng, 0.0, 0.3), uniform(rng, 0.8, 0.97))
 
 
 def gray(rng: np.random.Generator, low: float, high: float) -> Color:
-    """A grey of the given sRGB range, very slightly tinted."""
+    """Return a grey of the given sRGB range, very slightly tinted."""
     value = uniform(rng, low, high)
     return tuple(float(np.clip(value + uniform(rng, -0.02, 0.02), 0, 1)) for _ in range(3))  # type: ignore[return-value]
 
 
 def wood(rng: np.random.Generator) -> Color:
-    """A colour of wood, from maple to wenge."""
+    """Return a colour of wood, from maple to wenge."""
     return colorsys.hsv_to_rgb(uniform(rng, 0.05, 0.11), uniform(rng, 0.4, 0.75), uniform(rng, 0.25, 0.8))
 
 
 def darker(color: Sequence[float], factor: float = 0.6) -> Color:
-    """The colour, its values multiplied by ``factor``."""
+    """Return the colour, its values multiplied by ``factor``."""
     red, green, blue = (float(np.clip(value * factor, 0, 1)) for value in color)
     return red, green, blue
 
 
 def wheel(x: float, y: float, radius: float, width: float, hub: Color, z: float | None = None) -> Mesh:
-    """A wheel whose axle runs along x: a tyre and a hub that shows on both sides. It stands on z = 0 by default."""
+    """Return a wheel whose axle runs along x: a tyre and a hub that shows on both sides. It stands on z = 0 by default."""
     z = radius if z is None else z
     return join(
         [

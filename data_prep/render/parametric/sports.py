@@ -10,7 +10,7 @@ from .palette import BLACK, DARK, Color, chance, darker, gray, paint, uniform, w
 
 
 def skate(rng: np.random.Generator) -> Mesh:
-    """An inline skate: toe towards -y, brake behind the last wheel."""
+    """Return an inline skate: toe towards -y, brake behind the last wheel."""
     length, width = uniform(rng, 27, 31), uniform(rng, 9, 11)
     radius = uniform(rng, 3.4, 4.2)
     sole = radius * 2 + uniform(rng, 1.5, 3)
@@ -33,7 +33,7 @@ def skate(rng: np.random.Generator) -> Mesh:
 
 
 def _boot(length: float, width: float, sole: float, cuff: float, color: Color) -> Mesh:
-    """The shell: cross-sections from toe to heel."""
+    """Return the shell: cross-sections from toe to heel."""
     stations = np.array([-0.5, -0.46, -0.36, -0.2, -0.05, 0.2, 0.42, 0.5]) * length
     widths = np.array([0.35, 0.7, 0.95, 1.0, 0.9, 0.85, 0.8, 0.5]) * width / 2
     heights = np.array([0.1, 0.2, 0.28, 0.36, 0.5, 0.55, 0.5, 0.4]) * (cuff - sole)
@@ -53,7 +53,7 @@ def _boot(length: float, width: float, sole: float, cuff: float, color: Color) -
 
 
 def _cuff(length: float, width: float, sole: float, cuff: float, color: Color) -> Mesh:
-    """The shaft round the ankle, leaning forward a little."""
+    """Return the shaft round the ankle, leaning forward a little."""
     angles = np.arange(18) * 2 * np.pi / 18
     rings = []
     for share, scale, y in ((0.2, 0.95, 0.17), (0.5, 0.85, 0.2), (0.8, 0.92, 0.17), (1.0, 1.0, 0.15)):
@@ -67,7 +67,7 @@ def _cuff(length: float, width: float, sole: float, cuff: float, color: Color) -
 
 
 def treadmill(rng: np.random.Generator) -> Mesh:
-    """A running belt with uprights, handrails and a lit console at its front end (-y)."""
+    """Return a running belt with uprights, handrails and a lit console at its front end (-y)."""
     length, width = uniform(rng, 150, 180), uniform(rng, 65, 80)
     deck, height = uniform(rng, 14, 22), uniform(rng, 120, 145)
     frame, accent = gray(rng, 0.1, 0.8), paint(rng)

@@ -121,7 +121,7 @@ def _car_rear(rear: float, width: float, belt: float, clearance: float, body: Co
 
 
 def bus(rng: np.random.Generator) -> Mesh:
-    """A city bus or coach: rows of windows, a tall windscreen with the destination above it, red lights behind."""
+    """Return a city bus or coach: rows of windows, a tall windscreen with the destination above it, red lights behind."""
     length, width, height = uniform(rng, 8.5, 12.0), uniform(rng, 2.4, 2.6), uniform(rng, 2.8, 3.3)
     floor = 0.35
     body, trim = paint(rng), paint(rng)
@@ -155,7 +155,7 @@ def bus(rng: np.random.Generator) -> Mesh:
 
 
 def aeroplane(rng: np.random.Generator) -> Mesh:
-    """An airliner with jets under the wings or a light aircraft with a propeller at the nose."""
+    """Return an airliner with jets under the wings or a light aircraft with a propeller at the nose."""
     airliner = chance(rng, 0.6)
     length = uniform(rng, 32, 42) if airliner else uniform(rng, 7.5, 9.5)
     radius = length * (uniform(rng, 0.05, 0.06) if airliner else uniform(rng, 0.065, 0.085))
@@ -244,7 +244,7 @@ def _fin(
     thick: tuple[float, float, float],
     color: Color,
 ) -> Mesh:
-    """A wing from the root's leading edge to the tip's, with chords along +y; ``thick`` is half its thickness, a vector."""
+    """Return a wing from the root's leading edge to the tip's, with chords along +y; ``thick`` is half its thickness."""
     section = np.array([(0.0, 0.0), (0.25, 1.0), (1.0, 0.05), (1.0, -0.05), (0.25, -1.0)])
     rings = [
         np.array(edge) + section[:, :1] * np.array([0.0, chord, 0.0]) + section[:, 1:] * np.array(thick) * share

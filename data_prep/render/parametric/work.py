@@ -10,7 +10,7 @@ from .palette import BLACK, DARK, Color, chance, darker, gray, paint, uniform, w
 
 
 def hammer(rng: np.random.Generator) -> Mesh:
-    """A claw hammer, handle down: striking face towards +x, claws towards -x."""
+    """Return a claw hammer, handle down: striking face towards +x, claws towards -x."""
     length = uniform(rng, 24, 32)
     head = uniform(rng, 2.2, 2.9)
     steel = gray(rng, 0.25, 0.7)
@@ -55,12 +55,12 @@ def _claw(rng: np.random.Generator, z: float, head: float, color: Color) -> Mesh
 
 
 def _both_ways(part: Mesh) -> Mesh:
-    """A part and its mirror image in the plane y = 0."""
+    """Return a part and its mirror image in the plane y = 0."""
     return join([part, part.transformed(np.diag([1.0, -1.0, 1.0]))])
 
 
 def power_drill(rng: np.random.Generator) -> Mesh:
-    """A cordless drill: bit towards -y, grip and battery below, motor behind."""
+    """Return a cordless drill: bit towards -y, grip and battery below, motor behind."""
     radius, length = uniform(rng, 2.8, 3.4), uniform(rng, 14, 18)
     body, dark = paint(rng), gray(rng, 0.08, 0.2)
     grip_length = uniform(rng, 9, 12)
