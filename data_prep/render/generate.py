@@ -8,7 +8,6 @@ reason in meshes.jsonl.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from data_prep.pool import map_processes
 from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
+from llava_pose.data.records import write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.utils.config import command
@@ -193,7 +193,7 @@ def _write_meshes(path: Path, instances: Sequence[Instance], unusable: dict[str,
         }
         for instance in instances
     ]
-    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_jsonl(path, lines)
 
 
 def _write_lists(layout: RawLayout, instances: Sequence[Instance], usable: Sequence[Instance], views: int) -> None:
