@@ -104,7 +104,7 @@ def test_captions_are_not_written_over_notes(workspace, tmp_path: Path) -> None:
     [
         ("score", "a.json", "--out", "a.json"),
         ("tables", "a.json", "b.jsonl", "--table", "1", "--out", "a.md"),
-        ("inspect", "diff", "a.jsonl", "b.jsonl", "--out", "a.jsonl"),
+        ("inspect", "page", "a.jsonl", "--out", "a.jsonl"),
         ("inspect", "page", "b.jsonl", "--out", "link.html"),
         ("instruct", "--data", ".", "--captions", "a.jsonl", "--out", "a.jsonl"),
     ],

@@ -19,7 +19,7 @@ from tests.hostile.every_command import run, shown
 # words of a command -> its module; the rooms of inspect are commands of their own
 COMMANDS = {
     **{(name,): module for name, (module, _) in cli.COMMANDS.items() if name != "inspect"},
-    **{("inspect", room): module for room, module in ROOMS.items()},
+    **{("inspect", room): "data_prep.inspect.command" for room in ROOMS},
 }
 # one of each way to a config class: what is the file's own fault is found before a field is looked at
 SOME = [("prepare",), ("train",), ("joint",), ("inspect", "stats")]
@@ -29,13 +29,11 @@ OF_ALL = ("Latin-1", "a list at the top", "a field twice", "deep nesting", "a bo
 def config_class(words: tuple[str, ...]) -> Any:
     """The dataclass that ``command(…)`` of its module was given: the one of the last name ending in Config there."""
     module = import_module(COMMANDS[words])
-    if words[0] == "inspect":
-        return module.SUBCOMMAND.config_class
     if words == ("train",):  # which fills three, of which this is the largest
         return PoseTrainingArguments
     return next(
         cell.cell_contents
-        for cell in module.main.__closure__
+        for cell in (ROOMS[words[1]] if words[0] == "inspect" else module.main).__closure__
         if dataclasses.is_dataclass(cell.cell_contents) and isinstance(cell.cell_contents, type)
     )
 
