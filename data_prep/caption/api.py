@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.caption.check import ModelCaption, read_answer
+from data_prep.caption.check import Mismatch, ModelCaption, read_answer
 from data_prep.caption.lines import FAILED, OK, CaptionLine
 from data_prep.caption.prompt import first_messages
-from data_prep.questions.base import Mismatch
 from data_prep.scene.scenes import Scene
 from llava_pose.utils.openai_client import BadAnswer, Endpoint, ServedModel
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from data_prep.questions.base import Mismatch, expect
 from data_prep.scene.scenes import category_of
 from llava_pose.data.conversation import POSE_TOKEN
 from llava_pose.data.records import ObjectRecord
@@ -27,6 +26,16 @@ from llava_pose.pose.categories import Category
 
 MOST_WORDS = 150
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control signs, halves of letters, and ends of lines and paragraphs
+
+
+class Mismatch(Exception):
+    """A caption that breaks a rule or does not fit the records; the message says why, in words that a model may be sent."""
+
+
+def expect(condition: object, reason: str) -> None:
+    """Raise :class:`Mismatch` unless a condition holds."""
+    if not condition:
+        raise Mismatch(reason)
 
 
 def _words(text: str) -> frozenset[str]:

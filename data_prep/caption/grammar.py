@@ -11,7 +11,8 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from data_prep.questions.base import Mismatch, expect, listing, sentence
+from data_prep.caption.check import Mismatch, expect
+from data_prep.questions.base import listing, sentence
 from data_prep.scene import relations
 from data_prep.scene.facts import ALL_ASPECTS
 from data_prep.scene.scenes import Scene, category_of, centre, noun

@@ -23,10 +23,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.caption.check import Mismatch
 from data_prep.caption.lines import CaptionLine, read_captions
-from data_prep.instruct.rederive import rederive
 from data_prep.instruct.report import InstructReport, report_path
-from data_prep.questions.base import Asking, Balance, Kind, Mismatch, Told, Turn
+from data_prep.questions.base import Asking, Balance, Kind, Told, Turn
 from data_prep.questions.kinds import KIND_NAMES, make_kinds
 from data_prep.scene.scenes import Scene, category_of, make_scenes
 from llava_pose.data.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
@@ -114,12 +114,9 @@ class InstructResult:
 def instruct(config: InstructConfig) -> InstructResult:
     """Write the conversations for one split as a JSON array, whole or not at all, and a report of them beside it.
 
-    Every conversation is held against the records again (``data_prep.instruct.rederive``) before it is written.
-
     Raises:
-        InputError: the prepared folder is missing or unusable, ``out`` cannot be written, or an answer that was made disagrees
-            with the records: a caption of ``captions``, or a fault of this program. Also where records or their images
-            cannot be used: the others have been written then.
+        InputError: the prepared folder is missing or unusable, or ``out`` cannot be written. Also where records, their images
+            or captions of ``captions`` cannot be used: the others have been written then.
     """
     data = require(config.data, "--data")
     out = Path(require(config.out, "--out"))
@@ -147,9 +144,9 @@ def instruct(config: InstructConfig) -> InstructResult:
 
     def counted() -> Iterator[dict[str, Any]]:
         for record in tqdm(writer.order, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
-            hands, samples = _true_samples(writer, record)
+            hands = writer.hands(record)
             report.add_object(record, writer.drawn, hands)
-            for sample in samples:
+            for sample in writer.samples(record, hands):
                 report.add_sample(sample)
                 yield sample
 
@@ -168,8 +165,10 @@ def instruct(config: InstructConfig) -> InstructResult:
         prepared,
         out,
     )
+    what = "objects or captions" if writer.faults else "objects"
+    faults += writer.faults.values()
     if faults:
-        raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and are in no conversation")
+        raise left_out(faults, f"{out}: {len(faults)} {what} cannot be used and are in no conversation")
     return result
 
 
@@ -203,31 +202,6 @@ def _is_usable(record: ObjectRecord, folder: Path, faults: list[InputError]) -> 
     return True
 
 
-def _true_samples(writer: SampleWriter, record: ObjectRecord) -> tuple[list[list[Turn]], list[dict[str, Any]]]:
-    """The turns about an object and their samples, each held against the records.
-
-    Raises:
-        InputError: an answer disagrees with them.
-    """
-    config = writer.config
-    asked: Sequence[str] = ["caption"]  # the one kind that may find a fault before there is a sample
-    try:
-        hands = writer.hands(record)
-        samples = writer.samples(record, hands)
-        for sample in samples:
-            asked = sample["kinds"]
-            rederive(sample, record, writer.scenes[record.id], config.split, writer.kinds)
-    except Mismatch as error:
-        remedy = "report it as a fault of instruct"
-        if config.captions is not None and "caption" in asked:
-            remedy = f"mend the caption of {config.split}/{record.file_name} in {config.captions}"
-        raise InputError(
-            f"--out {config.out}: not written, since an answer disagrees with the records: {error} "
-            f"(asked: {', '.join(asked)}); {remedy}, or leave that kind out of --kinds"
-        ) from error
-    return hands, samples
-
-
 def make_samples(record: ObjectRecord, config: InstructConfig) -> list[dict[str, Any]]:
     """The training samples for one object that is alone in its picture; see :class:`SampleWriter`."""
     writer = SampleWriter(config, [record], None)
@@ -250,6 +224,7 @@ class SampleWriter:
         self.scenes: dict[str, Scene] = make_scenes(records)
         self.kinds: dict[str, Kind] = make_kinds(captions)
         self.drawn: list[str] = []  # the kinds that were drawn for the latest object
+        self.faults: dict[str, InputError] = {}  # picture -> what is wrong with its caption of the file
         self._balance = Balance()
         self._angles: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
         for record in sorted(records, key=lambda record: record.id):
@@ -277,7 +252,10 @@ class SampleWriter:
         try:
             return self.kinds[kind].ask(asking)
         except Mismatch as error:
-            raise Mismatch(f"sample about {asking.record.id!r}: question ({kind}): {error}") from error
+            picture = f"{self.config.split}/{asking.record.file_name}"
+            what = f"{self.config.captions}: the caption of {picture} is left out: {error}; mend it, or write it anew"
+            self.faults[picture] = InputError(what)
+            return None
 
     def samples(self, record: ObjectRecord, hands: Sequence[Sequence[Turn]]) -> list[dict[str, Any]]:
         image = f"{self.config.split}/{record.file_name}"

@@ -11,17 +11,16 @@ A box in a text is ``[x1, y1, x2, y2]`` as shares of the picture's width and hei
 from __future__ import annotations
 
 import logging
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llava_pose.data.conversation import object_words
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
-from llava_pose.pose.geometry import crop_principal, flip_pose
+from llava_pose.pose.geometry import crop_principal
 
 logger = logging.getLogger(__name__)
 _SEEN_WHOLE = 0.85  # share of a neighbour's box inside the picture, from which it may be asked about
@@ -29,9 +28,6 @@ _SAME_VIEWPORT = 1e-6  # relative; a sample has one viewport for all its poses
 _APART = 0.15  # of the width: two box centres that are called left and right
 _SMALLEST_BOX = 0.03  # of either side: two decimals tell no less
 _DECIMALS = 9  # of what is compared with an edge, so that a mirrored picture falls on the same side of it
-BOX_TOLERANCE = 0.0051  # two decimals, rounded
-
-_BOX = re.compile(r"\[(\d\.\d\d), (\d\.\d\d), (\d\.\d\d), (\d\.\d\d)\]")
 _IN_BOX = " in the box "
 
 Box = tuple[float, float, float, float]
@@ -59,12 +55,6 @@ def box_text(record: ObjectRecord) -> str:
     return f"[{', '.join(f'{value:.2f}' for value in shares(record))}]"
 
 
-def parse_box(text: str) -> Box | None:
-    """The numbers of a box, or None if the whole text is none."""
-    match = _BOX.fullmatch(text)
-    return None if match is None else tuple(map(float, match.groups()))  # type: ignore[return-value]
-
-
 def has_clear_box(record: ObjectRecord) -> bool:
     """Whether two decimals point at it."""
     x1, y1, x2, y2 = shares(record)
@@ -79,13 +69,11 @@ class Scene:
         objects: by id; each with pose, box and viewport in this picture's pixels.
         bystanders: seen in part, or with a camera of another viewport.
         owners: ids of the objects whose records name the picture: one for a crop, which is about this object.
-        is_mirrored: whether it was made by :meth:`mirrored`.
     """
 
     objects: tuple[ObjectRecord, ...]
     bystanders: tuple[ObjectRecord, ...]
     owners: tuple[str, ...]
-    is_mirrored: bool = False
 
     @cached_property
     def by_id(self) -> Mapping[str, ObjectRecord]:
@@ -128,47 +116,6 @@ class Scene:
         """Whether the record's box points at it and not as well at another object."""
         others = (other for other in (*self.objects, *self.bystanders) if other.id != record.id)
         return has_clear_box(record) and all(_overlap(shares(record), shares(other)) < 0.7 for other in others)
-
-    def resolve(self, phrase: str) -> ObjectRecord | None:
-        """The object that a phrase (without "the") points at, or None."""
-        name, _, box = phrase.partition(_IN_BOX)
-        if box:
-            found = self.in_box(box)
-            return found if found is not None and noun(found) == name else None
-        return next((record for record in self.objects if phrase in self.references[record.id]), None)
-
-    def in_box(self, text: str) -> ObjectRecord | None:
-        """The object whose box the text gives, or None."""
-        box = parse_box(text)
-        if box is None:
-            return None
-        return next((record for record in self.objects if self.is_clear(record) and same_box(record, box)), None)
-
-    def mirrored(self) -> Scene:
-        """The scene of the horizontally flipped picture (poses are right for what mirrors about x only)."""
-        return replace(
-            self,
-            objects=tuple(map(mirrored_record, self.objects)),
-            bystanders=tuple(map(mirrored_record, self.bystanders)),
-            is_mirrored=not self.is_mirrored,
-        )
-
-
-def same_box(record: ObjectRecord, box: Sequence[float]) -> bool:
-    return all(abs(a - b) <= BOX_TOLERANCE for a, b in zip(shares(record), box, strict=True))
-
-
-def mirrored_pose(pose: Pose, width: float) -> Pose:
-    """As training mirrors a pose."""
-    px = 0.0 if pose.px is None else pose.px
-    azimuth, elevation, theta, px = (float(x) for x in flip_pose(*pose.angles, px, width))
-    return replace(pose, azimuth=azimuth, elevation=elevation, theta=theta, px=None if pose.px is None else px)
-
-
-def mirrored_record(record: ObjectRecord) -> ObjectRecord:
-    x1, y1, x2, y2 = record.bbox
-    box = (record.width - x2, y1, record.width - x1, y2)
-    return replace(record, pose=mirrored_pose(record.pose, record.width), bbox=box)
 
 
 def make_scenes(records: Iterable[ObjectRecord]) -> dict[str, Scene]:
