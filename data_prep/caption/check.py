@@ -23,12 +23,13 @@ from llava_pose.data.conversation import POSE_TOKEN
 from llava_pose.data.records import ObjectRecord
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
+from llava_pose.utils.openai_client import BadAnswer
 
 MOST_WORDS = 150
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control signs, halves of letters, and ends of lines and paragraphs
 
 
-class Mismatch(Exception):
+class Mismatch(BadAnswer):
     """A caption that breaks a rule or does not fit the records; the message says why, in words that a model may be sent."""
 
 
