@@ -66,7 +66,7 @@ class CaptionConfig(ServerOptions):
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """The file, and how many of its captions are usable and how many failed."""
+    """The file that was written, and how many of its captions are usable and how many failed."""
 
     path: Path
     ok: int
@@ -104,7 +104,7 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
 
 
 def _pictures(prepared: Path, split: str, faults: list[InputError]) -> dict[str, Scene]:
-    """Picture, relative to the prepared folder -> scene, in the order of the records; what cannot be used is in ``faults``."""
+    """Return the scene of each picture, by its path below the prepared folder; what cannot be used goes to ``faults``."""
     records = read_records(prepared, split, faults=faults)
     if not records and not faults:
         raise InputError(f"{prepared / split / METADATA_FILE}: there is no record in it; run llava-pose prepare")
@@ -134,7 +134,7 @@ def _earlier_lines(out: Path, config: CaptionConfig) -> dict[str, CaptionLine]:
 
 
 def _settings(config: CaptionConfig) -> dict[str, Any]:
-    """What one file's captions have in common; several splits may share a file."""
+    """Return what all captions of one file have in common; several splits may share a file."""
     if config.model is None:
         return {"writer": GRAMMAR, "seed": config.seed}
     return {"writer": config.model, "temperature": config.temperature, "send_images": config.send_images}
@@ -194,13 +194,13 @@ def _line(image: str, reply: Reply[ModelCaption], config: CaptionConfig) -> Capt
 
 
 def grammar_line(image: str, scene: Scene, seed: int) -> CaptionLine:
-    """The grammar's caption of one picture: the same for the same seed and name, whatever other pictures there are."""
+    """Write the grammar's caption of one picture: the same for the same seed and name, whatever other pictures there are."""
     text, objects = scene_caption(scene, random.Random(f"{seed}:{image}"))
     return CaptionLine(image, OK, text, tuple(record.id for record in objects), GRAMMAR)
 
 
 def _put_in_order(out: Path, known: dict[str, CaptionLine]) -> None:
-    """Several requests at a time end in any order; the finished file does not show it."""
+    """Sort the finished file by picture, since several requests at a time end in any order."""
     write_jsonl(out, (known[image].to_dict() for image in sorted(known)))
 
 

@@ -1,4 +1,4 @@
-"""What is known of one object, conversation, caption or prediction, whichever stage wrote it."""
+"""One object, conversation, caption or prediction, whichever stage wrote it."""
 
 from __future__ import annotations
 

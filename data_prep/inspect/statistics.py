@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: counts, angles, boxes, what is missing, what is there twice. Plain JSON types."""
+"""The content of a dataset in numbers of plain JSON types: counts, angles, boxes, what is missing or there twice."""
 
 from __future__ import annotations
 

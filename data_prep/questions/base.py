@@ -17,7 +17,7 @@ CATEGORY = "category"
 
 @dataclass(frozen=True)
 class Told:
-    """What the words of a turn tell of an object: CATEGORY or an aspect of its pose (``data_prep.scene.facts``)."""
+    """Something that the words of a turn tell of an object: CATEGORY or an aspect of its pose (``data_prep.scene.facts``)."""
 
     record: str
     aspect: str
@@ -70,7 +70,7 @@ class Balance:
     letters: Counter[tuple[str, int, str]] = field(default_factory=Counter)
 
     def lead(self, topic: str, answer: str, other: str) -> int:
-        """How much oftener ``answer`` was right than ``other``, where both were offered."""
+        """Return how much oftener ``answer`` was right than ``other``, where both were offered."""
         return self.wins[topic, answer, other] - self.wins[topic, other, answer]
 
     def allows(self, topic: str, answer: str, other: str) -> bool:
@@ -81,7 +81,7 @@ class Balance:
             self.wins[topic, answer, other] += 1
 
     def next_letter(self, kind: str, options: int, rng: random.Random) -> str:
-        """The letter for the right one of so many options, counted."""
+        """Choose the letter for the right one of so many options, and count it."""
         letters = rng.sample(LETTERS[:options], options)
         letter = min(letters, key=lambda letter: self.letters[kind, options, letter])
         self.letters[kind, options, letter] += 1
@@ -136,16 +136,16 @@ class Kind(Protocol):
     rank: int
 
     def applies(self, scene: Scene, record: ObjectRecord) -> bool:
-        """Whether it can be asked about the object at all."""
+        """Return whether it can be asked about the object at all."""
         ...
 
     def ask(self, asking: Asking) -> Turn | None:
-        """A turn; None where balance, or too close a truth, leaves nothing to ask."""
+        """Ask, and return the turn; None where balance, or too close a truth, leaves nothing to ask."""
         ...
 
 
 def sentence(text: str) -> str:
-    """With a capital."""
+    """Return a text with a capital."""
     return text[:1].upper() + text[1:]
 
 
@@ -154,5 +154,5 @@ def told(records: Iterable[ObjectRecord], *aspects: str) -> frozenset[Told]:
 
 
 def listing(parts: Sequence[str], last: str = "and") -> str:
-    """ "a, b and c"."""
+    """Join parts to "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"

@@ -21,7 +21,7 @@ _MOST_AT_ONCE = 4
 
 
 class BoxKind:
-    """The pose of a named object in a box."""
+    """Asks for the pose of a named object in a box."""
 
     name, balanced, rank = "box", False, 2
     questions = (
@@ -50,7 +50,7 @@ class BoxKind:
 
 
 class BoxJointKind:
-    """What is in a box, and what is its pose; open or with a closed list."""
+    """Asks what is in a box, and for its pose; open or with a closed list."""
 
     name, balanced, rank = "box_joint", True, 0
     questions = (
@@ -86,7 +86,7 @@ class BoxJointKind:
 
 
 class LocateKind:
-    """Where is a named object (its box is the answer), and what is its pose?"""
+    """Asks where a named object is (its box is the answer), and for its pose."""
 
     name, balanced, rank = "locate", False, 2
     questions = (
@@ -117,7 +117,7 @@ class LocateKind:
 
 
 class SeveralKind:
-    """The poses of several named objects of one picture, in the order of the question."""
+    """Asks for the poses of several named objects of one picture, in the order of the question."""
 
     name, balanced, rank = "several", False, 2
     questions = (

@@ -26,7 +26,7 @@ HANDED = re.compile(
 
 
 class CaptionKind:
-    """A caption with the pose of each object that it names; of a picture with several objects once only.
+    """Asks for a caption with the pose of each object that it names; of a picture with several objects once only.
 
     Args:
         captions: picture (relative to its split) -> line; without it, the grammar writes.

@@ -33,12 +33,12 @@ _ASPECTS = tuple(sorted(ALL_ASPECTS))
 
 
 def rotation_error(a: Pose, b: Pose, category: Category) -> float:
-    """Radians between two poses, symmetries of the category allowed for."""
+    """Return the radians between two poses, the symmetries of the category allowed for."""
     return float(symmetric_pose_error(np.array(a.angles), np.array(b.angles), *category.symmetry_group))
 
 
 class VerifyKind:
-    """Is the object at this pose? If not, the answer gives the true one."""
+    """Asks whether the object is at a pose; if not, the answer gives the true one."""
 
     name, balanced, rank = "verify", True, 5
     questions = (
@@ -76,7 +76,7 @@ class VerifyKind:
 
     @staticmethod
     def _wrong_pose(asking: Asking) -> Pose | None:
-        """The angles of another object of the category, if there is one turned otherwise: a wrong pose must not be told from
+        """Take the angles of another object of the category, if one is turned otherwise: a wrong pose must not be told from
         a true one by being an unlikely one. Else the true angles, turned about the vertical."""
         record, rng = asking.record, asking.rng
         category = category_of(record)
@@ -92,7 +92,7 @@ class VerifyKind:
 
 
 class WhichKind:
-    """Which object of the picture is at this pose?"""
+    """Asks which object of the picture is at a pose."""
 
     name, balanced, rank = "which", False, 5
     questions = (
@@ -126,7 +126,7 @@ class WhichKind:
 
 
 class GivenKind:
-    """What would be seen of an object at a pose that is not the picture's: yes or no, or multiple choice."""
+    """Asks what would be seen of an object at a pose that is not the picture's: yes or no, or multiple choice."""
 
     name, balanced, rank = "given", True, 5
     prefix = "Suppose that {an_object} were at {pose}. "

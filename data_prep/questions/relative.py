@@ -134,7 +134,7 @@ RELATIONS: Mapping[str, Relation] = {
 
 
 class RelativeKind:
-    """Which faces the camera more, do they face the same way, is one turned left or right of the other, and the like."""
+    """Asks which of two faces the camera more, whether they face the same way, and the like."""
 
     name, balanced, rank = "relative", True, 4
 

@@ -35,7 +35,7 @@ def joint_answer(record: ObjectRecord) -> str:
 
 
 def draw_options(kind: str, asking: Asking, record: ObjectRecord) -> tuple[list[str], str]:
-    """A closed list of categories with the right one among them, each place as often as any other.
+    """Draw a closed list of categories with the right one among them, at each place as often as at any other.
 
     Half of the others come from the data set, since a name that is never right could be passed over unread.
 
@@ -55,7 +55,7 @@ def draw_options(kind: str, asking: Asking, record: ObjectRecord) -> tuple[list[
 
 
 class JointKind:
-    """What is it, and what is its pose? Of pictures that are about one object."""
+    """Asks what the object of a picture is, and for its pose."""
 
     name, balanced, rank = "joint", False, 0
     questions = JOINT_QUESTIONS
@@ -72,7 +72,7 @@ class JointKind:
 
 
 class ListedKind:
-    """The same with a closed list of categories in the question."""
+    """Asks the same with a closed list of categories in the question."""
 
     name, balanced, rank = "listed", True, 0
     questions = (
@@ -101,7 +101,7 @@ class ListedKind:
 
 
 class DescribedKind:
-    """The object's kind is described, not named, as one would ask for a category that no training picture shows."""
+    """Asks for the pose of what is described, not named, as one would ask for a category that no training picture shows."""
 
     name, balanced, rank = "described", False, 0
     questions = DESCRIBED_QUESTIONS
@@ -130,7 +130,7 @@ class DescribedKind:
 
 
 class PoseKind:
-    """The pose of a named object; where several of its kind are seen, the one on the left or in a box."""
+    """Asks for the pose of a named object; where several of its kind are seen, of the one on the left or in a box."""
 
     name, balanced, rank = "pose", False, 2
     questions = POSE_QUESTIONS

@@ -40,7 +40,7 @@ class Words(NamedTuple):
 
 
 def yes_no_answers(predicate: Predicate, pose: Pose, *, briefly: bool) -> dict[bool, str]:
-    """The true answer by the truth it tells, {} where it is too close to call."""
+    """Return the true answer by the truth that it tells; {} where it is too close to call."""
     truth = predicate.truth(pose)
     if truth is None:
         return {}
@@ -50,7 +50,7 @@ def yes_no_answers(predicate: Predicate, pose: Pose, *, briefly: bool) -> dict[b
 
 
 def ask_yes_no(kind: str, asking: Asking, category: Category, pose: Pose) -> Words | None:
-    """A yes/no question about a pose, of those that balance asks for first; None where it allows none."""
+    """Ask a yes/no question about a pose, of those that balance needs most; None where it allows none."""
     candidates = []
     for predicate in PREDICATES.values():
         truth = predicate.truth(pose) if predicate.can_be_asked(category) else None
@@ -71,7 +71,7 @@ def ask_yes_no(kind: str, asking: Asking, category: Category, pose: Pose) -> Wor
 
 
 def ask_choice(kind: str, asking: Asking, category: Category, pose: Pose) -> Words | None:
-    """A multiple choice about a pose; None where balance leaves no option beside the right one."""
+    """Ask a multiple choice about a pose; None where balance leaves no option beside the right one."""
     candidates = []
     for topic in TOPICS.values():
         truth = topic.truth(pose) if topic.can_be_asked(category) else None
@@ -101,7 +101,7 @@ def ask_choice(kind: str, asking: Asking, category: Category, pose: Pose) -> Wor
 
 
 class _AboutOne:
-    """What the two kinds share: they ask about an object that a phrase points at."""
+    """The common part of two kinds, which ask about an object that a phrase points at."""
 
     name: str
     balanced, rank = True, 4
@@ -129,7 +129,7 @@ class _AboutOne:
 
 
 class YesNoKind(_AboutOne):
-    """Does it face the camera? Is it seen from above?"""
+    """Asks whether an object faces the camera, is seen from above, and the like."""
 
     name = "yesno"
 
@@ -138,7 +138,7 @@ class YesNoKind(_AboutOne):
 
 
 class ChoiceKind(_AboutOne):
-    """From which of its own sides is it seen? A, B, C or D."""
+    """Asks from which of its own sides an object is seen, and the like, by letters."""
 
     name = "choice"
 

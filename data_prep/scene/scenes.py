@@ -34,36 +34,36 @@ Box = tuple[float, float, float, float]
 
 
 def category_of(record: ObjectRecord) -> Category:
-    """The category of a record; which categories of the user's own are welcome was settled when records were made."""
+    """Return the category of a record; which categories of the user's own are welcome was settled when records were made."""
     return categories.get(record.category, allow_custom=True, source=record.id)
 
 
 def noun(record: ObjectRecord) -> str:
-    """What goes after "the": "dining table", "pair of scissors"."""
+    """Return what goes after "the": "dining table", "pair of scissors"."""
     return object_words(category_of(record))["object"]
 
 
 def shares(record: ObjectRecord) -> Box:
-    """The record's box as shares of its picture, clipped to it."""
+    """Return the record's box as shares of its picture, clipped to it."""
     x1, y1, x2, y2 = record.bbox
     values = (x1 / record.width, y1 / record.height, x2 / record.width, y2 / record.height)
     return tuple(min(max(value, 0.0), 1.0) for value in values)  # type: ignore[return-value]
 
 
 def box_text(record: ObjectRecord) -> str:
-    """ "[0.12, 0.30, 0.55, 0.81]"."""
+    """Write the record's box as "[0.12, 0.30, 0.55, 0.81]"."""
     return f"[{', '.join(f'{value:.2f}' for value in shares(record))}]"
 
 
 def has_clear_box(record: ObjectRecord) -> bool:
-    """Whether two decimals point at it."""
+    """Return whether its box is large enough for two decimals to point at it."""
     x1, y1, x2, y2 = shares(record)
     return round(min(x2 - x1, y2 - y1), _DECIMALS) >= _SMALLEST_BOX
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture.
+    """One picture with its objects.
 
     Attributes:
         objects: by id; each with pose, box and viewport in this picture's pixels.
@@ -94,7 +94,7 @@ class Scene:
 
     @cached_property
     def references(self) -> Mapping[str, tuple[str, ...]]:
-        """Record id -> the phrases that point at it and at nothing else in the picture; "the" goes before each.
+        """The phrases that point at each record, by its id, and at nothing else in the picture; "the" goes before each.
 
         The name alone comes first where there is but one of the kind. None at all: its box is too small to tell.
         """
@@ -113,13 +113,13 @@ class Scene:
             yield f"{name}{_IN_BOX}{box_text(record)}"
 
     def is_clear(self, record: ObjectRecord) -> bool:
-        """Whether the record's box points at it and not as well at another object."""
+        """Return whether the record's box points at it and not as well at another object."""
         others = (other for other in (*self.objects, *self.bystanders) if other.id != record.id)
         return has_clear_box(record) and all(_overlap(shares(record), shares(other)) < 0.7 for other in others)
 
 
 def make_scenes(records: Iterable[ObjectRecord]) -> dict[str, Scene]:
-    """Record id -> the scene of its picture. What is asked in a scene does not depend on the order of the records."""
+    """Make the scene of each record's picture, by the record's id; it does not depend on the order of the records."""
     by_source: dict[object, list[ObjectRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.id):
         by_source[record.source.get("image") or record.file_name].append(record)
@@ -163,7 +163,7 @@ def _scene(owners: list[ObjectRecord], relatives: list[ObjectRecord], file_name:
 
 
 def _moved(record: ObjectRecord, target: ObjectRecord) -> ObjectRecord | None:
-    """A record in the pixels of another crop of the same raw image; None where a crop is not known."""
+    """Return a record in the pixels of another crop of the same raw image; None where a crop is not known."""
     names = ("left", "top", "scale")
     if any(name not in crop for crop in (record.crop, target.crop) for name in names):
         return None
@@ -197,19 +197,19 @@ def _share_inside(record: ObjectRecord) -> float:
 
 
 def centre(record: ObjectRecord) -> float:
-    """Of its box, a share of the picture's width."""
+    """Return where the middle of its box stands, as a share of the picture's width."""
     x1, _, x2, _ = shares(record)
     return round((x1 + x2) / 2, _DECIMALS)
 
 
 def _beside(a: Box, b: Box) -> bool:
-    """Whether neither covers half of the other's width: a table as wide as the picture is on no side of it."""
+    """Return whether neither covers half of the other's width: a table as wide as the picture is on no side of it."""
     both = min(a[2], b[2]) - max(a[0], b[0])
     return round(both - 0.5 * min(a[2] - a[0], b[2] - b[0]), _DECIMALS) < 0
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection of two boxes over their union."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(width, 0.0) * max(height, 0.0)
     either = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both

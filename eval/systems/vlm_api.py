@@ -107,7 +107,7 @@ def run(config: VlmApiConfig) -> Path | None:
 
 
 def _records(prepared: Path, config: VlmApiConfig, faults: list[InputError]) -> list[ObjectRecord]:
-    """Those whose pictures can be sent; what is wrong with the others goes to ``faults``."""
+    """Return the records whose pictures can be sent; what is wrong with the others goes to ``faults``."""
     split = config.predict_split
     usable = []
     for record in select_records(prepared, split, config.predict_categories, "--predict-categories", faults=faults):
@@ -126,7 +126,7 @@ def _category(name: str) -> Category:
 
 
 def _candidates(prepared: Path, config: VlmApiConfig) -> list[Category]:
-    """Those of the joint task, in alphabetical order of their canonical names."""
+    """Return the candidates of the joint task, in alphabetical order of their canonical names."""
     names: Iterable[str] | None = config.categories
     if not names:
         splits = [path.parent.name for path in prepared.glob(f"*/{METADATA_FILE}")]
@@ -136,7 +136,7 @@ def _candidates(prepared: Path, config: VlmApiConfig) -> list[Category]:
 
 
 def _drawn(records: Sequence[ObjectRecord], config: VlmApiConfig) -> list[ObjectRecord]:
-    """A sample in the order of the records; a larger sample of the same seed holds a smaller one."""
+    """Draw a sample, in the order of the records; a larger sample of the same seed holds a smaller one."""
     if not config.sample or config.sample >= len(records):
         return list(records)
     ranks = sorted(records, key=lambda record: hashlib.blake2b(f"{config.seed}:{record.id}".encode()).digest())
@@ -151,7 +151,7 @@ def _settings(
     prepared: Path,
     system: str,
 ) -> dict[str, Any]:
-    """What decides an answer. The server's address, the sample and how long is waited do not."""
+    """Return what decides an answer, which the server's address, the sample and how long is waited do not."""
     prompt = first_messages(records[0], _category(records[0].category), words, None)
     metadata = prepared / config.predict_split / METADATA_FILE
     return {
@@ -170,7 +170,7 @@ def _settings(
 
 
 def _earlier_lines(out: Path, records: Sequence[ObjectRecord], system: str) -> dict[str, dict[str, Any]]:
-    """Id -> line that an earlier run has left; the last one where a failure has been asked for again."""
+    """Return the lines that an earlier run has left, by id; the last one where a failure has been asked for again."""
     known: dict[str, dict[str, Any]] = {}
     ids = {record.id for record in records}
     for where, value in resume_jsonl(out, "id"):
@@ -226,7 +226,7 @@ def _line(record: ObjectRecord, reply: Reply[VlmAnswer], system: str) -> dict[st
 
 
 def _add_requests(request: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """What the failures before have cost stays in the account."""
+    """Add what the failures before have cost, which stays in the account."""
     for name in ("attempts", "prompt_tokens", "completion_tokens"):
         if earlier.get(name):
             request[name] = (request.get(name) or 0) + earlier[name]
@@ -251,7 +251,7 @@ def _report(out: Path, lines: Sequence[dict[str, Any]], system: str, config: Vlm
 
 
 def summarize(lines: Sequence[dict[str, Any]], options: ServerOptions) -> dict[str, Any]:
-    """The account of a file's lines: answers, failures by reason, tokens and cost, over all runs that wrote it."""
+    """Return the account of a file's lines: answers, failures by reason, tokens and cost, over all runs that wrote it."""
     requests = [line.get("request") or {} for line in lines]
     sent, received = (sum(r.get(name) or 0 for r in requests) for name in ("prompt_tokens", "completion_tokens"))
     failed = [r.get("reason") or "unknown" for r, line in zip(requests, lines, strict=True) if line.get("pose") is None]

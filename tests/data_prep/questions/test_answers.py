@@ -79,13 +79,15 @@ def hold(records: list[ObjectRecord], config: InstructConfig) -> Counter[str]:
 @PROPERTY
 @given(records=objects(), seed=st.integers(0, 99))
 def test_every_answer_follows_from_the_records(kind: str, records: list[ObjectRecord], seed: int) -> None:
-    hold(records, InstructConfig(kinds=[kind], questions_per_object=6, seed=seed))
+    hold(records, InstructConfig("", "", kinds=[kind], questions_per_object=6, seed=seed))
 
 
 @PROPERTY
 @given(records=objects(), turns=st.integers(1, 5), seed=st.integers(0, 99))
 def test_answers_stay_true_where_kinds_share_a_conversation(records: list[ObjectRecord], turns: int, seed: int) -> None:
-    hold(records, InstructConfig(kinds=["all"], questions_per_object=20, turns_per_conversation=turns, seed=seed))
+    hold(
+        records, InstructConfig("", "", kinds=["all"], questions_per_object=20, turns_per_conversation=turns, seed=seed)
+    )
 
 
 @PROPERTY
@@ -102,7 +104,8 @@ def test_every_caption_of_the_grammar_follows_from_the_records(records: list[Obj
 
 def test_every_kind_comes_up() -> None:
     asked = hold(
-        make_records(40), InstructConfig(kinds=["all"], questions_per_object=10, turns_per_conversation=4, seed=2)
+        make_records(40),
+        InstructConfig("", "", kinds=["all"], questions_per_object=10, turns_per_conversation=4, seed=2),
     )
     assert set(asked) == set(KIND_NAMES)
     assert min(asked.values()) >= 5, asked
@@ -111,4 +114,4 @@ def test_every_kind_comes_up() -> None:
 @pytest.mark.parametrize("name", ["picture", "The", "degrees", "theta", "left", "a|b"])
 def test_categories_of_peoples_own_may_have_any_name(name: str) -> None:
     records = [replace(record, category=name) for record in make_records(6)]
-    assert hold(records, InstructConfig(kinds=["all"], questions_per_object=40))
+    assert hold(records, InstructConfig("", "", kinds=["all"], questions_per_object=40))

@@ -28,7 +28,7 @@ NAMES = "car|bus|sofa|chair|guitar|airship|cup|bottle|dining table|pair of sciss
 def made() -> tuple[list[dict], dict[str, ObjectRecord], dict[str, Scene]]:
     """Samples of all kinds, and what they were made of."""
     records = make_records(24)
-    config = InstructConfig(kinds=["all"], questions_per_object=8, turns_per_conversation=2)
+    config = InstructConfig("", "", kinds=["all"], questions_per_object=8, turns_per_conversation=2)
     writer = SampleWriter(config, records, None)
     samples = [sample for record in writer.order for sample in writer.samples(record, writer.hands(record))]
     return samples, {record.id: record for record in records}, writer.scenes

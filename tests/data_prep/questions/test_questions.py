@@ -24,7 +24,7 @@ from tests.data_prep.questions.reading import slots_of, split_listing
 def everything() -> tuple[SampleWriter, list[tuple[ObjectRecord, list[list[Turn]], list[dict]]]]:
     """All kinds, asked of 100 objects."""
     records = make_records(40)
-    config = InstructConfig(kinds=["all"], questions_per_object=10, turns_per_conversation=4, seed=2)
+    config = InstructConfig("", "", kinds=["all"], questions_per_object=10, turns_per_conversation=4, seed=2)
     writer = SampleWriter(config, records, None)
     made = []
     for record in writer.order:
@@ -160,7 +160,7 @@ def test_balance_holds_where_the_data_is_one_sided():
         ObjectRecord(**{**vars(r), "pose": type(r.pose)(r.pose.azimuth, 0.5, 0.0, 5.0, r.pose.px, r.pose.py)})
         for r in make_records(60, most=1)
     ]
-    writer = SampleWriter(InstructConfig(kinds=["yesno"], questions_per_object=4), records, None)
+    writer = SampleWriter(InstructConfig("", "", kinds=["yesno"], questions_per_object=4), records, None)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in writer.order:
         for hand in writer.hands(record):
@@ -184,7 +184,7 @@ def test_a_wrong_pose_is_as_likely_as_a_true_one():
         ObjectRecord(**{**vars(r), "category": "car", "pose": type(r.pose)(r.pose.azimuth, 0.2, 0.1, 5.0, 9.0, 9.0)})
         for r in make_records(40, most=1)
     ]
-    writer = SampleWriter(InstructConfig(kinds=["verify"], questions_per_object=2), records, None)
+    writer = SampleWriter(InstructConfig("", "", kinds=["verify"], questions_per_object=2), records, None)
     poses = [turn.poses[0] for record in writer.order for hand in writer.hands(record) for turn in hand]
     assert len(poses) > 60
     assert {(pose.elevation, pose.theta) for pose in poses} == {(0.2, 0.1)}
