@@ -171,12 +171,12 @@ def _check_answers(sample: Mapping[str, Any], objects: Sequence[ObjectRecord]) -
             fitting = [record for record in objects if _same(record.pose, pose)]
             if not fitting:
                 raise InputError(f"turn {number}: {_nearest(objects, pose)}")
-            name = _last_name(text, objects)
-            shown.append(next((record for record in fitting if name in (None, noun(record))), fitting[0]))
-            if name not in (None, noun(shown[-1])):
-                raise InputError(
-                    f"turn {number}: the pose after {name!r} is that of {shown[-1].id!r}, a {noun(shown[-1])}"
-                )
+            names = _names_in(text, objects)
+            meant = [record for record in fitting if not names or noun(record) in names]
+            if not meant:
+                found = f"{fitting[0].id!r}, a {noun(fitting[0])}"
+                raise InputError(f"turn {number}: the pose after {' and '.join(map(repr, names))} is that of {found}")
+            shown.append(meant[0])
     return shown
 
 
@@ -203,11 +203,10 @@ def _nearest(objects: Sequence[ObjectRecord], pose: Pose) -> str:
     )
 
 
-def _last_name(text: str, objects: Sequence[ObjectRecord]) -> str | None:
-    """Return which of the objects' names stands last in a text, the longer one of two that end together."""
+def _names_in(text: str, objects: Sequence[ObjectRecord]) -> list[str]:
+    """Return which of the objects' names stand in a text, of two at one place the longer one."""
     names = sorted({noun(record) for record in objects}, key=len, reverse=True)
-    found = [*re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", text)]
-    return found[-1].group() if found else None
+    return list(dict.fromkeys(re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", text)))
 
 
 main = command(
