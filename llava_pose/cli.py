@@ -27,7 +27,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "caption": ("data_prep.caption.command", "Write a caption for each picture, with <pose6D> after each object."),
         "instruct": ("data_prep.instruct.command", "Write LLaVA conversations with <pose6D> from the records."),
-        "validate": ("data_prep.instruct.validate", "Work every answer of a train.json out again from the records."),
+        "validate": ("data_prep.instruct.validate", "Check a train.json against the prepared folder of its pictures."),
     },
     "train": {
         "assemble": ("llava_pose.backbones.assemble", "Join a vision tower and a language model to a base."),

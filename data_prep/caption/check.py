@@ -18,15 +18,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from data_prep.questions.base import Mismatch, expect
 from data_prep.scene.scenes import category_of
 from llava_pose.data.conversation import POSE_TOKEN
 from llava_pose.data.records import ObjectRecord
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
+from llava_pose.utils.openai_client import BadAnswer
 
 MOST_WORDS = 150
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control signs, halves of letters, and ends of lines and paragraphs
+
+
+class Mismatch(BadAnswer):
+    """A caption that breaks a rule or does not fit the records; the message says why, in words that a model may be sent."""
+
+
+def expect(condition: object, reason: str) -> None:
+    """Raise :class:`Mismatch` unless a condition holds."""
+    if not condition:
+        raise Mismatch(reason)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -58,7 +68,7 @@ class ModelCaption:
 
 
 def read_answer(text: str | None, objects: Sequence[ObjectRecord]) -> ModelCaption:
-    """A model's answer, checked.
+    """Read a model's answer and check it.
 
     Args:
         objects: those of the prompt; number 1 is the first.
@@ -93,7 +103,7 @@ def read_answer(text: str | None, objects: Sequence[ObjectRecord]) -> ModelCapti
 
 
 def check_words(caption: str, objects: Sequence[ObjectRecord]) -> None:
-    """A caption names the objects, each with its own `<pose6D>`, in their order, and breaks no other rule.
+    """Check that a caption names the objects in their order, each with its own `<pose6D>`, and breaks no other rule.
 
     Raises:
         Mismatch
@@ -178,7 +188,7 @@ class _Mention:
 
 
 def _mentions(caption: str, expected: Iterable[Category]) -> list[_Mention]:
-    """Every name of a category in the text, longest names first: "dining table" is no table."""
+    """Return every name of a category in the text, longest names first: "dining table" is no table."""
     custom = {name: frozenset([c.name]) for c in expected if categories.find(c.name) is None for name in _names(c)}
     names = {**_taxonomy_names(), **custom}
     longest_first = _longest_first(names)
@@ -201,14 +211,14 @@ def _taxonomy_names() -> dict[str, frozenset[str]]:
 
 
 def _names(category: Category) -> set[str]:
-    """What a text may call an object of the category, in lower case if there is one."""
+    """Return what a text may call an object of the category, in lower case if there is one."""
     words = [category.name, category.display_name, category.plural, *category.aliases]
     words.append(category.indefinite.split(" ", 1)[1])
     return {_lower(word.replace("_", " ")) for word in words}
 
 
 def _lower(word: str) -> str:
-    """As it is, where lower case has other letters: that of "İ" are two, and no pattern finds them in a text with one."""
+    """Return a word in lower case, or as it is where that has other letters: a pattern for the two of "İ" finds no "İ"."""
     return word.lower() if len(word.lower()) == len(word) else word
 
 
@@ -222,7 +232,7 @@ def _longest_first(names: Iterable[str]) -> list[str]:
 
 
 def _compile(names: Iterable[str]) -> re.Pattern[str]:
-    """A group for each name: which one it was cannot be told from the text, where "ſink" is a sink to a pattern that does
-    not mind the case, and nothing that ``lower`` gives."""
+    """Compile a pattern with a group for each name, since the text does not tell which one it was: "ſink" is a sink to a
+    pattern that does not mind the case, and nothing that ``lower`` gives."""
     groups = "|".join(f"({re.escape(name)})" for name in _longest_first(names))
     return re.compile(rf"(?<![\w-])(?:{groups})(?![\w-])", re.IGNORECASE)

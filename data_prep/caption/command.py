@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt
 from tqdm import tqdm
 
-from data_prep.caption.api import Captioner
-from data_prep.caption.grammar import check_caption, scene_caption
-from data_prep.caption.lines import GRAMMAR, OK, CaptionLine
+from data_prep.caption.check import ModelCaption, read_answer
+from data_prep.caption.grammar import scene_caption
+from data_prep.caption.lines import FAILED, GRAMMAR, OK, CaptionLine
 from data_prep.caption.prompt import first_messages
 from data_prep.scene.scenes import Scene, make_scenes
 from llava_pose.data.images import check_picture
@@ -28,62 +29,44 @@ from llava_pose.data.records import METADATA_FILE, append_jsonl, read_records, r
 from llava_pose.errors import InputError, left_out
 from llava_pose.utils.config import command, require, require_folder
 from llava_pose.utils.files import printable, write_json
-from llava_pose.utils.openai_client import Endpoint, map_threads, require_client, token_account
+from llava_pose.utils.openai_client import (
+    NotNegative,
+    Reply,
+    ServedModel,
+    ServerOptions,
+    map_threads,
+    require_client,
+    token_account,
+)
 from llava_pose.utils.output_folder import keep_settings, own_file
 
 logger = logging.getLogger(__name__)
 _LINES_AT_ONCE = 256  # of the grammar's, which need no saving one by one
 
 
-@dataclass
-class CaptionConfig:
-    """What ``llava-pose caption`` does."""
+@dataclass(kw_only=True)
+class CaptionConfig(ServerOptions):
+    """The options of ``llava-pose caption``."""
 
-    data: str | None = field(default=None, metadata={"help": "the prepared folder, as llava-pose prepare writes it"})
-    out: str | None = field(default=None, metadata={"help": "the file to write, such as captions.jsonl"})
-    split: str = field(default="train", metadata={"help": "which split of the prepared folder"})
-    seed: int = field(default=0, metadata={"help": "draws the grammar's sentences, for each picture by its name"})
-    api_base: str | None = field(
-        default=None,
-        metadata={"help": "an OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY"},
+    data: str = field(metadata={"help": "The prepared folder, as llava-pose prepare writes it."})
+    out: str | None = field(default=None, metadata={"help": "The file to write, such as captions.jsonl."})
+    split: str = field(default="train", metadata={"help": "The split of the prepared folder."})
+    seed: int = field(default=0, metadata={"help": "Draws the grammar's sentences, for each picture by its name."})
+    temperature: NotNegative | None = field(
+        default=0.7, metadata={"help": "The temperature of the model's sampling; null leaves it to the server."}
     )
-    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    concurrency: int = field(default=8, metadata={"help": "requests at a time"})
-    attempts: int = field(
-        default=3, metadata={"help": "answers to ask for, each with what was wrong, before a picture counts as failed"}
-    )
-    tries: int = field(default=6, metadata={"help": "requests for one answer while the server is busy or silent"})
-    first_wait: float = field(
-        default=1.0, metadata={"help": "seconds before the second try, doubled for each further one"}
-    )
-    timeout: float = field(default=120.0, metadata={"help": "seconds to wait for one answer"})
-    max_tokens: int = field(default=400, metadata={"help": "tokens of one answer at most"})
-    temperature: float = field(default=0.7, metadata={"help": "of the model's sampling"})
-    send_images: bool = field(
-        default=True, metadata={"help": "send the picture with its annotations (no: for a model that sees none)"}
-    )
-    price_in: float = field(default=0.0, metadata={"help": "price of a million tokens sent, for the account of costs"})
-    price_out: float = field(default=0.0, metadata={"help": "price of a million tokens received"})
-    most: int = field(default=0, metadata={"help": "stop after so many pictures; 0 is all"})
-    retry_failed: bool = field(default=False, metadata={"help": "ask again for the pictures that failed before"})
-    dry_run: bool = field(default=False, metadata={"help": "print the prompts, send nothing, write nothing"})
+    send_images: bool = field(default=True, metadata={"help": "Send the pictures to the model beside the text."})
+    most: NonNegativeInt = field(default=0, metadata={"help": "Stop after so many pictures; 0 is all."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.api_base is None) != (self.model is None):
             raise InputError("--api-base and --model: give both, or neither for captions of the grammar")
-        for name in ("concurrency", "attempts", "tries", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}: must be at least 1, not {getattr(self, name)}")
-        for name in ("first_wait", "temperature", "price_in", "price_out", "most"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"--{name}: must not be negative, but is {getattr(self, name)}")
-        if not 0 < self.timeout < float("inf"):
-            raise InputError(f"--timeout: must be over 0, not {self.timeout}")
 
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """The file, and how many of its captions are usable and how many failed."""
+    """The file that was written, and how many of its captions are usable and how many failed."""
 
     path: Path
     ok: int
@@ -97,10 +80,9 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
         InputError: the prepared folder or an earlier file is unusable, the server refuses or does not answer, or records or
             pictures cannot be used: all others have their line.
     """
-    data = require(config.data, "--data")
     if config.api_base is not None and not config.dry_run:
         require_client()
-    prepared = require_folder(data, "--data", "make it with: llava-pose prepare --data-root … --out …")
+    prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     faults: list[InputError] = []
     scenes = _pictures(prepared, config.split, faults)
     if config.dry_run:
@@ -122,7 +104,7 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
 
 
 def _pictures(prepared: Path, split: str, faults: list[InputError]) -> dict[str, Scene]:
-    """Picture, relative to the prepared folder -> scene, in the order of the records; what cannot be used is in ``faults``."""
+    """Return the scene of each picture, by its path below the prepared folder; what cannot be used goes to ``faults``."""
     records = read_records(prepared, split, faults=faults)
     if not records and not faults:
         raise InputError(f"{prepared / split / METADATA_FILE}: there is no record in it; run llava-pose prepare")
@@ -152,7 +134,7 @@ def _earlier_lines(out: Path, config: CaptionConfig) -> dict[str, CaptionLine]:
 
 
 def _settings(config: CaptionConfig) -> dict[str, Any]:
-    """What one file's captions have in common; several splits may share a file."""
+    """Return what all captions of one file have in common; several splits may share a file."""
     if config.model is None:
         return {"writer": GRAMMAR, "seed": config.seed}
     return {"writer": config.model, "temperature": config.temperature, "send_images": config.send_images}
@@ -178,42 +160,47 @@ def _write_lines(
 def _made(
     wanted: Sequence[str], scenes: dict[str, Scene], prepared: Path, config: CaptionConfig
 ) -> Iterator[list[CaptionLine]]:
-    if config.api_base is None or config.model is None:
+    if config.api_base is None:
         for start in range(0, len(wanted), _LINES_AT_ONCE):
             yield [grammar_line(image, scenes[image], config.seed) for image in wanted[start : start + _LINES_AT_ONCE]]
         return
-    endpoint = Endpoint(
-        config.api_base,
-        config.model,
-        timeout=config.timeout,
-        tries=config.tries,
-        first_wait=config.first_wait,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-    )
-    captioner = Captioner(endpoint, attempts=config.attempts, send_images=config.send_images)
+    model = ServedModel(config)
+
+    def ask(image: str) -> CaptionLine:
+        scene = scenes[image]
+        messages = first_messages(scene, prepared / image if config.send_images else None)
+        return _line(image, model.ask(messages, lambda text: read_answer(text, scene.distinct)), config)
+
     try:
-        lines = map_threads(
-            lambda image: captioner.caption(image, scenes[image], prepared / image),
-            iter(wanted),
-            threads=config.concurrency,
-            stop=captioner.stop,
-        )
-        for line in lines:
+        for line in map_threads(ask, iter(wanted), threads=config.concurrency, stop=model.stop):
             yield [line]
     finally:
-        captioner.close()
+        model.close()
+
+
+def _line(image: str, reply: Reply[ModelCaption], config: CaptionConfig) -> CaptionLine:
+    found = reply.value
+    return CaptionLine(
+        image,
+        FAILED if found is None else OK,
+        "" if found is None else found.caption,
+        () if found is None else tuple(record.id for record in found.objects),
+        str(config.model),
+        reply.attempts,
+        reply.prompt_tokens,
+        reply.completion_tokens,
+        reply.reason,
+    )
 
 
 def grammar_line(image: str, scene: Scene, seed: int) -> CaptionLine:
-    """The grammar's caption of one picture: the same for the same seed and name, whatever other pictures there are."""
+    """Write the grammar's caption of one picture: the same for the same seed and name, whatever other pictures there are."""
     text, objects = scene_caption(scene, random.Random(f"{seed}:{image}"))
-    check_caption(text, objects)
     return CaptionLine(image, OK, text, tuple(record.id for record in objects), GRAMMAR)
 
 
 def _put_in_order(out: Path, known: dict[str, CaptionLine]) -> None:
-    """Several requests at a time end in any order; the finished file does not show it."""
+    """Sort the finished file by picture, since several requests at a time end in any order."""
     write_jsonl(out, (known[image].to_dict() for image in sorted(known)))
 
 
@@ -225,7 +212,7 @@ def _print_prompts(scenes: dict[str, Scene], config: CaptionConfig) -> None:
 
 
 def _report(out: Path, known: dict[str, CaptionLine], config: CaptionConfig) -> CaptionResult:
-    summary = summarize(known.values(), config.price_in, config.price_out)
+    summary = summarize(known.values(), config)
     write_json(out.with_name(f"{out.stem}_summary.json"), summary)
     result = CaptionResult(out, summary["ok"], summary["failed"])
     account = ""
@@ -247,8 +234,8 @@ def _report(out: Path, known: dict[str, CaptionLine], config: CaptionConfig) -> 
     return result
 
 
-def summarize(lines: Iterable[CaptionLine], price_in: float, price_out: float) -> dict[str, Any]:
-    """The account of a file: captions, failures by reason, tokens and cost, over all runs that wrote it."""
+def summarize(lines: Iterable[CaptionLine], options: ServerOptions) -> dict[str, Any]:
+    """Return the account of a file: captions, failures by reason, tokens and cost, over all runs that wrote it."""
     lines = list(lines)
     sent, received = sum(line.prompt_tokens for line in lines), sum(line.completion_tokens for line in lines)
     good = [line for line in lines if line.status == OK]
@@ -259,7 +246,7 @@ def summarize(lines: Iterable[CaptionLine], price_in: float, price_out: float) -
         "objects_named": sum(len(line.objects) for line in good),
         "different_captions": len({line.caption for line in good}),
         "attempts": sum(line.attempts for line in lines),
-        **token_account(sent, received, price_in, price_out),
+        **token_account(sent, received, options),
     }
 
 

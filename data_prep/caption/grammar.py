@@ -11,7 +11,8 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from data_prep.questions.base import Mismatch, expect, listing, sentence
+from data_prep.caption.check import Mismatch, expect
+from data_prep.questions.base import listing, sentence
 from data_prep.scene import relations
 from data_prep.scene.facts import ALL_ASPECTS
 from data_prep.scene.scenes import Scene, category_of, centre, noun
@@ -56,7 +57,7 @@ _INDEFINITES = ("a", "another", "a third", "a fourth")
 
 
 def scene_caption(scene: Scene, rng: random.Random, *, most: int = MOST_OBJECTS) -> tuple[str, list[ObjectRecord]]:
-    """A caption and the objects it names, in the order of their `<pose6D>`."""
+    """Write a caption, and return it with the objects that it names, in the order of their `<pose6D>`."""
     objects = list(scene.distinct)
     if len(scene.owners) == 1:  # a crop is about its object; what else is seen in it may be named too
         owner = scene.by_id[scene.owners[0]]
@@ -77,7 +78,7 @@ def scene_caption(scene: Scene, rng: random.Random, *, most: int = MOST_OBJECTS)
 
 
 def _draw_details(families: list[list[str]], most: int, rng: random.Random) -> list[str]:
-    """Sentences of different families; the first family, where the object is seen from, nearly always."""
+    """Draw sentences of different families; the first family, where the object is seen from, nearly always."""
     if not families:
         return []
     first, *rest = families
@@ -137,7 +138,7 @@ def _reference(objects: Sequence[ObjectRecord], index: int) -> str:
 
 
 def _detail_families(objects: Sequence[ObjectRecord], index: int) -> Iterator[list[str]]:
-    """Lists of sentences about one object; those of one list say much the same."""
+    """Yield lists of sentences about one object; those of one list say much the same."""
     record = objects[index]
     category, words = category_of(record), describe_viewpoint(record.pose)
     the = _reference(objects, index)

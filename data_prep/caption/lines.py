@@ -1,4 +1,4 @@
-"""captions.jsonl: one line a picture, written by ``llava-pose caption`` and read by ``instruct`` and ``validate``."""
+"""The lines of captions.jsonl, one a picture, which ``llava-pose caption`` writes and ``instruct`` reads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CaptionLine:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> CaptionLine:
-        """A line from JSON.
+        """Make a line of what JSON holds.
 
         Raises:
             InputError: a field is missing, unknown or malformed; ``where`` names the place.
@@ -61,7 +61,7 @@ class CaptionLine:
 
 
 def read_captions(path: str | os.PathLike[str]) -> dict[str, CaptionLine]:
-    """Picture -> its line.
+    """Read the lines of a file, by picture.
 
     Raises:
         InputError: the file cannot be read, a line is malformed, or a picture stands on two lines.

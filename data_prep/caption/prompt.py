@@ -1,4 +1,4 @@
-"""What a model is asked for a caption: the rules, the picture's 2D and 3D annotations in words and numbers, the picture."""
+"""The messages that ask a model for a caption: the rules, the annotations in words and numbers, and the picture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATUS = {"status_good": "wholly visible", "status_partially": "partly hidden",
 
 
 def describe_object(record: ObjectRecord, number: int) -> str:
-    """One line of the list."""
+    """Write the line of one object."""
     category, words = category_of(record), describe_viewpoint(record.pose)
     facts = [
         f'{number}. {object_words(category)["an_object"]}, to be called "{noun(record)}"',
@@ -52,7 +52,7 @@ def describe_object(record: ObjectRecord, number: int) -> str:
 
 
 def prompt_text(objects: Sequence[ObjectRecord]) -> str:
-    """The text that goes with the picture."""
+    """Write the text that goes with the picture."""
     lines = "\n".join(describe_object(record, number) for number, record in enumerate(objects, start=1))
     return (
         "The objects (boxes are x1, y1, x2, y2 as shares of the picture's width and height, from its upper left corner):\n"
@@ -61,7 +61,7 @@ def prompt_text(objects: Sequence[ObjectRecord]) -> str:
 
 
 def first_messages(scene: Scene, picture: Path | None) -> list[dict[str, Any]]:
-    """The messages of the first try, as the chat completions API takes them.
+    """Return the messages of the first attempt, as the chat completions API takes them.
 
     Args:
         picture: the file to send; None to ask by the text alone.

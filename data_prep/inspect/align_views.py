@@ -7,7 +7,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_prep.render.mesh import Mesh
+from data_prep.inspect.outline import caster_of
 from data_prep.render.raycast import RayCaster
 from data_prep.render.scene import Camera, Light, render
 from llava_pose.inference.drawing import AXIS_COLOURS
@@ -21,31 +21,20 @@ _DISTANCE = 6.0  # bounding-box diagonals: nearly parallel rays
 _UNIT = 0.80  # what a diagonal takes of the tile's side
 _SUPERSAMPLING = 2
 _PAPER, _FLOOR, _SHADOW = (250, 250, 250), (232, 232, 226), (188, 188, 182)
-_MATERIAL = (0.62, 0.66, 0.72)
 
 
 def standing(mesh: OffMesh) -> RayCaster:
-    """A model scaled to a bounding-box diagonal of 1, its origin left where it is, in the colour of the sheets."""
-    extent = float(np.linalg.norm(np.ptp(mesh.vertices, axis=0))) or 1.0
-    faces = len(mesh.faces)
-    return RayCaster(
-        Mesh(
-            vertices=mesh.vertices / extent,
-            faces=mesh.faces,
-            colors=np.tile(np.array(_MATERIAL, dtype=np.float32), (faces, 1)),
-            gloss=np.full(faces, 0.15, dtype=np.float32),
-            oriented=False,
-        )
-    )
+    """Return a model scaled to a bounding-box diagonal of 1, its origin left where it is, in the colour of the sheets."""
+    return caster_of(mesh, scale=1 / (float(np.linalg.norm(np.ptp(mesh.vertices, axis=0))) or 1.0))
 
 
 def draw_view(model: RayCaster, view: tuple[float, float], side: int) -> Image.Image:
-    """One view of a model on its floor.
+    """Draw one view of a model on its floor.
 
     Args:
-        model: of :func:`standing`.
-        view: azimuth and elevation of the camera, radians.
-        side: of the square picture, pixels.
+        model: the model, as :func:`standing` gives it.
+        view: the azimuth and elevation of the camera, radians.
+        side: the side of the square picture, pixels.
     """
     middle = (model.mesh.vertices.min(0) + model.mesh.vertices.max(0)) / 2
     camera = _camera(view, side, middle)
@@ -68,7 +57,7 @@ def _light(view: tuple[float, float]) -> Light:
 
 
 def _paint_floor(model: RayCaster, camera: Camera, middle: np.ndarray) -> Image.Image:
-    """The floor under the model, as nothing of it is ever before the model: camera and model are both above it."""
+    """Draw the floor under the model, which hides nothing of it: camera and model are both above it."""
     vertices, faces = model.mesh.vertices, model.mesh.faces
     low, high = vertices.min(0), vertices.max(0)
     height = low[2] - 0.004
@@ -93,6 +82,6 @@ def _paint_floor(model: RayCaster, camera: Camera, middle: np.ndarray) -> Image.
 
 
 def _arrow(x: float, front: float) -> np.ndarray:
-    """(7, 2) an arrow on the floor that starts at the model's front and points to -y."""
+    """Return the corners (7, 2) of an arrow on the floor that starts at the model's front and points to -y."""
     outline = [(-0.022, -0.03), (0.022, -0.03), (0.022, -0.14), (0.06, -0.14), (0.0, -0.24), (-0.06, -0.14)]
     return np.array([*outline, (-0.022, -0.14)]) + np.array([x, front])

@@ -1,11 +1,11 @@
-"""What `llava-pose inspect` knows of one object, conversation or prediction, whichever stage wrote it."""
+"""One object, conversation, caption or prediction, whichever stage wrote it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from llava_pose.data.records import Pose
 
@@ -22,25 +22,23 @@ KINDS: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One line, array item or annotated object, as far as statistics, pictures and comparisons need it.
+    """One annotated object, line or array item, as far as statistics and pictures need it; "" or None is unknown.
 
     Attributes:
-        id: what it is compared by; unique in a sound dataset.
-        category: as written; "" where it has none.
-        split: "" where there are none.
-        status: the object_status; "" where there is none.
-        poses: one for an object, that of each ``<pose6D>`` for a text; empty where there is none that can be used.
-        predicted: of a prediction, the system's pose; None if it gave none.
-        viewport: pixels per unit focal length times the focal length, of the picture; None if not known.
-        size: (width, height) of the picture, pixels; None if not known.
+        id: the name that is unique in a sound dataset.
+        status: the object_status of an object, or whether a caption is ok.
+        poses: one for an object, that of each `<pose6D>` for a text; empty where none can be used.
+        predicted: the pose that a system gave; None where it gave none.
+        viewport: pixels of the picture per unit focal length, times the focal length.
+        size: (width, height) of the picture, pixels.
         bbox: (x1, y1, x2, y2), pixels of the picture.
-        picture: its file, absolute or relative to where the command runs; None if there is none.
-        cad_index: counts from 1; 0 if not known.
-        source: the subset of the data, "" if there is none.
-        texts: what people read, a caption or the turns of a conversation.
-        kinds: of the questions, in a conversation.
+        cad_index: the number of the CAD model, from 1; 0 if it is not known.
+        source: the subset of the data, or who wrote a caption.
+        texts: a caption, or the turns of a conversation.
+        kinds: the kinds of the questions in a conversation.
         missing: the fields that it should have and has not.
-        fields: everything as it was written, in plain types: what a comparison compares.
+        record: the id of the record that a conversation is about.
+        raw_image: the image that a prepared picture was cut from.
     """
 
     id: str
@@ -60,12 +58,12 @@ class Entry:
     texts: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    record: str = ""
+    raw_image: str = ""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something that could not be read or used. ``reason`` is the short name it is counted by."""
+class Problem(NamedTuple):
+    """Something that could not be read or used: the short name it is counted by, and a sentence."""
 
     reason: str
     sentence: str
@@ -73,14 +71,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A stage's output.
+    """The output of one stage.
 
     Attributes:
-        path: as the user named it.
-        kind: what it is.
-        entries: in the order of the files.
+        path: the folder or file, as the user named it.
+        entries: what is in it, in the order of the files.
         problems: what is no entry, or an entry that no later stage will take.
-        cad: a folder with <category>/NN.off that the poses are of; None if none is known.
+        cad: a folder of <category>/NN.off that the poses are of; None if none is known.
     """
 
     path: Path

@@ -1,1 +1,1 @@
-"""From records to conversations."""
+"""Conversations made of records, and files of conversations checked."""

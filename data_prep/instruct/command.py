@@ -1,4 +1,4 @@
-"""Prepared records -> LLaVA-format conversations with `<image>` and `<pose6D>`: ``llava-pose instruct``.
+"""``llava-pose instruct``: LLaVA-format conversations with `<image>` and `<pose6D>` from prepared records.
 
 What is asked of an object depends on the seed and on the record's id only, so that the order of the records, or a record
 more or less, changes nothing for the others. Kinds with balanced answers also depend on what was answered elsewhere; the
@@ -19,14 +19,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
+from data_prep.caption.check import Mismatch
 from data_prep.caption.lines import CaptionLine, read_captions
-from data_prep.instruct.rederive import rederive
 from data_prep.instruct.report import InstructReport, report_path
-from data_prep.questions.base import Asking, Balance, Kind, Mismatch, Told, Turn
+from data_prep.questions.base import Asking, Balance, Kind, Told, Turn
 from data_prep.questions.kinds import KIND_NAMES, make_kinds
 from data_prep.scene.scenes import Scene, category_of, make_scenes
 from llava_pose.data.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
@@ -34,7 +35,7 @@ from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import atomic_file, write_json
 from llava_pose.utils.output_folder import own_file, require_other
 
@@ -48,40 +49,43 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "caption": CAPTION_QUESTIONS,
 }
 ALL_KINDS = "all"
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass
 class InstructConfig:
-    """What ``llava-pose instruct`` does."""
+    """The options of ``llava-pose instruct``."""
 
-    data: str | None = field(default=None, metadata={"help": "the prepared folder, as llava-pose prepare writes it"})
-    out: str | None = field(default=None, metadata={"help": "the JSON file to write, such as train.json"})
-    split: str = field(default="train", metadata={"help": "which split of the prepared folder"})
+    data: str = field(metadata={"help": "The prepared folder, as llava-pose prepare writes it."})
+    out: str = field(metadata={"help": "The JSON file to write, such as train.json."})
+    split: str = field(default="train", metadata={"help": "The split of the prepared folder."})
     categories: list[str] | None = field(
-        default=None, metadata={"help": "only objects of these; default: every category of the split"}
+        default=None,
+        metadata={"help": "Ask about objects of these only; by default about every category of the split."},
     )
     kinds: list[str] = field(
         default_factory=lambda: ["pose", "joint", "caption"],
-        metadata={"help": f"which questions are asked: {', '.join(KIND_NAMES)}, or all (docs/DATA.md)"},
+        metadata={"help": f"The questions that are asked: {', '.join(KIND_NAMES)}, or all (docs/DATA.md)."},
     )
-    weights: list[float] = field(
+    weights: list[NotNegative] = field(
         default_factory=list,
-        metadata={"help": "how often each of the kinds is asked, relatively; all alike if not given"},
+        metadata={"help": "The relative frequency of each of the kinds; all are alike if it is not given."},
     )
     captions: str | None = field(
-        default=None, metadata={"help": "captions.jsonl of llava-pose caption, for the kind caption"}
+        default=None, metadata={"help": "The captions.jsonl of llava-pose caption, for the kind caption."}
     )
-    questions_per_object: int = field(default=3, metadata={"help": "questions about each object"})
-    turns_per_conversation: int = field(
-        default=1, metadata={"help": "at most this many questions about one image in one conversation"}
+    questions_per_object: PositiveInt = field(default=3, metadata={"help": "The questions about each object."})
+    turns_per_conversation: PositiveInt = field(
+        default=1, metadata={"help": "The most questions about one image in one conversation."}
     )
-    phrasings: int = field(
+    phrasings: NonNegativeInt = field(
         default=0,
-        metadata={"help": "use this many phrasings of each kind, from the one that evaluation asks on; 0 is all"},
+        metadata={"help": "Use this many phrasings of each kind, from the one that evaluation asks on; 0 is all."},
     )
-    seed: int = field(default=0, metadata={"help": "draws kinds and phrasings, for each record by its own id"})
+    seed: int = field(default=0, metadata={"help": "Draws kinds and phrasings, for each record by its own id."})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kinds == [ALL_KINDS]:
             self.kinds = list(KIND_NAMES)
         for kind in self.kinds:
@@ -92,18 +96,15 @@ class InstructConfig:
         self.weights = self.weights or [1.0] * len(self.kinds)
         if len(self.weights) != len(self.kinds):
             raise InputError(f"--weights: give one for each of the {len(self.kinds)} kinds, not {len(self.weights)}")
-        if not all(math.isfinite(w) and w >= 0 for w in self.weights) or sum(self.weights) == 0:
-            raise InputError(f"--weights: they must not be negative, nor all 0: {self.weights}")
-        for name, least in (("questions_per_object", 1), ("turns_per_conversation", 1), ("phrasings", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name}: must be at least {least}, not {getattr(self, name)}")
+        if sum(self.weights) == 0:
+            raise InputError(f"--weights: they must not be all 0: {self.weights}")
         if self.captions is not None and "caption" not in self.kinds:
             raise InputError("--captions: they are for the kind caption, which --kinds does not name")
 
 
 @dataclass(frozen=True)
 class InstructResult:
-    """The file, the report beside it, its conversations, and how many questions of each kind they hold."""
+    """The file that was written, the report beside it, and the counts of conversations and of questions of each kind."""
 
     path: Path
     report: Path
@@ -114,18 +115,14 @@ class InstructResult:
 def instruct(config: InstructConfig) -> InstructResult:
     """Write the conversations for one split as a JSON array, whole or not at all, and a report of them beside it.
 
-    Every conversation is held against the records again (``data_prep.instruct.rederive``) before it is written.
-
     Raises:
-        InputError: the prepared folder is missing or unusable, ``out`` cannot be written, or an answer that was made disagrees
-            with the records: a caption of ``captions``, or a fault of this program. Also where records or their images
-            cannot be used: the others have been written then.
+        InputError: the prepared folder is missing or unusable, or ``out`` cannot be written. Also where records, their images
+            or captions of ``captions`` cannot be used: the others have been written then.
     """
-    data = require(config.data, "--data")
-    out = Path(require(config.out, "--out"))
+    out = Path(config.out)
     if config.captions is not None:
         require_other("--out", (out, report_path(out)), [config.captions])
-    prepared = require_folder(data, "--data", "make it with: llava-pose prepare --data-root … --out …")
+    prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     faults: list[InputError] = []
     records = [
         record
@@ -147,9 +144,9 @@ def instruct(config: InstructConfig) -> InstructResult:
 
     def counted() -> Iterator[dict[str, Any]]:
         for record in tqdm(writer.order, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
-            hands, samples = _true_samples(writer, record)
+            hands = writer.hands(record)
             report.add_object(record, writer.drawn, hands)
-            for sample in samples:
+            for sample in writer.samples(record, hands):
                 report.add_sample(sample)
                 yield sample
 
@@ -168,13 +165,15 @@ def instruct(config: InstructConfig) -> InstructResult:
         prepared,
         out,
     )
+    what = "objects or captions" if writer.faults else "objects"
+    faults += writer.faults.values()
     if faults:
-        raise left_out(faults, f"{out}: {len(faults)} objects cannot be used and are in no conversation")
+        raise left_out(faults, f"{out}: {len(faults)} {what} cannot be used and are in no conversation")
     return result
 
 
 def captions_of_split(path: str, split: str) -> dict[str, CaptionLine]:
-    """Picture, relative to its split -> its line of captions.jsonl.
+    """Read the lines of captions.jsonl of one split, by picture.
 
     Raises:
         InputError: the file cannot be read, or holds no line of the split.
@@ -203,33 +202,8 @@ def _is_usable(record: ObjectRecord, folder: Path, faults: list[InputError]) -> 
     return True
 
 
-def _true_samples(writer: SampleWriter, record: ObjectRecord) -> tuple[list[list[Turn]], list[dict[str, Any]]]:
-    """The turns about an object and their samples, each held against the records.
-
-    Raises:
-        InputError: an answer disagrees with them.
-    """
-    config = writer.config
-    asked: Sequence[str] = ["caption"]  # the one kind that may find a fault before there is a sample
-    try:
-        hands = writer.hands(record)
-        samples = writer.samples(record, hands)
-        for sample in samples:
-            asked = sample["kinds"]
-            rederive(sample, record, writer.scenes[record.id], config.split, writer.kinds)
-    except Mismatch as error:
-        remedy = "report it as a fault of instruct"
-        if config.captions is not None and "caption" in asked:
-            remedy = f"mend the caption of {config.split}/{record.file_name} in {config.captions}"
-        raise InputError(
-            f"--out {config.out}: not written, since an answer disagrees with the records: {error} "
-            f"(asked: {', '.join(asked)}); {remedy}, or leave that kind out of --kinds"
-        ) from error
-    return hands, samples
-
-
 def make_samples(record: ObjectRecord, config: InstructConfig) -> list[dict[str, Any]]:
-    """The training samples for one object that is alone in its picture; see :class:`SampleWriter`."""
+    """Make the training samples for one object that is alone in its picture; see :class:`SampleWriter`."""
     writer = SampleWriter(config, [record], None)
     return writer.samples(record, writer.hands(record))
 
@@ -250,6 +224,7 @@ class SampleWriter:
         self.scenes: dict[str, Scene] = make_scenes(records)
         self.kinds: dict[str, Kind] = make_kinds(captions)
         self.drawn: list[str] = []  # the kinds that were drawn for the latest object
+        self.faults: dict[str, InputError] = {}  # picture -> what is wrong with its caption of the file
         self._balance = Balance()
         self._angles: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
         for record in sorted(records, key=lambda record: record.id):
@@ -263,7 +238,7 @@ class SampleWriter:
             self.order = list(records)
 
     def hands(self, record: ObjectRecord) -> list[list[Turn]]:
-        """The questions about one object, dealt over conversations."""
+        """Ask the questions about one object, and deal them over conversations."""
         scene = self.scenes[record.id]
         rng = random.Random(f"{self.config.seed}:{record.id}")
         applicable = [kind for kind in self.config.kinds if self.kinds[kind].applies(scene, record)]
@@ -277,7 +252,10 @@ class SampleWriter:
         try:
             return self.kinds[kind].ask(asking)
         except Mismatch as error:
-            raise Mismatch(f"sample about {asking.record.id!r}: question ({kind}): {error}") from error
+            picture = f"{self.config.split}/{asking.record.file_name}"
+            what = f"{self.config.captions}: the caption of {picture} is left out: {error}; mend it, or write it anew"
+            self.faults[picture] = InputError(what)
+            return None
 
     def samples(self, record: ObjectRecord, hands: Sequence[Sequence[Turn]]) -> list[dict[str, Any]]:
         image = f"{self.config.split}/{record.file_name}"
@@ -289,7 +267,7 @@ def _hash(seed: int, name: str) -> str:
 
 
 def draw_kinds(config: InstructConfig, rng: random.Random, applicable: Iterable[str] | None = None) -> list[str]:
-    """One kind for each question of an object, by systematic sampling: every object's counts are within one of what the
+    """Draw a kind for each question of an object, by systematic sampling: every object's counts are within one of what the
     weights ask for, and right on average.
 
     Args:
@@ -308,7 +286,7 @@ def draw_kinds(config: InstructConfig, rng: random.Random, applicable: Iterable[
 
 
 def deal(turns: Sequence[Turn], most: int) -> list[list[Turn]]:
-    """Turns, in the order in which they may be asked, dealt like cards over as few conversations as allowed: kinds mix
+    """Deal turns, in the order in which they may be asked, like cards over as few conversations as allowed: kinds mix
     within a conversation and keep their order. A turn that asks what an earlier one of its conversation has told goes
     to a conversation of its own, or to one that has not told it.
 

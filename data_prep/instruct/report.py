@@ -1,4 +1,4 @@
-"""What ``instruct`` writes beside train.json: counts, lengths, and how even the answers are."""
+"""The report that ``instruct`` writes beside train.json: counts, lengths, and how even the answers are."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llava_pose.data.records import ObjectRecord
 
 
 def report_path(out: Path) -> Path:
-    """train.json -> train_report.json."""
+    """Return where the report of a file stands: train_report.json beside train.json."""
     return out.with_name(f"{out.stem}_report.json")
 
 
 class InstructReport:
-    """Counts as samples pass by.
+    """Counts samples as they pass by.
 
     Args:
         kinds: those that were asked for, in their order.
@@ -41,7 +41,7 @@ class InstructReport:
         self._lengths: dict[str, Counter[int]] = defaultdict(Counter)
 
     def add_object(self, record: ObjectRecord, drawn: Iterable[str], hands: Sequence[Sequence[Turn]]) -> None:
-        """One object, the kinds that were drawn for it, and the turns that came of them."""
+        """Count one object, the kinds that were drawn for it, and the turns that came of them."""
         self._objects += 1
         self._images.add(record.file_name)
         self._drawn.update(drawn)
@@ -66,7 +66,7 @@ class InstructReport:
         self._lengths["words of a conversation"][len(text.split())] += 1
 
     def summary(self) -> dict[str, Any]:
-        """JSON-ready. ``not_asked``: drawn, but balance or too close a truth left nothing to ask."""
+        """Return the counts, JSON-ready; ``not_asked`` was drawn, but balance or too close a truth left nothing to ask."""
         conversations = self._lengths["turns of a conversation"]
         return {
             "objects": self._objects,

@@ -1,59 +1,73 @@
-"""``llava-pose validate``: works every answer of a train.json out again from the records it was made of."""
+"""``llava-pose validate``: checks a train.json, whoever wrote it, against the prepared folder that its pictures are in.
+
+What a sample says of itself is checked for all samples; what it says of an object of the prepared folder for those that name
+its record, as the samples of ``llava-pose instruct`` do. Whether words such as "from above" are true is not worked out again.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveInt
 from tqdm import tqdm
 
-from data_prep.instruct.command import captions_of_split
-from data_prep.instruct.rederive import rederive
-from data_prep.questions.base import Kind, Mismatch
-from data_prep.questions.kinds import make_kinds
-from data_prep.scene.scenes import Scene, make_scenes
-from llava_pose.data.records import ObjectRecord, read_records
+from data_prep.scene.scenes import Scene, category_of, make_scenes, noun
+from llava_pose.data.conversation import POSE_TOKEN
+from llava_pose.data.images import check_picture
+from llava_pose.data.records import ObjectRecord, Pose, read_records
 from llava_pose.data.samples import read_samples
 from llava_pose.errors import InputError, listed
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.files import of_split
 
 logger = logging.getLogger(__name__)
+_SAME = 1e-9  # relative: numbers that went through JSON
 
 
 @dataclass
 class ValidateConfig:
-    """What ``llava-pose validate`` does."""
+    """The options of ``llava-pose validate``."""
 
-    train_json: str | None = field(default=None, metadata={"help": "the file that llava-pose instruct wrote"})
-    data: str | None = field(default=None, metadata={"help": "the prepared folder that it was made of"})
-    captions: str | None = field(default=None, metadata={"help": "the captions.jsonl that it was made with, if any"})
-    most: int = field(default=20, metadata={"help": "faults to name before the rest is only counted"})
+    train_json: str = field(metadata={"help": "The file of conversations, such as llava-pose instruct writes it."})
+    data: str = field(metadata={"help": "The prepared folder that its pictures are in."})
+    most: PositiveInt = field(default=20, metadata={"help": "The number of faults to name; the rest is counted."})
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise InputError(f"--most: must be at least 1, not {self.most}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
 class ValidateResult:
-    """How many conversations and questions there are, all of them right."""
+    """The counts of a file without a fault.
+
+    Attributes:
+        conversations: all samples.
+        questions: the questions of all samples.
+        of_records: the samples that name a record, and were held against it.
+    """
 
     conversations: int
     questions: int
-    mirrored: int
+    of_records: int
 
 
+@dataclass(frozen=True)
 class _Split:
-    """The records of one split, their scenes, and the kinds with the split's captions."""
+    """The records of one split, and the scene of each one's picture."""
 
-    def __init__(self, prepared: Path, name: str, captions: str | None) -> None:
+    records: Mapping[str, ObjectRecord]
+    scenes: Mapping[str, Scene]
+
+    @classmethod
+    def read(cls, prepared: Path, name: str) -> _Split:
         records = read_records(prepared, name)
-        self.records: dict[str, ObjectRecord] = {record.id: record for record in records}
-        self.scenes: dict[str, Scene] = make_scenes(records)
-        self.kinds: dict[str, Kind] = make_kinds(None if captions is None else captions_of_split(captions, name))
+        return cls({record.id: record for record in records}, make_scenes(records))
 
 
 def validate(config: ValidateConfig) -> ValidateResult:
@@ -62,67 +76,144 @@ def validate(config: ValidateConfig) -> ValidateResult:
     Raises:
         InputError: the file or the prepared folder cannot be read, or a sample is wrong; the message names the samples.
     """
-    require(config.train_json, "--train-json")
-    require(config.data, "--data")
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     samples = read_samples(config.train_json)
-    faults: list[str] = []
     splits: dict[str, _Split] = {}
-    seen: set[Any] = set()
-    questions = mirrored = 0
+    ids: set[Any] = set()
+    faults: list[str] = []
     for sample in tqdm(samples, desc="validate", unit="sample", mininterval=1.0):
         try:
-            _check(sample, prepared, config.captions, splits, seen)
-        except Mismatch as error:
-            faults.append(str(error))
-            continue
-        questions += len(sample["kinds"])
-        mirrored += sample["flippable"]
+            if not isinstance(sample["id"], str) or sample["id"] in ids:
+                raise InputError("the id stands twice, or is no text")
+            ids.add(sample["id"])
+            _check(sample, prepared, splits)
+        except InputError as error:
+            faults.append(f"sample {sample['id']!r}: {error}")
     if faults:
         raise InputError(
-            f"{config.train_json}: {len(faults)} of {len(samples)} samples are not what the records say; "
-            f"make the file again with llava-pose instruct:{listed(faults, config.most)}"
+            f"{config.train_json}: {len(faults)} of {len(samples)} samples are wrong; mend them, or make the file again "
+            f"with llava-pose instruct:{listed(faults, config.most)}"
         )
-    logger.info(
-        "%s: %d conversations with %d questions agree with the records, %d of them mirrored as well",
-        config.train_json,
+    result = ValidateResult(
         len(samples),
-        questions,
-        mirrored,
+        sum(turn["from"] == "human" for sample in samples for turn in sample["conversations"]),
+        sum("record" in sample for sample in samples),
     )
-    return ValidateResult(len(samples), questions, mirrored)
+    logger.info(
+        "%s: %d conversations with %d questions are sound, %d of them held against their records",
+        *(config.train_json, result.conversations, result.questions, result.of_records),
+    )
+    return result
 
 
-def _check(
-    sample: Mapping[str, Any], prepared: Path, captions: str | None, splits: dict[str, _Split], seen: set[Any]
-) -> None:
-    name = f"sample {sample['id']!r}"
+def _check(sample: Mapping[str, Any], prepared: Path, splits: dict[str, _Split]) -> None:
+    """Check one sample, whose format :func:`read_samples` has found right.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
     image = sample.get("image")
-    if not isinstance(sample["id"], str) or sample["id"] in seen:
-        raise Mismatch(f"{name}: the id stands twice, or is no text")
-    seen.add(sample["id"])
-    if not isinstance(image, str) or "/" not in image:
-        raise Mismatch(f"{name}: 'image' is {image!r}; a picture of the prepared folder was expected")
-    split = image.split("/", 1)[0]
+    if image:
+        check_picture(*of_split(prepared, image))
+    questions = [turn for turn in sample["conversations"] if turn["from"] == "human"]
+    kinds = sample.get("kinds") or []
+    if kinds and len(kinds) != len(questions):
+        raise InputError(f"'kinds' names {len(kinds)} kinds, and there are {len(questions)} questions")
+    if kinds and sample.get("kind") != kinds[0]:
+        raise InputError(f"'kind' is {sample.get('kind')!r}, not {kinds[0]!r}")
+    if "record" not in sample:
+        return
+    split = str(image).split("/", 1)[0]
     if split not in splits:
-        try:
-            splits[split] = _Split(prepared, split, captions)
-        except InputError as error:
-            raise Mismatch(f"{name}: {error}") from error
-    known = splits[split]
-    record = known.records.get(sample.get("record")) if isinstance(sample.get("record"), str) else None
+        splits[split] = _Split.read(prepared, split)
+    record = splits[split].records.get(sample["record"]) if isinstance(sample["record"], str) else None
     if record is None:
-        raise Mismatch(f"{name}: there is no record {sample.get('record')!r} in the split {split!r}")
-    if not (prepared / image).is_file():
-        raise Mismatch(f"{name}: the picture {prepared / image} is not there")
-    rederive(sample, record, known.scenes[record.id], split, known.kinds)
+        raise InputError(f"there is no record {sample['record']!r} in the split {split!r}")
+    _check_frame(sample, record, split)
+    shown = _check_answers(sample, splits[split].scenes[record.id].objects)
+    if sample.get("flippable"):
+        strange = next((r for r in shown or [record] if category_of(r).mirror_axis != "x"), None)
+        if strange is not None:
+            raise InputError(f"'flippable' is true, and the mirror image of {category_of(strange).indefinite} is none")
+
+
+def _check_frame(sample: Mapping[str, Any], record: ObjectRecord, split: str) -> None:
+    true = {
+        "category": record.category,
+        "image": f"{split}/{record.file_name}",
+        "width": record.width,
+        "height": record.height,
+    }
+    for name, value in true.items():
+        if sample.get(name) != value:
+            raise InputError(f"'{name}' is {sample.get(name)!r}, not {value!r}")
+    viewport, expected = sample.get("viewport"), record.viewport * record.focal
+    if not isinstance(viewport, int | float) or not math.isclose(viewport, expected, rel_tol=_SAME):
+        raise InputError(f"'viewport' is {viewport!r}, not {expected}")
+
+
+def _check_answers(sample: Mapping[str, Any], objects: Sequence[ObjectRecord]) -> list[ObjectRecord]:
+    """Check that the poses of the answers are those of the objects that are named before their tokens.
+
+    A question may hold any pose; an answer holds only poses of the picture.
+
+    Returns:
+        The objects whose poses the answers hold.
+    """
+    rest = [Pose.from_dict(value, where="'poses'") for value in sample["poses"]]
+    shown = []
+    for number, turn in enumerate(sample["conversations"]):
+        *before, _ = turn["value"].split(POSE_TOKEN)
+        of_turn, rest = rest[: len(before)], rest[len(before) :]
+        for text, pose in zip(before, of_turn, strict=True):
+            if turn["from"] != "gpt":
+                continue
+            fitting = [record for record in objects if _same(record.pose, pose)]
+            if not fitting:
+                raise InputError(f"turn {number}: {_nearest(objects, pose)}")
+            names = _names_in(text, objects)
+            meant = [record for record in fitting if not names or noun(record) in names]
+            if not meant:
+                found = f"{fitting[0].id!r}, a {noun(fitting[0])}"
+                raise InputError(f"turn {number}: the pose after {' and '.join(map(repr, names))} is that of {found}")
+            shown.append(meant[0])
+    return shown
+
+
+def _same(a: Pose, b: Pose) -> bool:
+    return not any(_differing(a, b))
+
+
+def _differing(a: Pose, b: Pose) -> list[str]:
+    return [
+        name
+        for name, value in vars(a).items()
+        if value != (other := getattr(b, name))
+        and (value is None or other is None or not math.isclose(value, other, rel_tol=_SAME, abs_tol=_SAME))
+    ]
+
+
+def _nearest(objects: Sequence[ObjectRecord], pose: Pose) -> str:
+    """Say how a pose differs from that of the object that it differs least from."""
+    record = min(objects, key=lambda record: len(_differing(record.pose, pose)))
+    name = _differing(record.pose, pose)[0]
+    return (
+        f"a pose is that of no object of the picture; of {record.id!r}, its {name} is {getattr(pose, name)}, not "
+        f"{getattr(record.pose, name)}"
+    )
+
+
+def _names_in(text: str, objects: Sequence[ObjectRecord]) -> list[str]:
+    """Return which of the objects' names stand in a text, of two at one place the longer one."""
+    names = sorted({noun(record) for record in objects}, key=len, reverse=True)
+    return list(dict.fromkeys(re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", text)))
 
 
 main = command(
     ValidateConfig,
     validate,
     prog="llava-pose validate",
-    description="Work every answer of a train.json out again from the records, and name each sample that is wrong.",
+    description="Check a train.json against the prepared folder of its pictures, and name each sample that is wrong.",
     example="llava-pose validate --data prepared train.json",
     positional="train_json",
 )

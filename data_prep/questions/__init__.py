@@ -1,6 +1,5 @@
-"""Kinds of questions, one room a family; ``kinds.py`` names them all.
+"""Kinds of questions, one file a family; ``kinds.py`` names them all.
 
-A kind asks (a scene and an object to a question and its answer) and checks: from question and answer as they are written
-it finds the objects that are meant, works out the answer from their records, and says what differs. Training data
-is written by the one and passed by the other.
+A kind turns a scene and an object into a question and its answer, both from the records. That every answer follows from the
+records, in the mirror as well, is shown over made-up pictures by tests/data_prep/questions, which read each question back.
 """

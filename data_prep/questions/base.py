@@ -1,31 +1,23 @@
-"""What all kinds of questions share: a turn, phrasings that are written and read by one template, and balance."""
+"""A turn, the balance of answers, and what there is to ask about: all kinds of questions share them."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol
 
 from data_prep.scene.scenes import Scene, category_of
 from llava_pose.data.records import ObjectRecord, Pose
 
-_SLOT = re.compile(r"\{(\w+)\}")
-_SAME_ANGLE = 1e-9
 LETTERS = "ABCDEFGH"
 CATEGORY = "category"
 
 
-class Mismatch(Exception):
-    """A question and answer that the records do not bear out; the message says what is wrong."""
-
-
 @dataclass(frozen=True)
 class Told:
-    """What the words of a turn tell of an object: CATEGORY or an aspect of its pose (``data_prep.scene.facts``)."""
+    """Something that the words of a turn tell of an object: CATEGORY or an aspect of its pose (``data_prep.scene.facts``)."""
 
     record: str
     aspect: str
@@ -65,48 +57,6 @@ class Turn:
         return self.flippable and all(category_of(record).mirror_axis == "x" for record in self.about)
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What a check found: the objects a turn speaks of, and whether it may be mirrored."""
-
-    about: tuple[ObjectRecord, ...]
-    flippable: bool = True
-
-
-@dataclass(frozen=True)
-class Phrasing:
-    """A text with {slots}, to write and to read by."""
-
-    text: str
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        parts = _SLOT.split(self.text)
-        return re.compile(
-            "".join(f"(?P<{part}>.+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts)), re.DOTALL
-        )
-
-    def write(self, **slots: str) -> str:
-        return self.text.format(**slots)
-
-    def read(self, text: str) -> dict[str, str] | None:
-        """The slots, or None if the text is not of this phrasing."""
-        match = self._pattern.fullmatch(text)
-        return None if match is None else match.groupdict()
-
-
-def phrasings(*texts: str) -> tuple[Phrasing, ...]:
-    return tuple(map(Phrasing, texts))
-
-
-def readings(choices: Iterable[Phrasing], text: str) -> Iterable[tuple[Phrasing, dict[str, str]]]:
-    """Every phrasing that the text can be read by, with its slots."""
-    for phrasing in choices:
-        slots = phrasing.read(text)
-        if slots is not None:
-            yield phrasing, slots
-
-
 @dataclass
 class Balance:
     """Keeps answers even over the whole data set, so that no word can be guessed without looking.
@@ -120,7 +70,7 @@ class Balance:
     letters: Counter[tuple[str, int, str]] = field(default_factory=Counter)
 
     def lead(self, topic: str, answer: str, other: str) -> int:
-        """How much oftener ``answer`` was right than ``other``, where both were offered."""
+        """Return how much oftener ``answer`` was right than ``other``, where both were offered."""
         return self.wins[topic, answer, other] - self.wins[topic, other, answer]
 
     def allows(self, topic: str, answer: str, other: str) -> bool:
@@ -131,7 +81,7 @@ class Balance:
             self.wins[topic, answer, other] += 1
 
     def next_letter(self, kind: str, options: int, rng: random.Random) -> str:
-        """The letter for the right one of so many options, counted."""
+        """Choose the letter for the right one of so many options, and count it."""
         letters = rng.sample(LETTERS[:options], options)
         letter = min(letters, key=lambda letter: self.letters[kind, options, letter])
         self.letters[kind, options, letter] += 1
@@ -155,10 +105,10 @@ class Asking:
     phrasings: int = 0
     pool: tuple[str, ...] = ()
     angles: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
-    _decks: dict[tuple[Phrasing, ...], Iterator[Phrasing]] = field(default_factory=dict)
+    _decks: dict[tuple[str, ...], Iterator[str]] = field(default_factory=dict)
 
-    def choose(self, choices: tuple[Phrasing, ...]) -> Phrasing:
-        """One of the phrasings; it comes again only after all the others."""
+    def choose(self, choices: tuple[str, ...]) -> str:
+        """Draw one of the phrasings; it comes again only after all the others."""
         if choices not in self._decks:
             self._decks[choices] = _shuffled_forever(choices[: self.phrasings or None], self.rng)
         return next(self._decks[choices])
@@ -167,7 +117,7 @@ class Asking:
         return self.rng.choice(self.scene.references[record.id])
 
 
-def _shuffled_forever(choices: tuple[Phrasing, ...], rng: random.Random) -> Iterator[Phrasing]:
+def _shuffled_forever(choices: tuple[str, ...], rng: random.Random) -> Iterator[str]:
     while True:
         yield from rng.sample(choices, len(choices))
 
@@ -186,83 +136,17 @@ class Kind(Protocol):
     rank: int
 
     def applies(self, scene: Scene, record: ObjectRecord) -> bool:
-        """Whether it can be asked about the object at all."""
+        """Return whether it can be asked about the object at all."""
         ...
 
     def ask(self, asking: Asking) -> Turn | None:
-        """A turn; None where balance, or too close a truth, leaves nothing to ask."""
-        ...
-
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        """Work the answer out again.
-
-        Raises:
-            Mismatch: it is another one, or the question points at nothing in the picture.
-        """
+        """Ask, and return the turn; None where balance, or too close a truth, leaves nothing to ask."""
         ...
 
 
 def sentence(text: str) -> str:
-    """With a capital."""
+    """Return a text with a capital."""
     return text[:1].upper() + text[1:]
-
-
-def expect(condition: object, reason: str) -> None:
-    if not condition:
-        raise Mismatch(reason)
-
-
-def expect_slots(
-    choices: Iterable[Phrasing], question: str, fit: Callable[[dict[str, str]], object] = bool
-) -> dict[str, str]:
-    """The slots of a question by the first phrasing that it can be read by and whose slots fit.
-
-    Raises:
-        Mismatch: there is none.
-    """
-    slots = next((slots for _, slots in readings(choices, question) if fit(slots)), None)
-    if slots is None:
-        raise Mismatch(f"the question {question!r} is none of the kind")
-    return slots
-
-
-def expect_poses(poses: Sequence[Pose], records: Sequence[ObjectRecord]) -> None:
-    """The poses are the records', in this order.
-
-    Raises:
-        Mismatch
-    """
-    expect(len(poses) == len(records), f"{len(records)} poses expected, found {len(poses)}")
-    for index, (pose, record) in enumerate(zip(poses, records, strict=True)):
-        for name in ("azimuth", "elevation", "theta", "distance", "px", "py"):
-            found, true = getattr(pose, name), getattr(record.pose, name)
-            same = found == true or (None not in (found, true) and abs(found - true) <= _SAME_ANGLE * max(1, abs(true)))
-            expect(same, f"pose {index} is not that of {record.id!r}: its {name} is {found}, not {true}")
-
-
-def expect_answer(answer: str, allowed: Iterable[str]) -> None:
-    """The answer is one of the true ones.
-
-    Raises:
-        Mismatch
-    """
-    choices = list(dict.fromkeys(allowed))
-    expect(answer in choices, f"the answer is {answer!r}; the records say {' or '.join(map(repr, choices[:3]))}")
-
-
-def resolve_all(scene: Scene, slots: Mapping[str, str], names: Sequence[str]) -> list[ObjectRecord]:
-    """The objects that the phrases of some slots point at.
-
-    Raises:
-        Mismatch: one points at nothing.
-    """
-    found = []
-    for name in names:
-        record = scene.resolve(slots[name])
-        if record is None:
-            raise Mismatch(f"there is no 'the {slots[name]}' in the picture, or it is not the only one")
-        found.append(record)
-    return found
 
 
 def told(records: Iterable[ObjectRecord], *aspects: str) -> frozenset[Told]:
@@ -270,10 +154,5 @@ def told(records: Iterable[ObjectRecord], *aspects: str) -> frozenset[Told]:
 
 
 def listing(parts: Sequence[str], last: str = "and") -> str:
-    """ "a, b and c"."""
+    """Join parts to "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-
-
-def split_listing(text: str, last: str, start: str) -> list[str]:
-    """The parts of :func:`listing`, each of which begins with the pattern ``start`` ("the ", "an? ")."""
-    return re.split(rf"(?:, | {last} )(?={start})", text)

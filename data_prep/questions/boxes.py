@@ -7,33 +7,24 @@ from collections.abc import Sequence
 from data_prep.questions.base import (
     CATEGORY,
     Asking,
-    Checked,
-    Mismatch,
     Turn,
-    expect,
-    expect_answer,
-    expect_poses,
-    expect_slots,
     listing,
-    phrasings,
-    resolve_all,
     sentence,
-    split_listing,
     told,
 )
-from data_prep.questions.single import draw_options, expect_options
-from data_prep.scene.scenes import Scene, box_text, category_of, noun, parse_box, same_box
+from data_prep.questions.single import draw_options
+from data_prep.scene.scenes import Scene, box_text, category_of, noun
 from llava_pose.data.conversation import POSE_TOKEN, object_words
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord
 
 _MOST_AT_ONCE = 4
 
 
 class BoxKind:
-    """The pose of a named object in a box."""
+    """Asks for the pose of a named object in a box."""
 
     name, balanced, rank = "box", False, 2
-    questions = phrasings(
+    questions = (
         "What is the pose of the {object} in the box {box}?",
         "The box {box} holds one {object}. How is it turned?",
         "Estimate the 6D pose of the {object} inside {box}.",
@@ -50,28 +41,19 @@ class BoxKind:
         name = noun(record)
         return Turn(
             self.name,
-            asking.choose(self.questions).write(object=name, box=box_text(record)),
+            asking.choose(self.questions).format(object=name, box=box_text(record)),
             self.answer.format(object=name, pose=POSE_TOKEN),
             (record.pose,),
             (record,),
             tells=told([record], CATEGORY),
         )
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = expect_slots(self.questions, question, lambda slots: parse_box(slots["box"]))
-        found = scene.in_box(slots["box"])
-        expect(found is not None and found.id == record.id, f"the box {slots['box']} is not that of {record.id!r}")
-        expect(slots["object"] == noun(record), f"in the box {slots['box']} is no {slots['object']}")
-        expect_answer(answer, [self.answer.format(object=noun(record), pose=POSE_TOKEN)])
-        expect_poses(poses, [record])
-        return Checked((record,))
-
 
 class BoxJointKind:
-    """What is in a box, and what is its pose; open or with a closed list."""
+    """Asks what is in a box, and for its pose; open or with a closed list."""
 
     name, balanced, rank = "box_joint", True, 0
-    questions = phrasings(
+    questions = (
         "What is in the box {box}, and what is its pose?",
         "Name the object in the box {box} and give its 6D pose.",
         "Look at the region {box}. Which object is there, and how is it turned?",
@@ -87,12 +69,12 @@ class BoxJointKind:
         record = asking.record
         phrasing = asking.choose(self.questions)
         slots, topic, letter = {"box": box_text(record)}, "", ""
-        if "{options}" in phrasing.text:
+        if "{options}" in phrasing:
             options, letter = draw_options(self.name, asking, record)
             slots["options"], topic = listing(options, "or"), f"place in a list of {len(options)}"
         return Turn(
             self.name,
-            phrasing.write(**slots),
+            phrasing.format(**slots),
             self.answer.format(pose=POSE_TOKEN, **object_words(category_of(record))),
             (record.pose,),
             (record,),
@@ -102,22 +84,12 @@ class BoxJointKind:
             letter=letter,
         )
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = expect_slots(self.questions, question, lambda slots: parse_box(slots["box"]))
-        found = scene.in_box(slots["box"])
-        expect(found is not None and found.id == record.id, f"the box {slots['box']} is not that of {record.id!r}")
-        if "options" in slots:
-            expect_options(slots["options"], record)
-        expect_answer(answer, [self.answer.format(pose=POSE_TOKEN, **object_words(category_of(record)))])
-        expect_poses(poses, [record])
-        return Checked((record,))
-
 
 class LocateKind:
-    """Where is a named object (its box is the answer), and what is its pose?"""
+    """Asks where a named object is (its box is the answer), and for its pose."""
 
     name, balanced, rank = "locate", False, 2
-    questions = phrasings(
+    questions = (
         "Where in the picture is the {ref}, and what is its pose?",
         "Locate the {ref} and tell how it is turned.",
         "Give the box and the 6D pose of the {ref}.",
@@ -136,36 +108,19 @@ class LocateKind:
         reference = asking.rng.choice(self._references(asking.scene, record))
         return Turn(
             self.name,
-            asking.choose(self.questions).write(ref=reference),
+            asking.choose(self.questions).format(ref=reference),
             self.answer.format(ref=reference, box=box_text(record), pose=POSE_TOKEN),
             (record.pose,),
             (record,),
             tells=told([record], CATEGORY),
         )
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = expect_slots(self.questions, question)
-        (found,) = resolve_all(scene, slots, ["ref"])
-        expect(found.id == record.id, f"'the {slots['ref']}' is {found.id!r}")
-        start, end = self.answer.split("{box}")
-        box = _between(answer, start.format(ref=slots["ref"]), end.format(pose=POSE_TOKEN))
-        numbers = parse_box(box)
-        expect(numbers is not None and same_box(record, numbers), f"the box is {box}, not {box_text(record)}")
-        expect_poses(poses, [record])
-        return Checked((record,))
-
-
-def _between(text: str, start: str, end: str) -> str:
-    if not text.startswith(start) or not text.endswith(end):
-        raise Mismatch(f"the answer is {text!r}; it should be {start!r}, a box and {end!r}")
-    return text[len(start) : -len(end)]
-
 
 class SeveralKind:
-    """The poses of several named objects of one picture, in the order of the question."""
+    """Asks for the poses of several named objects of one picture, in the order of the question."""
 
     name, balanced, rank = "several", False, 2
-    questions = phrasings(
+    questions = (
         "What are the poses of {refs}?",
         "How are {refs} turned?",
         "Give the 6D pose of each: {refs}.",
@@ -187,7 +142,7 @@ class SeveralKind:
         references = [f"the {asking.reference(record)}" for record in records]
         return Turn(
             self.name,
-            asking.choose(self.questions).write(refs=listing(references)),
+            asking.choose(self.questions).format(refs=listing(references)),
             self._answer(references),
             tuple(record.pose for record in records),
             tuple(records),
@@ -197,15 +152,3 @@ class SeveralKind:
     @staticmethod
     def _answer(references: Sequence[str]) -> str:
         return sentence(listing([f"{reference} is at {POSE_TOKEN}" for reference in references])) + "."
-
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = expect_slots(self.questions, question)
-        references = split_listing(slots["refs"], "and", "the ")
-        expect(all(r.startswith("the ") for r in references), f"no list of objects: {slots['refs']!r}")
-        named = {str(i): reference.removeprefix("the ") for i, reference in enumerate(references)}
-        records = resolve_all(scene, named, list(named))
-        expect(len({r.id for r in records}) == len(records) >= 2, "an object is asked about twice")
-        expect(record.id in {r.id for r in records}, f"{record.id!r} is not among the objects")
-        expect_answer(answer, [self._answer(references)])
-        expect_poses(poses, records)
-        return Checked(tuple(records))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,19 +15,10 @@ import numpy as np
 from data_prep.questions.base import (
     CATEGORY,
     Asking,
-    Checked,
-    Mismatch,
     Turn,
-    expect,
-    expect_answer,
-    expect_poses,
-    expect_slots,
-    phrasings,
-    readings,
-    resolve_all,
     told,
 )
-from data_prep.questions.words import ask_choice, ask_yes_no, check_choice, check_yes_no
+from data_prep.questions.words import ask_choice, ask_yes_no
 from data_prep.scene.facts import ALL_ASPECTS
 from data_prep.scene.scenes import Scene, category_of, noun
 from llava_pose.data.conversation import POSE_TOKEN, object_words
@@ -36,22 +26,22 @@ from llava_pose.data.records import ObjectRecord, Pose
 from llava_pose.pose.categories import Category
 from llava_pose.pose.metrics import symmetric_pose_error
 
-_WRONG_FROM = math.radians(45)  # a given pose that far from the true one is wrong, whatever the category's symmetry
+WRONG_FROM = math.radians(45)  # a given pose that far from the true one is wrong, whatever the category's symmetry
 _TELLS_APART = math.radians(30)
 _PLACES_APART = 0.1  # of the picture's width
 _ASPECTS = tuple(sorted(ALL_ASPECTS))
 
 
 def rotation_error(a: Pose, b: Pose, category: Category) -> float:
-    """Radians between two poses, symmetries of the category allowed for."""
+    """Return the radians between two poses, the symmetries of the category allowed for."""
     return float(symmetric_pose_error(np.array(a.angles), np.array(b.angles), *category.symmetry_group))
 
 
 class VerifyKind:
-    """Is the object at this pose? If not, the answer gives the true one."""
+    """Asks whether the object is at a pose; if not, the answer gives the true one."""
 
     name, balanced, rank = "verify", True, 5
-    questions = phrasings(
+    questions = (
         f"Is the {{ref}} at {POSE_TOKEN}?",
         f"Does {POSE_TOKEN} fit the {{ref}} in the picture?",
         f"Somebody says that the {{ref}} is at {POSE_TOKEN}. Is that so?",
@@ -73,7 +63,7 @@ class VerifyKind:
         asking.balance.count(self.name, outcome, [other])
         return Turn(
             self.name,
-            asking.choose(self.questions).write(ref=asking.reference(record)),
+            asking.choose(self.questions).format(ref=asking.reference(record)),
             self.yes if right else self.no,
             (record.pose,) if right or wrong is None else (wrong, record.pose),
             (record,),
@@ -86,38 +76,26 @@ class VerifyKind:
 
     @staticmethod
     def _wrong_pose(asking: Asking) -> Pose | None:
-        """The angles of another object of the category, if there is one turned otherwise: a wrong pose must not be told from
+        """Take the angles of another object of the category, if one is turned otherwise: a wrong pose must not be told from
         a true one by being an unlikely one. Else the true angles, turned about the vertical."""
         record, rng = asking.record, asking.rng
         category = category_of(record)
         true = record.pose
         others = asking.angles.get(category.name, ())
         tries = [rng.choice(others) for _ in range(20) if others]
-        tries += [(true.azimuth + rng.uniform(_WRONG_FROM, math.pi), true.elevation, true.theta) for _ in range(3)]
+        tries += [(true.azimuth + rng.uniform(WRONG_FROM, math.pi), true.elevation, true.theta) for _ in range(3)]
         for azimuth, elevation, theta in tries:
             pose = replace(true, azimuth=azimuth, elevation=elevation, theta=theta)
-            if rotation_error(pose, true, category) >= _WRONG_FROM:
+            if rotation_error(pose, true, category) >= WRONG_FROM:
                 return pose
         return None
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = expect_slots(self.questions, question)
-        (found,) = resolve_all(scene, slots, ["ref"])
-        expect(found.id == record.id, f"'the {slots['ref']}' is {found.id!r}, not {record.id!r}")
-        expect(poses, "the question has no pose")
-        error = rotation_error(poses[0], record.pose, category_of(record))
-        if error < _WRONG_FROM:
-            expect_poses(poses[:1], [record])
-        expect_answer(answer, [self.no if error >= _WRONG_FROM else self.yes])
-        expect_poses(poses[1:], [record] if answer == self.no else [])
-        return Checked((record,))
-
 
 class WhichKind:
-    """Which object of the picture is at this pose?"""
+    """Asks which object of the picture is at a pose."""
 
     name, balanced, rank = "which", False, 5
-    questions = phrasings(
+    questions = (
         f"Which object is at {POSE_TOKEN}?",
         f"What is seen at {POSE_TOKEN}?",
         f"Of which object is {POSE_TOKEN} the pose?",
@@ -138,7 +116,7 @@ class WhichKind:
         record = asking.record
         return Turn(
             self.name,
-            asking.choose(self.questions).write(),
+            asking.choose(self.questions).format(),
             f"The {asking.reference(record)}.",
             (record.pose,),
             (record,),
@@ -146,18 +124,9 @@ class WhichKind:
             asks=told([record], *_ASPECTS),
         )
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        expect(any(readings(self.questions, question)), f"the question {question!r} is none of the kind")
-        expect(answer.startswith("The ") and answer.endswith("."), f"the answer {answer!r} names no object")
-        (found,) = resolve_all(scene, {"ref": answer[4:-1]}, ["ref"])
-        expect_poses(poses, [found])
-        expect(found.id == record.id, f"the pose is that of {record.id!r}, and the answer names {found.id!r}")
-        expect(self.applies(scene, record), "another object is at nearly the same pose")
-        return Checked((record,))
-
 
 class GivenKind:
-    """What would be seen of an object at a pose that is not the picture's: yes or no, or multiple choice."""
+    """Asks what would be seen of an object at a pose that is not the picture's: yes or no, or multiple choice."""
 
     name, balanced, rank = "given", True, 5
     prefix = "Suppose that {an_object} were at {pose}. "
@@ -197,22 +166,3 @@ class GivenKind:
             elevation=math.radians(rng.choice((rng.uniform(-60, 85), rng.gauss(12, 15)))),
             theta=math.radians(rng.choice((rng.uniform(-60, 60), rng.gauss(0, 8), 0.0))),
         )
-
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        category = category_of(record)
-        start = self.prefix.format(an_object=object_words(category)["an_object"], pose=POSE_TOKEN)
-        expect(question.startswith(start), f"the question does not suppose {category.indefinite} at a pose")
-        expect(len(poses) == 1, f"1 pose expected, found {len(poses)}")
-        expect(
-            (poses[0].distance, poses[0].py) == (record.pose.distance, record.pose.py),
-            f"the given pose has not the distance and place of {record.id!r}",
-        )
-
-        def pose_of(reference: str) -> tuple[Category, Pose]:
-            expect(reference == noun(record), f"the question goes on with another object: {reference!r}")
-            return category, poses[0]
-
-        rest = question[len(start) :]
-        if not check_yes_no(rest, answer, pose_of) and not check_choice(rest, answer, pose_of):
-            raise Mismatch(f"the question {question!r} is none of the kind")
-        return Checked((record,))

@@ -15,7 +15,7 @@ from data_prep.questions.words import ChoiceKind, YesNoKind
 
 
 def make_kinds(captions: Mapping[str, CaptionLine] | None = None) -> dict[str, Kind]:
-    """Name -> kind, those of the default first.
+    """Make all kinds, by name, those of the default first.
 
     Args:
         captions: picture (relative to its split) -> its line of captions.jsonl; without it, the grammar writes captions.

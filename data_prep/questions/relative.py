@@ -6,21 +6,13 @@ in which the two are named is chosen so that the first is right as often as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from data_prep.questions.base import (
     CATEGORY,
     Asking,
-    Checked,
-    Mismatch,
-    Phrasing,
     Turn,
-    expect,
-    expect_answer,
-    expect_poses,
-    phrasings,
-    resolve_all,
     told,
 )
 from data_prep.scene import relations
@@ -42,7 +34,7 @@ class Relation:
     name: str
     aspect: str
     fact: Callable[[Pose, Pose], bool | None]
-    questions: tuple[Phrasing, ...]
+    questions: tuple[str, ...]
     answers: tuple[str, str]
     turns: bool
     needs_front: bool = True
@@ -68,7 +60,7 @@ RELATIONS: Mapping[str, Relation] = {
             "which faces the camera more",
             HEADING,
             relations.faces_camera_more,
-            phrasings(
+            (
                 "Which faces the camera more, the {a} or the {b}?",
                 "Whose front is turned more to the camera: that of the {a} or that of the {b}?",
             ),
@@ -79,7 +71,7 @@ RELATIONS: Mapping[str, Relation] = {
             "faces the camera more",
             HEADING,
             relations.faces_camera_more,
-            phrasings("Does the {a} face the camera more than the {b}?"),
+            ("Does the {a} face the camera more than the {b}?",),
             _YES_NO,
             turns=True,
         ),
@@ -87,7 +79,7 @@ RELATIONS: Mapping[str, Relation] = {
             "same way",
             HEADING,
             relations.same_way,
-            phrasings(
+            (
                 "Do the {a} and the {b} face the same way?",
                 "Is the front of the {a} pointing in the same direction as that of the {b}?",
             ),
@@ -98,7 +90,7 @@ RELATIONS: Mapping[str, Relation] = {
             "opposite ways",
             HEADING,
             relations.opposite_ways,
-            phrasings("Do the {a} and the {b} face in opposite directions?"),
+            ("Do the {a} and the {b} face in opposite directions?",),
             _YES_NO,
             turns=False,
         ),
@@ -107,7 +99,7 @@ RELATIONS: Mapping[str, Relation] = {
             HEADING,
             relations.turned_left,
             # the mirror image of a question must be a question of the kind, too
-            phrasings(
+            (
                 "Relative to the heading of the {b}, is the {a} turned to the left or to the right?",
                 "To face the way of the {a}, would the {b} have to turn to its own left or to its own right?",
                 "Relative to the heading of the {b}, is the {a} turned to the right or to the left?",
@@ -121,9 +113,7 @@ RELATIONS: Mapping[str, Relation] = {
             "which is nearer",
             DISTANCE,
             relations.nearer,
-            phrasings(
-                "Which is nearer to the camera, the {a} or the {b}?", "Which of the two is closer: the {a} or the {b}?"
-            ),
+            ("Which is nearer to the camera, the {a} or the {b}?", "Which of the two is closer: the {a} or the {b}?"),
             _WHICH,
             turns=True,
             needs_front=False,
@@ -133,7 +123,7 @@ RELATIONS: Mapping[str, Relation] = {
             "which is seen more from above",
             HEIGHT,
             relations.seen_more_from_above,
-            phrasings("Which is seen more from above, the {a} or the {b}?"),
+            ("Which is seen more from above, the {a} or the {b}?",),
             _WHICH,
             turns=True,
             needs_front=False,
@@ -144,7 +134,7 @@ RELATIONS: Mapping[str, Relation] = {
 
 
 class RelativeKind:
-    """Which faces the camera more, do they face the same way, is one turned left or right of the other, and the like."""
+    """Asks which of two faces the camera more, whether they face the same way, and the like."""
 
     name, balanced, rank = "relative", True, 4
 
@@ -179,7 +169,7 @@ class RelativeKind:
         phrases = {"a": asking.reference(a), "b": asking.reference(b)}
         return Turn(
             self.name,
-            asking.choose(relation.questions).write(**phrases),
+            asking.choose(relation.questions).format(**phrases),
             relation.answers[0 if truth else 1].format(**phrases),
             (),
             (a, b),
@@ -194,20 +184,3 @@ class RelativeKind:
     def _outcomes(relation: Relation, truth: bool) -> tuple[str, str]:
         names = {_WHICH: ("first", "second"), _YES_NO: ("yes", "no")}.get(relation.answers, ("left", "right"))
         return names if truth else (names[1], names[0])
-
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        for relation in RELATIONS.values():
-            for phrasing in relation.questions:
-                slots = phrasing.read(question)
-                if slots is None:
-                    continue
-                a, b = resolve_all(scene, slots, ["a", "b"])
-                expect(a.id != b.id, f"both are {a.id!r}: {question!r}")
-                expect(record.id in (a.id, b.id), f"neither is {record.id!r}: {question!r}")
-                expect(relation.can_be_asked(a, b), f"of the two it cannot be said: {question!r}")
-                truth = relation.fact(a.pose, b.pose)
-                expect(truth is not None, f"too close to call: {question!r}")
-                expect_answer(answer, [relation.answers[0 if truth else 1].format(**slots)])
-                expect_poses(poses, [])
-                return Checked((a, b))
-        raise Mismatch(f"the question {question!r} is none of the kind")

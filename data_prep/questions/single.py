@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from data_prep.questions.base import (
     CATEGORY,
     LETTERS,
     Asking,
-    Checked,
     Turn,
-    expect,
-    expect_answer,
-    expect_poses,
-    expect_slots,
     listing,
-    phrasings,
-    readings,
-    resolve_all,
-    split_listing,
     told,
 )
 from data_prep.scene.scenes import Scene, category_of, noun
@@ -31,10 +21,9 @@ from llava_pose.data.conversation import (
     POSE_ANSWER,
     POSE_QUESTIONS,
     POSE_TOKEN,
-    mirror_sides,
     object_words,
 )
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord
 from llava_pose.pose import categories
 
 _LIST_LENGTHS = (3, 4, 5, 6, 8)
@@ -46,7 +35,7 @@ def joint_answer(record: ObjectRecord) -> str:
 
 
 def draw_options(kind: str, asking: Asking, record: ObjectRecord) -> tuple[list[str], str]:
-    """A closed list of categories with the right one among them, each place as often as any other.
+    """Draw a closed list of categories with the right one among them, at each place as often as at any other.
 
     Half of the others come from the data set, since a name that is never right could be passed over unread.
 
@@ -65,46 +54,28 @@ def draw_options(kind: str, asking: Asking, record: ObjectRecord) -> tuple[list[
     return [*others[:place], right, *others[place:]], letter
 
 
-def expect_options(text: str, record: ObjectRecord) -> None:
-    """A closed list holds the right category, and nothing twice.
-
-    Raises:
-        Mismatch
-    """
-    options = split_listing(text, "or", "an? ")
-    right = object_words(category_of(record))["an_object"]
-    expect(len(set(options)) == len(options), f"an option stands twice: {text}")
-    expect(right in options, f"{right!r} is not among the options: {text}")
-
-
 class JointKind:
-    """What is it, and what is its pose? Of pictures that are about one object."""
+    """Asks what the object of a picture is, and for its pose."""
 
     name, balanced, rank = "joint", False, 0
-    questions = phrasings(*JOINT_QUESTIONS)
+    questions = JOINT_QUESTIONS
 
     def applies(self, scene: Scene, record: ObjectRecord) -> bool:
         return len(scene.owners) == 1
 
     def ask(self, asking: Asking) -> Turn:
         record = asking.record
-        question = asking.choose(self.questions).write()
+        question = asking.choose(self.questions).format()
         return Turn(
             self.name, question, joint_answer(record), (record.pose,), (record,), tells=told([record], CATEGORY)
         )
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        expect(any(readings(self.questions, question)), f"the question {question!r} is none of the kind")
-        expect_answer(answer, [joint_answer(record)])
-        expect_poses(poses, [record])
-        return Checked((record,))
-
 
 class ListedKind:
-    """The same with a closed list of categories in the question."""
+    """Asks the same with a closed list of categories in the question."""
 
     name, balanced, rank = "listed", True, 0
-    questions = phrasings(
+    questions = (
         "Which of these is it, and what is its pose: {options}?",
         "The object is one of {options}. Name it and give its pose.",
         "Is this {options}? Say which, with its 6D pose.",
@@ -118,7 +89,7 @@ class ListedKind:
         options, letter = draw_options(self.name, asking, record)
         return Turn(
             self.name,
-            asking.choose(self.questions).write(options=listing(options, "or")),
+            asking.choose(self.questions).format(options=listing(options, "or")),
             joint_answer(record),
             (record.pose,),
             (record,),
@@ -128,19 +99,12 @@ class ListedKind:
             letter=letter,
         )
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = expect_slots(self.questions, question)
-        expect_options(slots["options"], record)
-        expect_answer(answer, [joint_answer(record)])
-        expect_poses(poses, [record])
-        return Checked((record,))
-
 
 class DescribedKind:
-    """The object's kind is described, not named, as one would ask for a category that no training picture shows."""
+    """Asks for the pose of what is described, not named, as one would ask for a category that no training picture shows."""
 
     name, balanced, rank = "described", False, 0
-    questions = phrasings(*DESCRIBED_QUESTIONS)
+    questions = DESCRIBED_QUESTIONS
     pose_answer = DESCRIBED_ANSWER.format(pose=POSE_TOKEN)
 
     def applies(self, scene: Scene, record: ObjectRecord) -> bool:
@@ -154,7 +118,7 @@ class DescribedKind:
         names = phrasing is self.questions[2]
         return Turn(
             self.name,
-            phrasing.write(description=description),
+            phrasing.format(description=description),
             joint_answer(record) if names else self.pose_answer,
             (record.pose,),
             (record,),
@@ -164,23 +128,12 @@ class DescribedKind:
             topic="known category" if category_of(record).known else "novel category",
         )
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        description = category_of(record).description
-        phrasing = next(
-            (p for p, slots in readings(self.questions, question) if slots["description"] == description), None
-        )
-        expect(phrasing is not None, f"the question does not describe {record.category!r}")
-        expect_answer(answer, [joint_answer(record) if phrasing is self.questions[2] else self.pose_answer])
-        expect_poses(poses, [record])
-        # a mirrored description would say "left" of the object where the real one says "right"
-        return Checked((record,), flippable=mirror_sides(description) == description)
-
 
 class PoseKind:
-    """The pose of a named object; where several of its kind are seen, the one on the left or in a box."""
+    """Asks for the pose of a named object; where several of its kind are seen, of the one on the left or in a box."""
 
     name, balanced, rank = "pose", False, 2
-    questions = phrasings(*POSE_QUESTIONS)
+    questions = POSE_QUESTIONS
 
     def applies(self, scene: Scene, record: ObjectRecord) -> bool:
         return len(scene.owners) == 1 or bool(scene.references[record.id])
@@ -191,19 +144,9 @@ class PoseKind:
         name = noun(record) if len(asking.scene.owners) == 1 else asking.reference(record)
         return Turn(
             self.name,
-            phrasing.write(object=name),
+            phrasing.format(object=name),
             POSE_ANSWER.format(object=name, pose=POSE_TOKEN),
             (record.pose,),
             (record,),
             tells=told([record], CATEGORY),
         )
-
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        slots = expect_slots(self.questions, question)
-        found = record if len(scene.owners) == 1 and slots["object"] == noun(record) else None
-        if found is None:
-            (found,) = resolve_all(scene, slots, ["object"])
-        expect(found.id == record.id, f"'the {slots['object']}' is {found.id!r}")
-        expect_answer(answer, [POSE_ANSWER.format(object=slots["object"], pose=POSE_TOKEN)])
-        expect_poses(poses, [found])
-        return Checked((found,))

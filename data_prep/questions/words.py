@@ -7,26 +7,18 @@ stand side by side neither is right oftener than the other.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from data_prep.questions.base import (
     CATEGORY,
     LETTERS,
     Asking,
-    Checked,
-    Mismatch,
-    Phrasing,
     Turn,
-    expect,
-    expect_answer,
-    expect_poses,
-    resolve_all,
     told,
 )
 from data_prep.scene.facts import PREDICATES, Predicate, correction
 from data_prep.scene.scenes import Scene, category_of
-from data_prep.scene.topics import TOPICS, Topic
+from data_prep.scene.topics import TOPICS
 from llava_pose.data.records import ObjectRecord, Pose
 from llava_pose.pose.categories import Category
 
@@ -48,7 +40,7 @@ class Words(NamedTuple):
 
 
 def yes_no_answers(predicate: Predicate, pose: Pose, *, briefly: bool) -> dict[bool, str]:
-    """The true answer by the truth it tells, {} where it is too close to call."""
+    """Return the true answer by the truth that it tells; {} where it is too close to call."""
     truth = predicate.truth(pose)
     if truth is None:
         return {}
@@ -58,7 +50,7 @@ def yes_no_answers(predicate: Predicate, pose: Pose, *, briefly: bool) -> dict[b
 
 
 def ask_yes_no(kind: str, asking: Asking, category: Category, pose: Pose) -> Words | None:
-    """A yes/no question about a pose, of those that balance asks for first; None where it allows none."""
+    """Ask a yes/no question about a pose, of those that balance needs most; None where it allows none."""
     candidates = []
     for predicate in PREDICATES.values():
         truth = predicate.truth(pose) if predicate.can_be_asked(category) else None
@@ -78,30 +70,8 @@ def ask_yes_no(kind: str, asking: Asking, category: Category, pose: Pose) -> Wor
     return Words(predicate.name, question, answer, predicate.aspect, outcome, ("yes", "no"))
 
 
-def check_yes_no(question: str, answer: str, pose_of: Callable[[str], tuple[Category, Pose]]) -> bool:
-    """Whether the question is of this kind; its answer is then right.
-
-    Args:
-        pose_of: the object that a reference points at.
-
-    Raises:
-        Mismatch: it is of this kind and the answer is wrong, or nothing can be said for sure.
-    """
-    briefly = question.endswith(_BRIEFLY_YES_NO)
-    for predicate in PREDICATES.values():
-        slots = Phrasing(predicate.question).read(question.removesuffix(_BRIEFLY_YES_NO))
-        if slots is not None:
-            category, pose = pose_of(slots["ref"])
-            expect(predicate.can_be_asked(category), f"of {category.indefinite} it cannot be said: {question!r}")
-            answers = yes_no_answers(predicate, pose, briefly=briefly)
-            expect(answers, f"too close to call: {question!r}")
-            expect_answer(answer, answers.values())
-            return True
-    return False
-
-
 def ask_choice(kind: str, asking: Asking, category: Category, pose: Pose) -> Words | None:
-    """A multiple choice about a pose; None where balance leaves no option beside the right one."""
+    """Ask a multiple choice about a pose; None where balance leaves no option beside the right one."""
     candidates = []
     for topic in TOPICS.values():
         truth = topic.truth(pose) if topic.can_be_asked(category) else None
@@ -130,40 +100,8 @@ def ask_choice(kind: str, asking: Asking, category: Category, pose: Pose) -> Wor
     return Words(topic.name, question, answer, topic.aspect, truth, options, letter)
 
 
-def check_choice(question: str, answer: str, pose_of: Callable[[str], tuple[Category, Pose]]) -> bool:
-    """As :func:`check_yes_no`, for multiple choice."""
-    by_letter = question.endswith(_BY_LETTER)
-    stem, *parts = _OPTION.split(question.removesuffix(_BY_LETTER))
-    letters, options = parts[::2], parts[1::2]
-    for topic in TOPICS.values():
-        slots = Phrasing(topic.question).read(stem)
-        if slots is not None:
-            category, pose = pose_of(slots["ref"])
-            _expect_one_right(topic, category, pose, letters, options, question)
-            right = letters[options.index(topic.truth(pose))]
-            expect_answer(answer, [right if by_letter else f"{right}. {topic.truth(pose)}"])
-            return True
-    return False
-
-
-def _expect_one_right(
-    topic: Topic, category: Category, pose: Pose, letters: list[str], options: list[str], question: str
-) -> None:
-    expect(topic.can_be_asked(category), f"of {category.indefinite} it cannot be said: {question!r}")
-    expect(
-        "".join(letters) == LETTERS[: len(letters)] and len(letters) >= 2, f"the options are not A, B, …: {question!r}"
-    )
-    truth = topic.truth(pose)
-    expect(truth is not None, f"too close to call: {question!r}")
-    expect(options.count(cast(str, truth)) == 1, f"the right option, {truth!r}, does not stand once among {options}")
-    doubtful = set(options) - {truth} - set(topic.wrong(pose))
-    expect(
-        not doubtful and len(set(options)) == len(options), f"options that are not clearly wrong: {sorted(doubtful)}"
-    )
-
-
 class _AboutOne:
-    """What the two kinds share: they ask about an object that a phrase points at."""
+    """The common part of two kinds, which ask about an object that a phrase points at."""
 
     name: str
     balanced, rank = True, 4
@@ -189,45 +127,20 @@ class _AboutOne:
             letter=words.letter,
         )
 
-    def _check(
-        self,
-        check: Callable[[str, str, Callable[[str], tuple[Category, Pose]]], bool],
-        scene: Scene,
-        record: ObjectRecord,
-        question: str,
-        answer: str,
-        poses: Sequence[Pose],
-    ) -> Checked:
-        def pose_of(reference: str) -> tuple[Category, Pose]:
-            (found,) = resolve_all(scene, {"ref": reference}, ["ref"])
-            expect(found.id == record.id, f"'the {reference}' is {found.id!r}, not {record.id!r}")
-            return category_of(found), found.pose
-
-        if not check(question, answer, pose_of):
-            raise Mismatch(f"the question {question!r} is none of the kind")
-        expect_poses(poses, [])
-        return Checked((record,))
-
 
 class YesNoKind(_AboutOne):
-    """Does it face the camera? Is it seen from above?"""
+    """Asks whether an object faces the camera, is seen from above, and the like."""
 
     name = "yesno"
 
     def ask(self, asking: Asking) -> Turn | None:
         return self._turn(asking, ask_yes_no(self.name, asking, category_of(asking.record), asking.record.pose))
 
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        return self._check(check_yes_no, scene, record, question, answer, poses)
-
 
 class ChoiceKind(_AboutOne):
-    """From which of its own sides is it seen? A, B, C or D."""
+    """Asks from which of its own sides an object is seen, and the like, by letters."""
 
     name = "choice"
 
     def ask(self, asking: Asking) -> Turn | None:
         return self._turn(asking, ask_choice(self.name, asking, category_of(asking.record), asking.record.pose))
-
-    def check(self, scene: Scene, record: ObjectRecord, question: str, answer: str, poses: Sequence[Pose]) -> Checked:
-        return self._check(check_choice, scene, record, question, answer, poses)

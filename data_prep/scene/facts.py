@@ -1,4 +1,4 @@
-"""What is true of a pose and what cannot be said for sure: the geometry behind questions and answers.
+"""Facts about a pose, and what cannot be said for sure: the geometry behind questions and answers.
 
 Every fact has a margin: between "yes" and "no" lies a range in which nothing is asked (None), so that an annotator's error
 of a few degrees turns no answer round. Whose left is meant is as in ``data_prep.scene.viewpoint_words``.
@@ -37,24 +37,24 @@ POLAR = 70.0  # degrees of elevation: nearer to the pole, sides and tilt mean li
 
 @functools.lru_cache(_POSES_AT_HAND)
 def axes_of(pose: Pose) -> np.ndarray:
-    """(3, 3) rotation, world to camera; read only."""
+    """Return the rotation (3, 3) from the object to the camera frame; read only."""
     rotation = rotation_matrix(*pose.angles)
     rotation.flags.writeable = False
     return rotation
 
 
 def front_of(pose: Pose) -> np.ndarray:
-    """(3,) where the front points, camera frame."""
+    """Return where the front points, (3,) in the camera frame."""
     return -axes_of(pose)[:, 1]
 
 
 def up_of(pose: Pose) -> np.ndarray:
-    """(3,) where the object's up points, camera frame."""
+    """Return where the object's up points, (3,) in the camera frame."""
     return axes_of(pose)[:, 2]
 
 
 def angle_between(a: Iterable[float], b: Iterable[float]) -> float:
-    """Degrees between two directions."""
+    """Return the degrees between two directions."""
     (ax, ay, az), (bx, by, bz) = a, b
     across = math.hypot(ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
     return round(math.degrees(math.atan2(across, ax * bx + ay * by + az * bz)), DECIMALS)
@@ -62,7 +62,7 @@ def angle_between(a: Iterable[float], b: Iterable[float]) -> float:
 
 @functools.lru_cache(_POSES_AT_HAND)
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
-    """Canonical azimuth, elevation and theta in degrees."""
+    """Return canonical azimuth, elevation and theta in degrees."""
     azimuth, elevation, theta = (round(math.degrees(float(x)), DECIMALS) for x in canonicalize(*pose.angles))
     return azimuth, elevation, theta
 
@@ -95,7 +95,7 @@ class Predicate:
 
 
 def between(value: float, no: float, yes: float) -> bool | None:
-    """True from ``yes`` on, False from ``no`` on, whichever way round they lie."""
+    """Return True from ``yes`` on and False from ``no`` on, whichever way round they lie, and None between them."""
     value = round(value, DECIMALS)
     if (value - yes) * (yes - no) >= 0:
         return True
@@ -107,7 +107,7 @@ def _faces(direction: tuple[float, float, float], no: float, yes: float) -> Call
 
 
 def _sees(side: tuple[float, float, float]) -> Callable[[Pose], bool | None]:
-    """Whether a side of the object, by its normal in the object frame, is turned to the camera."""
+    """Make the truth of whether a side of the object, by its normal in the object frame, is turned to the camera."""
 
     def truth(pose: Pose) -> bool | None:
         if abs(angles_in_degrees(pose)[1]) > POLAR:
@@ -254,7 +254,7 @@ PREDICATES: Mapping[str, Predicate] = {
 
 
 def correction(predicate: Predicate, pose: Pose) -> str:
-    """What is true where the predicate is not: "it faces the viewer's left"."""
+    """Say what is true where the predicate is not: "it faces the viewer's left"."""
     words = describe_viewpoint(pose)
     if predicate.aspect == HEIGHT:
         return f"it is seen {words.height}"

@@ -15,23 +15,23 @@ from llava_pose.data.records import Pose
 
 
 def faces_camera_more(a: Pose, b: Pose) -> bool | None:
-    """Whether the first one's front is turned more to the camera; None within 25 degrees."""
+    """Return whether the first one's front is turned more to the camera; None within 25 degrees."""
     towards = (0.0, 0.0, 1.0)
     return between(angle_between(front_of(b), towards) - angle_between(front_of(a), towards), -25, 25)
 
 
 def same_way(a: Pose, b: Pose) -> bool | None:
-    """Whether the fronts point the same way: within 25 degrees, or over 60 degrees apart."""
+    """Return whether the fronts point the same way: within 25 degrees, or over 60 degrees apart."""
     return between(angle_between(front_of(a), front_of(b)), 60, 25)
 
 
 def opposite_ways(a: Pose, b: Pose) -> bool | None:
-    """Whether the fronts point opposite ways: over 150 degrees apart, or under 110."""
+    """Return whether the fronts point opposite ways: over 150 degrees apart, or under 110."""
     return between(angle_between(front_of(a), front_of(b)), 110, 150)
 
 
 def turned_left(a: Pose, b: Pose) -> bool | None:
-    """Whether the second must turn to its own left, the shorter way, to face as the first does; False for its right.
+    """Return whether the second must turn to its own left, the shorter way, to face as the first does; False: its right.
 
     None where they hardly differ, face opposite ways, or stand on different ground (their ups differ by over 25 degrees).
     """
@@ -46,7 +46,7 @@ def turned_left(a: Pose, b: Pose) -> bool | None:
 
 
 def nearer(a: Pose, b: Pose) -> bool | None:
-    """Whether the first is nearer to the camera, by a third at least. Of objects of one kind and picture only: the unit of
+    """Return whether the first is nearer to the camera by a third at least, of objects of one kind and picture: the unit of
     distance is the object's own size."""
     if a.distance is None or b.distance is None or min(a.distance, b.distance) <= 0:
         return None
@@ -54,5 +54,5 @@ def nearer(a: Pose, b: Pose) -> bool | None:
 
 
 def seen_more_from_above(a: Pose, b: Pose) -> bool | None:
-    """Whether the first is seen from higher above; None within 15 degrees."""
+    """Return whether the first is seen from higher above; None within 15 degrees."""
     return between(angles_in_degrees(a)[1] - angles_in_degrees(b)[1], -15, 15)

@@ -11,17 +11,16 @@ A box in a text is ``[x1, y1, x2, y2]`` as shares of the picture's width and hei
 from __future__ import annotations
 
 import logging
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llava_pose.data.conversation import object_words
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
-from llava_pose.pose.geometry import crop_principal, flip_pose
+from llava_pose.pose.geometry import crop_principal
 
 logger = logging.getLogger(__name__)
 _SEEN_WHOLE = 0.85  # share of a neighbour's box inside the picture, from which it may be asked about
@@ -29,63 +28,52 @@ _SAME_VIEWPORT = 1e-6  # relative; a sample has one viewport for all its poses
 _APART = 0.15  # of the width: two box centres that are called left and right
 _SMALLEST_BOX = 0.03  # of either side: two decimals tell no less
 _DECIMALS = 9  # of what is compared with an edge, so that a mirrored picture falls on the same side of it
-BOX_TOLERANCE = 0.0051  # two decimals, rounded
-
-_BOX = re.compile(r"\[(\d\.\d\d), (\d\.\d\d), (\d\.\d\d), (\d\.\d\d)\]")
 _IN_BOX = " in the box "
 
 Box = tuple[float, float, float, float]
 
 
 def category_of(record: ObjectRecord) -> Category:
-    """The category of a record; which categories of the user's own are welcome was settled when records were made."""
+    """Return the category of a record; which categories of the user's own are welcome was settled when records were made."""
     return categories.get(record.category, allow_custom=True, source=record.id)
 
 
 def noun(record: ObjectRecord) -> str:
-    """What goes after "the": "dining table", "pair of scissors"."""
+    """Return what goes after "the": "dining table", "pair of scissors"."""
     return object_words(category_of(record))["object"]
 
 
 def shares(record: ObjectRecord) -> Box:
-    """The record's box as shares of its picture, clipped to it."""
+    """Return the record's box as shares of its picture, clipped to it."""
     x1, y1, x2, y2 = record.bbox
     values = (x1 / record.width, y1 / record.height, x2 / record.width, y2 / record.height)
     return tuple(min(max(value, 0.0), 1.0) for value in values)  # type: ignore[return-value]
 
 
 def box_text(record: ObjectRecord) -> str:
-    """ "[0.12, 0.30, 0.55, 0.81]"."""
+    """Write the record's box as "[0.12, 0.30, 0.55, 0.81]"."""
     return f"[{', '.join(f'{value:.2f}' for value in shares(record))}]"
 
 
-def parse_box(text: str) -> Box | None:
-    """The numbers of a box, or None if the whole text is none."""
-    match = _BOX.fullmatch(text)
-    return None if match is None else tuple(map(float, match.groups()))  # type: ignore[return-value]
-
-
 def has_clear_box(record: ObjectRecord) -> bool:
-    """Whether two decimals point at it."""
+    """Return whether its box is large enough for two decimals to point at it."""
     x1, y1, x2, y2 = shares(record)
     return round(min(x2 - x1, y2 - y1), _DECIMALS) >= _SMALLEST_BOX
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture.
+    """One picture with its objects.
 
     Attributes:
         objects: by id; each with pose, box and viewport in this picture's pixels.
         bystanders: seen in part, or with a camera of another viewport.
         owners: ids of the objects whose records name the picture: one for a crop, which is about this object.
-        is_mirrored: whether it was made by :meth:`mirrored`.
     """
 
     objects: tuple[ObjectRecord, ...]
     bystanders: tuple[ObjectRecord, ...]
     owners: tuple[str, ...]
-    is_mirrored: bool = False
 
     @cached_property
     def by_id(self) -> Mapping[str, ObjectRecord]:
@@ -106,7 +94,7 @@ class Scene:
 
     @cached_property
     def references(self) -> Mapping[str, tuple[str, ...]]:
-        """Record id -> the phrases that point at it and at nothing else in the picture; "the" goes before each.
+        """The phrases that point at each record, by its id, and at nothing else in the picture; "the" goes before each.
 
         The name alone comes first where there is but one of the kind. None at all: its box is too small to tell.
         """
@@ -125,54 +113,13 @@ class Scene:
             yield f"{name}{_IN_BOX}{box_text(record)}"
 
     def is_clear(self, record: ObjectRecord) -> bool:
-        """Whether the record's box points at it and not as well at another object."""
+        """Return whether the record's box points at it and not as well at another object."""
         others = (other for other in (*self.objects, *self.bystanders) if other.id != record.id)
         return has_clear_box(record) and all(_overlap(shares(record), shares(other)) < 0.7 for other in others)
 
-    def resolve(self, phrase: str) -> ObjectRecord | None:
-        """The object that a phrase (without "the") points at, or None."""
-        name, _, box = phrase.partition(_IN_BOX)
-        if box:
-            found = self.in_box(box)
-            return found if found is not None and noun(found) == name else None
-        return next((record for record in self.objects if phrase in self.references[record.id]), None)
-
-    def in_box(self, text: str) -> ObjectRecord | None:
-        """The object whose box the text gives, or None."""
-        box = parse_box(text)
-        if box is None:
-            return None
-        return next((record for record in self.objects if self.is_clear(record) and same_box(record, box)), None)
-
-    def mirrored(self) -> Scene:
-        """The scene of the horizontally flipped picture (poses are right for what mirrors about x only)."""
-        return replace(
-            self,
-            objects=tuple(map(mirrored_record, self.objects)),
-            bystanders=tuple(map(mirrored_record, self.bystanders)),
-            is_mirrored=not self.is_mirrored,
-        )
-
-
-def same_box(record: ObjectRecord, box: Sequence[float]) -> bool:
-    return all(abs(a - b) <= BOX_TOLERANCE for a, b in zip(shares(record), box, strict=True))
-
-
-def mirrored_pose(pose: Pose, width: float) -> Pose:
-    """As training mirrors a pose."""
-    px = 0.0 if pose.px is None else pose.px
-    azimuth, elevation, theta, px = (float(x) for x in flip_pose(*pose.angles, px, width))
-    return replace(pose, azimuth=azimuth, elevation=elevation, theta=theta, px=None if pose.px is None else px)
-
-
-def mirrored_record(record: ObjectRecord) -> ObjectRecord:
-    x1, y1, x2, y2 = record.bbox
-    box = (record.width - x2, y1, record.width - x1, y2)
-    return replace(record, pose=mirrored_pose(record.pose, record.width), bbox=box)
-
 
 def make_scenes(records: Iterable[ObjectRecord]) -> dict[str, Scene]:
-    """Record id -> the scene of its picture. What is asked in a scene does not depend on the order of the records."""
+    """Make the scene of each record's picture, by the record's id; it does not depend on the order of the records."""
     by_source: dict[object, list[ObjectRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.id):
         by_source[record.source.get("image") or record.file_name].append(record)
@@ -216,7 +163,7 @@ def _scene(owners: list[ObjectRecord], relatives: list[ObjectRecord], file_name:
 
 
 def _moved(record: ObjectRecord, target: ObjectRecord) -> ObjectRecord | None:
-    """A record in the pixels of another crop of the same raw image; None where a crop is not known."""
+    """Return a record in the pixels of another crop of the same raw image; None where a crop is not known."""
     names = ("left", "top", "scale")
     if any(name not in crop for crop in (record.crop, target.crop) for name in names):
         return None
@@ -250,19 +197,19 @@ def _share_inside(record: ObjectRecord) -> float:
 
 
 def centre(record: ObjectRecord) -> float:
-    """Of its box, a share of the picture's width."""
+    """Return where the middle of its box stands, as a share of the picture's width."""
     x1, _, x2, _ = shares(record)
     return round((x1 + x2) / 2, _DECIMALS)
 
 
 def _beside(a: Box, b: Box) -> bool:
-    """Whether neither covers half of the other's width: a table as wide as the picture is on no side of it."""
+    """Return whether neither covers half of the other's width: a table as wide as the picture is on no side of it."""
     both = min(a[2], b[2]) - max(a[0], b[0])
     return round(both - 0.5 * min(a[2] - a[0], b[2] - b[0]), _DECIMALS) < 0
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection of two boxes over their union."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(width, 0.0) * max(height, 0.0)
     either = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both

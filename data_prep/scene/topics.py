@@ -78,7 +78,7 @@ def _wrong_sides(pose: Pose) -> tuple[str, ...]:
 
 
 def _heading(pose: Pose) -> str | None:
-    """The words of the pose where they are nearer by far than any others."""
+    """Return the words of the pose where they are nearer by far than any others."""
     front = front_of(pose)
     angles = sorted((angle_between(front, direction), words) for words, direction in HEADINGS.items())
     (nearest, words), (second, _) = angles[:2]

@@ -86,14 +86,14 @@ class Viewpoint(NamedTuple):
 
     @property
     def seen(self) -> str:
-        """ "seen from its front-left, slightly from above"."""
+        """The words "seen from its front-left, slightly from above"."""
         if self.side is None:
             return f"seen {self.height}"
         return f"seen from its {self.side}, {self.height}"
 
 
 def describe_viewpoint(pose: Pose) -> Viewpoint:
-    """The words for a pose (angles in radians, any range); see the module's text for whose left is meant.
+    """Return the words for a pose (angles in radians, any range); see the module's text for whose left is meant.
 
     Raises:
         ValueError: an angle is not finite.
@@ -126,7 +126,7 @@ def _facing(pose: Pose) -> str:
 
 
 def _sector(angle: float) -> int:
-    """Which eighth of a turn, the first centred on 0. An angle on an edge goes to the even one, as its mirror image does."""
+    """Return which eighth of a turn an angle is in, the first centred on 0; on an edge the even one, as in the mirror."""
     return round(round(angle / (math.pi / 4), _DECIMALS)) % 8
 
 
@@ -139,7 +139,7 @@ def _tilt(theta: float) -> str:
 
 
 def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
-    """A caption with one `<pose6D>`, made without any model.
+    """Write a caption with one `<pose6D>`, without any model.
 
     What no picture shows is not told: sides of a bottle, a table or a cup, and above and below of an hourglass.
 
@@ -150,14 +150,14 @@ def offline_caption(pose: Pose, category: Category, rng: random.Random) -> str:
 
 
 def caption_templates(category: Category) -> tuple[str, ...]:
-    """Those that tell nothing which the category's symmetry or mirror plane takes away."""
+    """Return the templates that tell nothing which the category's symmetry or mirror plane takes away."""
     if category.has_up:
         return CAPTIONS if category.has_front else SIDELESS_CAPTIONS
     return UPLESS_CAPTIONS if category.has_front else BARE_CAPTIONS
 
 
 def caption_words(pose: Pose, category: Category) -> dict[str, str]:
-    """What fills the slots of :func:`caption_templates`."""
+    """Return what fills the slots of :func:`caption_templates`."""
     words = describe_viewpoint(pose)
     an_object = object_words(category)["an_object"]
     return {

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import NonNegativeInt
 from tqdm import tqdm
 
 from eval.systems.record_choice import select_records
@@ -39,79 +40,35 @@ from llava_pose.pose.categories import Category
 from llava_pose.utils.config import command, require, require_folder
 from llava_pose.utils.distributed import from_first_process, is_first_process
 from llava_pose.utils.files import file_digest, printable, write_json
-from llava_pose.utils.openai_client import (
-    Endpoint,
-    Reply,
-    ServedModel,
-    TokenLimit,
-    map_threads,
-    require_client,
-    token_account,
-)
+from llava_pose.utils.openai_client import Reply, ServedModel, ServerOptions, map_threads, token_account
 from llava_pose.utils.output_folder import keep_settings, own_file
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class VlmApiConfig:
-    """Which server, which objects, and where the lines go."""
+@dataclass(kw_only=True)
+class VlmApiConfig(ServerOptions):
+    """The options of ``llava-pose vlm-api``."""
 
-    data: str | None = field(default=None, metadata={"help": "the prepared folder"})
-    output_dir: str | None = field(default=None, metadata={"help": "predictions.jsonl and its account go there"})
-    api_base: str | None = field(
-        default=None,
-        metadata={"help": "an OpenAI-compatible server, such as http://localhost:8000/v1; its key is OPENAI_API_KEY"},
-    )
-    model: str | None = field(default=None, metadata={"help": "the server's name of the model"})
-    system: str | None = field(default=None, metadata={"help": "name in the tables; default: the model's"})
+    data: str = field(metadata={"help": "The prepared folder."})
+    output_dir: str | None = field(default=None, metadata={"help": "The folder for predictions.jsonl and its account."})
+    system: str | None = field(default=None, metadata={"help": "The name in the tables; by default the model's."})
     task: Literal["pose", "joint"] = field(
-        default="pose", metadata={"help": "pose: the category is given; joint: category and pose are asked for"}
+        default="pose", metadata={"help": "Give the category (pose), or ask for category and pose (joint)."}
     )
     candidates: list[str] | None = field(
         default=None,
-        metadata={"help": "The categories to choose from in the joint task; by default all of the prepared folder."},
+        metadata={"help": "The candidates of the joint task; by default every category of the prepared folder."},
     )
     split: str = field(default="val", metadata={"help": "The split to predict."})
     categories: list[str] | None = field(
         default=None, metadata={"help": "Ask for objects of these categories alone; by default all of the split."}
     )
-    sample: int = field(
-        default=0, metadata={"help": "ask for so many objects, drawn by --seed; 0 is all; a larger number adds to them"}
+    sample: NonNegativeInt = field(
+        default=0,
+        metadata={"help": "Ask for so many objects, drawn by --seed; 0 is all, and a larger number adds to them."},
     )
-    seed: int = field(default=0, metadata={"help": "draws the sample"})
-    concurrency: int = field(default=8, metadata={"help": "requests at a time"})
-    attempts: int = field(
-        default=3, metadata={"help": "answers to ask for, each with what was wrong, before an object counts as failed"}
-    )
-    tries: int = field(default=6, metadata={"help": "requests for one answer while the server is busy or silent"})
-    first_wait: float = field(
-        default=1.0, metadata={"help": "seconds before the second try, doubled for each further one"}
-    )
-    timeout: float = field(default=120.0, metadata={"help": "seconds to wait for one answer"})
-    max_tokens: int = field(default=400, metadata={"help": "tokens of one answer at most; models that think need more"})
-    token_limit: TokenLimit = field(
-        default="max_tokens",
-        metadata={"help": "the server's name of that limit; OpenAI's newer models want the second"},
-    )
-    temperature: float | None = field(
-        default=None, metadata={"help": "of the model's sampling; default: the server's own (0 repeats best)"}
-    )
-    price_in: float = field(default=0.0, metadata={"help": "price of a million tokens sent, for the account of costs"})
-    price_out: float = field(default=0.0, metadata={"help": "price of a million tokens received"})
-    retry_failed: bool = field(default=False, metadata={"help": "ask again for the objects that failed before"})
-    dry_run: bool = field(default=False, metadata={"help": "print the prompts, send nothing, write nothing"})
-
-    def __post_init__(self) -> None:
-        for name in ("concurrency", "attempts", "tries", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: must be at least 1, not {getattr(self, name)}")
-        for name in ("first_wait", "temperature", "price_in", "price_out", "sample"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise InputError(f"--{name.replace('_', '-')}: must not be negative, but is {value}")
-        if not 0 < self.timeout < float("inf"):
-            raise InputError(f"--timeout: must be over 0, not {self.timeout}")
+    seed: int = field(default=0, metadata={"help": "Draws the sample."})
 
 
 def run(config: VlmApiConfig) -> Path | None:
@@ -120,7 +77,6 @@ def run(config: VlmApiConfig) -> Path | None:
     Raises:
         InputError: the data or an earlier file is unusable, or the server refuses or does not answer.
     """
-    require(config.data, "--data")
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     faults: list[InputError] = []
     records = _records(prepared, config, faults)
@@ -132,10 +88,9 @@ def run(config: VlmApiConfig) -> Path | None:
             line = json.dumps({"id": record.id, "messages": messages}, ensure_ascii=False)
             sys.stdout.write(f"{printable(line)}\n")
         return None
-    for option in ("output_dir", "api_base", "model"):
-        require(getattr(config, option), f"--{option.replace('_', '-')}")
-    system = config.system or config.model
-    out = Path(config.output_dir) / "predictions.jsonl"
+    require(config.api_base, "--api-base")
+    system = config.system or require(config.model, "--model")
+    out = Path(require(config.output_dir, "--output-dir")) / "predictions.jsonl"
     with own_file(out, "--output-dir", "vlm-api"):
         keep_settings(out, "--output-dir", "vlm-api", _settings(config, records, words, prepared, system))
         known = _earlier_lines(out, records, system)
@@ -156,7 +111,7 @@ def run(config: VlmApiConfig) -> Path | None:
 
 
 def _records(prepared: Path, config: VlmApiConfig, faults: list[InputError]) -> list[ObjectRecord]:
-    """Those whose pictures can be sent; what is wrong with the others goes to ``faults``."""
+    """Return the records whose pictures can be sent; what is wrong with the others goes to ``faults``."""
     split = config.split
     usable = []
     for record in select_records(prepared, split, config.categories, "--categories", faults=faults):
@@ -175,7 +130,7 @@ def _category(name: str) -> Category:
 
 
 def _candidates(prepared: Path, config: VlmApiConfig) -> list[Category]:
-    """Those of the joint task, in alphabetical order of their canonical names."""
+    """Return the candidates of the joint task, in alphabetical order of their canonical names."""
     names: Iterable[str] | None = config.candidates
     if not names:
         splits = [path.parent.name for path in prepared.glob(f"*/{METADATA_FILE}")]
@@ -185,7 +140,7 @@ def _candidates(prepared: Path, config: VlmApiConfig) -> list[Category]:
 
 
 def _drawn(records: Sequence[ObjectRecord], config: VlmApiConfig) -> list[ObjectRecord]:
-    """A sample in the order of the records; a larger sample of the same seed holds a smaller one."""
+    """Draw a sample, in the order of the records; a larger sample of the same seed holds a smaller one."""
     if not config.sample or config.sample >= len(records):
         return list(records)
     ranks = sorted(records, key=lambda record: hashlib.blake2b(f"{config.seed}:{record.id}".encode()).digest())
@@ -200,7 +155,7 @@ def _settings(
     prepared: Path,
     system: str,
 ) -> dict[str, Any]:
-    """What decides an answer. The server's address, the sample and how long is waited do not."""
+    """Return what decides an answer, which the server's address, the sample and how long is waited do not."""
     prompt = first_messages(records[0], _category(records[0].category), words, None)
     metadata = prepared / config.split / METADATA_FILE
     return {
@@ -219,7 +174,7 @@ def _settings(
 
 
 def _earlier_lines(out: Path, records: Sequence[ObjectRecord], system: str) -> dict[str, dict[str, Any]]:
-    """Id -> line that an earlier run has left; the last one where a failure has been asked for again."""
+    """Return the lines that an earlier run has left, by id; the last one where a failure has been asked for again."""
     known: dict[str, dict[str, Any]] = {}
     ids = {record.id for record in records}
     for where, value in resume_jsonl(out, "id"):
@@ -242,25 +197,12 @@ def _ask_for(
     known: dict[str, dict[str, Any]],
 ) -> None:
     """Append a line for each object as its answer comes, and put it into ``known``; a failure stands until then."""
-    require_client()
-    endpoint = Endpoint(
-        config.api_base,
-        config.model,
-        timeout=config.timeout,
-        tries=config.tries,
-        first_wait=config.first_wait,
-        max_tokens=config.max_tokens,
-        temperature=config.temperature,
-        token_limit=config.token_limit,
-    )
-    model = ServedModel(endpoint)
+    model = ServedModel(config)
 
     def ask(record: ObjectRecord) -> dict[str, Any]:
         picture = prepared / config.split / record.file_name
         messages = first_messages(record, _category(record.category), words, picture)
-        return _line(
-            record, model.ask(messages, lambda text: read_answer(text, words), attempts=config.attempts), system
-        )
+        return _line(record, model.ask(messages, lambda text: read_answer(text, words)), system)
 
     bar = tqdm(total=len(left), desc=f"ask {config.model}", unit="object", mininterval=1.0)
     try:
@@ -288,14 +230,14 @@ def _line(record: ObjectRecord, reply: Reply[VlmAnswer], system: str) -> dict[st
 
 
 def _add_requests(request: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """What the failures before have cost stays in the account."""
+    """Add what the failures before have cost, which stays in the account."""
     for name in ("attempts", "prompt_tokens", "completion_tokens"):
         if earlier.get(name):
             request[name] = (request.get(name) or 0) + earlier[name]
 
 
 def _report(out: Path, lines: Sequence[dict[str, Any]], system: str, config: VlmApiConfig) -> None:
-    summary = summarize(lines, config.price_in, config.price_out)
+    summary = summarize(lines, config)
     write_json(out.with_name(f"{out.stem}_summary.json"), summary)
     cost = f", cost {summary['cost']}" if config.price_in or config.price_out else ""
     logger.info(
@@ -312,8 +254,8 @@ def _report(out: Path, lines: Sequence[dict[str, Any]], system: str, config: Vlm
     )
 
 
-def summarize(lines: Sequence[dict[str, Any]], price_in: float, price_out: float) -> dict[str, Any]:
-    """The account of a file's lines: answers, failures by reason, tokens and cost, over all runs that wrote it."""
+def summarize(lines: Sequence[dict[str, Any]], options: ServerOptions) -> dict[str, Any]:
+    """Return the account of a file's lines: answers, failures by reason, tokens and cost, over all runs that wrote it."""
     requests = [line.get("request") or {} for line in lines]
     sent, received = (sum(r.get(name) or 0 for r in requests) for name in ("prompt_tokens", "completion_tokens"))
     failed = [r.get("reason") or "unknown" for r, line in zip(requests, lines, strict=True) if line.get("pose") is None]
@@ -322,7 +264,7 @@ def summarize(lines: Sequence[dict[str, Any]], price_in: float, price_out: float
         "failed": len(failed),
         "failed_because": dict(Counter(failed).most_common()),
         "attempts": sum(r.get("attempts") or 0 for r in requests),
-        **token_account(sent, received, price_in, price_out),
+        **token_account(sent, received, options),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a vision-language model is asked for a pose: docs/POSE.md in plain words; and its answer, read strictly.
+"""The messages that ask a vision-language model for a pose, docs/POSE.md in plain words, and its answer, read strictly.
 
 A model answers with one JSON object and nothing else, in degrees:
 
@@ -31,7 +31,7 @@ SIDES: Mapping[int, str] = {0: "front", 90: "own left side", 180: "back", 270: "
 
 @dataclass(frozen=True)
 class Example:
-    """Angles in degrees, and where the object's front and top then point in the picture: all directions that apply."""
+    """A worked example: angles in degrees, and all directions in which the object's front and top then point."""
 
     azimuth: int
     elevation: int
@@ -89,7 +89,7 @@ class VlmAnswer:
 
 
 def candidate_words(candidates: Sequence[Category]) -> dict[str, str]:
-    """What a model may call each category -> its canonical name: the name that people read, or the canonical one on a clash."""
+    """Return the canonical name of each category by what a model may call it: the name that people read, where it is unique."""
     words: dict[str, str] = {}
     for category in candidates:
         word = category.display_name if category.display_name not in words else category.name.replace("_", " ")
@@ -100,7 +100,7 @@ def candidate_words(candidates: Sequence[Category]) -> dict[str, str]:
 def first_messages(
     record: ObjectRecord, category: Category, words: Mapping[str, str] | None, picture: Path | None
 ) -> list[Message]:
-    """The messages of the first attempt, as the chat completions API takes them.
+    """Return the messages of the first attempt, as the chat completions API takes them.
 
     Args:
         category: of the record; the model is told it unless there are ``words``.
@@ -133,7 +133,7 @@ def first_messages(
 
 
 def box_words(record: ObjectRecord) -> str:
-    """The object's box in the prepared picture, clipped to it, in percent of its width and height."""
+    """Write the object's box in the prepared picture, clipped to it, in percent of its width and height."""
     x1, y1, x2, y2 = (
         round(100 * min(max(value / side, 0.0), 1.0))
         for value, side in zip(record.bbox, (record.width, record.height) * 2, strict=True)
@@ -142,7 +142,7 @@ def box_words(record: ObjectRecord) -> str:
 
 
 def read_answer(text: str | None, words: Mapping[str, str] | None) -> VlmAnswer:
-    """A model's answer, checked; JSON in a code fence is taken, words around it are not.
+    """Read a model's answer and check it; JSON in a code fence is taken, words around it are not.
 
     Args:
         words: of :func:`candidate_words`, for the joint task; None where no category was asked for.

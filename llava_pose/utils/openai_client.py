@@ -1,37 +1,36 @@
-"""Questions to a vision-language model behind an OpenAI-compatible server: asked, checked, asked again with the reason, and
-waited for where the server is busy. What asks (captions, poses) brings the messages and the reading of an answer.
+"""Questions to a model behind an OpenAI-compatible server: asked, checked, and asked again with what was wrong.
+
+What asks (captions, poses) brings the messages and the reading of an answer. A server that is busy, slow or away is waited for
+by the openai package, which takes up what Retry-After says.
 """
 
 from __future__ import annotations
 
-import email.utils
-import logging
 import os
-import random
-import threading
+import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field, PositiveInt
 
 from llava_pose.errors import InputError
+from llava_pose.utils.config import check_fields
 
-logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Message = dict[str, Any]
-TokenLimit = Literal["max_tokens", "max_completion_tokens"]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-_LONGEST_WAIT = 120.0  # seconds, whatever a server asks for
-_IN_FLIGHT = 2  # tasks a thread, so that none waits for work and nothing piles up
+_THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)  # of models that think aloud
 _REFUSALS_OF_ALL = 5  # requests refused, and none answered, before it is the settings and not the pictures
 
 
 def require_client() -> ModuleType:
-    """The package openai.
+    """Return the package openai.
 
     Raises:
         InputError: it is not installed.
@@ -43,36 +42,51 @@ def require_client() -> ModuleType:
     return openai
 
 
-class Stopped(Exception):
-    """Another request has failed for good; this one was given up."""
+@dataclass(kw_only=True)
+class ServerOptions:
+    """The options of every command that asks a server."""
+
+    api_base: str | None = field(
+        default=None,
+        metadata={
+            "help": "An OpenAI-compatible server, such as http://localhost:8000/v1; its key is taken from OPENAI_API_KEY."
+        },
+    )
+    model: str | None = field(default=None, metadata={"help": "The server's name of the model."})
+    concurrency: PositiveInt = field(default=8, metadata={"help": "The number of requests at a time."})
+    attempts: PositiveInt = field(
+        default=3,
+        metadata={"help": "The answers to ask for, each with what was wrong, before one counts as failed."},
+    )
+    tries: PositiveInt = field(
+        default=6, metadata={"help": "The requests for one answer, while the server is busy or silent."}
+    )
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = field(
+        default=120.0, metadata={"help": "The seconds to wait for one answer."}
+    )
+    max_tokens: PositiveInt = field(
+        default=400, metadata={"help": "The most tokens of one answer; models that think need more."}
+    )
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = field(
+        default="max_tokens", metadata={"help": "The server's name of that limit; newer models want the second."}
+    )
+    temperature: NotNegative | None = field(
+        default=None,
+        metadata={"help": "The temperature of the model's sampling; by default the server's own (0 repeats best)."},
+    )
+    price_in: NotNegative = field(
+        default=0.0, metadata={"help": "The price of a million tokens sent, for the account of costs."}
+    )
+    price_out: NotNegative = field(default=0.0, metadata={"help": "The price of a million tokens received."})
+    retry_failed: bool = field(default=False, metadata={"help": "Ask again for what failed before."})
+    dry_run: bool = field(default=False, metadata={"help": "Print the prompts, send nothing and write nothing."})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class BadAnswer(Exception):
     """An answer that cannot be used; the message says what is wrong, in words that the model may be sent."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A server and how it is dealt with.
-
-    Attributes:
-        base_url: such as http://localhost:8000/v1.
-        timeout: seconds for one answer.
-        tries: requests for one answer, before the server counts as not there.
-        first_wait: seconds before the second try, doubled for each further one unless the server says how long.
-        max_tokens: of an answer.
-        temperature: None leaves it to the server.
-        token_limit: the name that the server has for ``max_tokens``.
-    """
-
-    base_url: str
-    model: str
-    timeout: float = 120.0
-    tries: int = 6
-    first_wait: float = 1.0
-    max_tokens: int = 400
-    temperature: float | None = 0.7
-    token_limit: TokenLimit = "max_tokens"
 
 
 @dataclass(frozen=True)
@@ -82,8 +96,8 @@ class Reply(Generic[Result]):
     Attributes:
         value: the answer as it was read; None if none could be used.
         reason: why none could be used, else "".
-        attempts: answers that were asked for.
-        prompt_tokens, completion_tokens: of all of them, as the server counts them.
+        attempts: the answers that were asked for.
+        prompt_tokens, completion_tokens: those of all of them, as the server counts them.
     """
 
     value: Result | None
@@ -96,124 +110,109 @@ class Reply(Generic[Result]):
 class ServedModel:
     """Asks one server. Safe to use from several threads.
 
+    Args:
+        options: with a server and a model.
+
     Raises:
-        InputError: the client is not installed.
+        InputError: the client is not installed, or no server or model is named.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._openai = openai = require_client()
-        self._endpoint = endpoint
+    def __init__(self, options: ServerOptions) -> None:
+        for name in ("api_base", "model"):
+            if not getattr(options, name):
+                raise InputError(f"the option --{name.replace('_', '-')} is needed; see --help")
+        self._openai = require_client()
+        self._options = options
         self._key = os.environ.get(KEY_VARIABLE, "")
-        # a server of one's own wants no key, but the client wants one; retries are this class's own
-        self._client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=self._key or "none", timeout=endpoint.timeout, max_retries=0
+        self._client = self._openai.OpenAI(
+            base_url=options.api_base,
+            api_key=self._key or "none",  # a server of one's own wants no key, but the client wants one
+            timeout=options.timeout,
+            max_retries=options.tries - 1,
         )
-        self._stopped = threading.Event()
-        self._failure: InputError | None = None
+        self._ended: Exception | None = None  # why nothing more is sent
         self._answered = False
         self._refused = 0
 
     def stop(self) -> None:
-        """Give up what is being waited for, in all threads."""
-        self._stopped.set()
+        """Send nothing more, from any thread."""
+        self._ended = self._ended or CancelledError("stopped")
 
     def close(self) -> None:
+        """Stop, and close the connections."""
         self.stop()
         self._client.close()
 
-    def ask(self, first: Sequence[Message], read: Callable[[str | None], Result], *, attempts: int) -> Reply[Result]:
-        """One question, with as many attempts at an answer that can be used.
+    def ask(self, first: Sequence[Message], read: Callable[[str | None], Result]) -> Reply[Result]:
+        """Ask one question, with as many attempts at an answer that can be used as the options allow.
 
         Args:
             first: the messages of the first attempt; the later ones add the last answer and what was wrong with it.
-            read: the answer's text to what it says; raises :class:`BadAnswer`.
+            read: reads the answer's text, and raises :class:`BadAnswer`.
 
         Raises:
-            InputError: the server cannot be used: it refuses the key, the model or every request, or does not answer after
-                all tries.
-            Stopped: :meth:`stop` was called.
+            InputError: the server cannot be used: it refuses the key, the model or every request, or does not answer.
+            CancelledError: :meth:`stop` was called.
         """
         messages, reason = first, ""
-        prompt_tokens = completion_tokens = attempt = 0
-        for attempt in range(1, attempts + 1):
+        sent = received = attempt = 0
+        for attempt in range(1, self._options.attempts + 1):
             try:
-                answer, usage, cut_off = self._request(messages)
+                text, usage, cut_off = self._request(messages)
             except self._openai.BadRequestError as error:  # of this picture: the next may be welcome
-                reason = f"the server refused the request: {self._clean(error)}"
-                self._count_refusal(error)
-                break
-            prompt_tokens += _count(usage, "prompt_tokens")
-            completion_tokens += _count(usage, "completion_tokens")
+                self._refused += 1
+                if self._refused >= _REFUSALS_OF_ALL and not self._answered:
+                    raise self._unusable(error) from error  # nobody wants a file of failures because of one option
+                return Reply(None, f"the server refused the request: {self._clean(error)}", attempt, sent, received)
+            sent, received = sent + _count(usage, "prompt_tokens"), received + _count(usage, "completion_tokens")
             try:
-                return Reply(read(answer), "", attempt, prompt_tokens, completion_tokens)
+                return Reply(read(text), "", attempt, sent, received)
             except BadAnswer as error:
                 reason = str(error)
-                messages = next_messages(first, answer or "", reason)
+                messages = next_messages(first, text or "", reason)
                 if cut_off:
-                    reason += f" (it was cut off after {self._endpoint.max_tokens} tokens; raise --max-tokens)"
-        return Reply(None, reason, attempt, prompt_tokens, completion_tokens)
+                    reason += f" (it was cut off after {self._options.max_tokens} tokens; raise --max-tokens)"
+        return Reply(None, reason, attempt, sent, received)
 
     def _request(self, messages: Sequence[Message]) -> tuple[str | None, Any, bool]:
-        """One answer, its token counts and whether it was cut off, waited for as long as the endpoint's settings say."""
-        api, endpoint = self._openai, self._endpoint
-        options: dict[str, Any] = {endpoint.token_limit: endpoint.max_tokens}
-        if endpoint.temperature is not None:
-            options["temperature"] = endpoint.temperature
-        for attempt in range(endpoint.tries):
-            if self._stopped.is_set():
-                raise self._failure or Stopped
+        """Return the text of one answer, its token counts, and whether it was cut off."""
+        options = self._options
+        settings: dict[str, Any] = {options.token_limit: options.max_tokens}
+        if options.temperature is not None:
+            settings["temperature"] = options.temperature
+        trouble: Exception | None = None
+        for _ in range(options.tries):  # replies that are no answer; what HTTP says is wrong, the package tries again
+            if self._ended is not None:
+                raise self._ended
             try:
-                reply = self._client.chat.completions.create(
-                    model=endpoint.model,
-                    messages=list(messages),  # type: ignore[arg-type]
-                    **options,
-                )
+                reply = self._client.chat.completions.create(model=options.model, messages=list(messages), **settings)
                 content, cut_off = _content(reply)
                 self._answered = True
                 return content, getattr(reply, "usage", None), cut_off
-            except api.APIStatusError as error:
-                if error.status_code == 400:
-                    raise
-                if error.status_code != 429 and error.status_code not in (408, 409) and error.status_code < 500:
-                    raise self._unusable(error) from error
-                trouble, delay = error, _retry_after(error.response.headers)
-            except (api.APIConnectionError, ValueError) as error:  # timeouts are among them; a body that is no answer
-                trouble, delay = error, None
-            if attempt + 1 < endpoint.tries:
-                self._wait(attempt, delay, trouble)
+            except ValueError as error:
+                trouble = error
+            except self._openai.BadRequestError:
+                raise
+            except self._openai.APIError as error:
+                raise self._unusable(error) from error
         raise self._unusable(trouble) from trouble
 
-    def _count_refusal(self, error: Exception) -> None:
-        """Nobody wants a whole file of failures because of one option that the server does not know."""
-        self._refused += 1
-        if self._refused >= _REFUSALS_OF_ALL and not self._answered:
-            raise self._unusable(error) from error
-
-    def _wait(self, attempt: int, delay: float | None, trouble: Exception) -> None:
-        if delay is None:
-            delay = self._endpoint.first_wait * 2**attempt * random.uniform(0.75, 1.25)
-        delay = min(delay, _LONGEST_WAIT)
-        logger.debug("waiting %.1f s: %s", delay, self._clean(trouble))
-        if self._stopped.wait(delay):
-            raise self._failure or Stopped
-
-    def _unusable(self, error: Exception) -> InputError:
-        """What ends the run; no thread sends anything after it."""
-        self._failure = InputError(
-            f"--api-base {self._endpoint.base_url}: the server gave no answer ({self._clean(error)}); nothing is lost: "
+    def _unusable(self, error: Exception | None) -> InputError:
+        """Return what ends the run; no thread sends anything after it."""
+        self._ended = failure = InputError(
+            f"--api-base {self._options.api_base}: the server gave no answer ({self._clean(error)}); nothing is lost: "
             "mend it and run the same command again to go on"
         )
-        self._stopped.set()
-        return self._failure
+        return failure
 
-    def _clean(self, error: Exception) -> str:
-        """What went wrong, in one short line without the key, which some servers send back."""
+    def _clean(self, error: Exception | None) -> str:
+        """Return what went wrong, in one short line without the key, which some servers send back."""
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return (text.replace(self._key, "***") if self._key else text)[:300]
 
 
 def next_messages(first: Sequence[Message], answer: str, reason: str) -> list[Message]:
-    """The messages after an answer that could not be used; only the latest one is sent again."""
+    """Return the messages after an answer that could not be used; only the latest one is sent again."""
     return [
         *first,
         {"role": "assistant", "content": answer or "(nothing)"},
@@ -222,7 +221,7 @@ def next_messages(first: Sequence[Message], answer: str, reason: str) -> list[Me
 
 
 def _content(reply: Any) -> tuple[str | None, bool]:
-    """The text of a reply, None where the model said nothing, and whether it was cut off at the limit of tokens.
+    """Return the text of a reply, None where the model said nothing, and whether it was cut off at the limit of tokens.
 
     Raises:
         ValueError: it is no chat completion: a web page, an error with status 200, an answer of another kind. The client
@@ -240,55 +239,36 @@ def _content(reply: Any) -> tuple[str | None, bool]:
     if content is not None and not isinstance(content, str):
         raise ValueError("the reply is no chat completion: its content is no text")
     text = None if content is None else content.encode("utf-8", "replace").decode("utf-8")  # half a letter is none
-    return text, getattr(choices[0], "finish_reason", None) == "length"
+    return text and _THOUGHTS.sub("", text), getattr(choices[0], "finish_reason", None) == "length"
 
 
 def _count(usage: Any, name: str) -> int:
-    """A number of tokens; 0 where the server does not count."""
+    """Return a number of tokens; 0 where the server does not count."""
     value = getattr(usage, name, None)
     return value if isinstance(value, int) and value > 0 else 0
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds that the server asks to wait: a number or a date; None if it does not say."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=timezone.utc)
-    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
 
 
 def map_threads(
     function: Callable[[Item], Result], items: Iterator[Item], *, threads: int, stop: Callable[[], None]
 ) -> Iterator[Result]:
-    """``function`` of every item over a few threads, results as they come; few items are taken ahead.
+    """Yield ``function`` of every item, worked out over a few threads, as results come; few items are taken ahead.
 
     Args:
-        stop: called after an error, or where the caller wants no more: it ends what is in flight, which is then
-            waited for. What has not begun is dropped.
+        stop: called after an error, or where the caller wants no more. What has not begun is dropped.
 
     Raises:
-        Whatever the function raises.
+        Exception: whatever the function raises.
     """
     with ThreadPoolExecutor(threads) as pool:
         running: set[Future[Result]] = set()
         try:
             more = True
             while more or running:
-                while more and len(running) < _IN_FLIGHT * threads:
+                while more and len(running) < 2 * threads:
                     item = next(items, None)
                     more = item is not None
-                    if more:
-                        running.add(pool.submit(function, item))  # type: ignore[arg-type]
+                    if item is not None:
+                        running.add(pool.submit(function, item))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
@@ -298,14 +278,10 @@ def map_threads(
             raise
 
 
-def token_account(sent: int, received: int, price_in: float, price_out: float) -> dict[str, float]:
-    """Tokens and their cost, as summaries hold them.
-
-    Args:
-        price_in, price_out: of a million tokens sent and received.
-    """
+def token_account(sent: int, received: int, options: ServerOptions) -> dict[str, float]:
+    """Return tokens and their cost, as summaries hold them."""
     return {
         "prompt_tokens": sent,
         "completion_tokens": received,
-        "cost": round((sent * price_in + received * price_out) / 1e6, 6),
+        "cost": round((sent * options.price_in + received * options.price_out) / 1e6, 6),
     }

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from data_prep.caption.check import MOST_WORDS, check_words, read_answer
+from data_prep.caption.check import MOST_WORDS, Mismatch, check_words, read_answer
 from data_prep.caption.grammar import check_caption, scene_caption
 from data_prep.caption.prompt import RULES, describe_object, first_messages, prompt_text
-from data_prep.questions.base import Mismatch
 from data_prep.scene.scenes import make_scenes
 from llava_pose.data.conversation import POSE_TOKEN
 from llava_pose.data.records import ObjectRecord, Pose

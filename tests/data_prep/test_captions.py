@@ -9,12 +9,12 @@ import re
 import numpy as np
 import pytest
 
-from data_prep.scene.scenes import mirrored_pose
 from data_prep.scene.viewpoint_words import SIDES, caption_templates, describe_viewpoint, offline_caption
 from llava_pose.data.conversation import POSE_TOKEN, mirror_sides
 from llava_pose.data.records import Pose
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import flip_pose, project_points
+from tests.data_prep.questions.reading import mirrored_pose
 
 FRONT, UP = np.array([0.0, -1, 0]), np.array([0.0, 0, 1])
 OWN_LEFT = np.cross(UP, FRONT)  # a person who looks along FRONT, head up, has the left hand there

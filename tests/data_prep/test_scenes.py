@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_prep.scene.scenes import Scene, box_text, make_scenes, noun, parse_box, same_box
+from data_prep.scene.scenes import Scene, box_text, make_scenes, noun
 from llava_pose.data.conversation import mirror_sides
 from llava_pose.data.records import ObjectRecord, Pose
 from llava_pose.pose.geometry import project_points
 from tests.data_prep.made_scenes import make_records
+from tests.data_prep.questions.reading import in_box, mirrored, parse_box, resolve, same_box
 
 
 def record(index: int, box=(10, 20, 60, 80), category: str = "car", **changes) -> ObjectRecord:
@@ -57,15 +58,15 @@ def test_a_mirrored_text_has_the_mirrored_box():
 def test_one_of_a_kind_is_called_by_its_name_or_by_its_box():
     scene = scene_of(record(0), record(1, (120, 20, 180, 80), "chair"))
     assert scene.references["car/a/0"] == ("car", "car in the box [0.05, 0.20, 0.30, 0.80]")
-    assert scene.resolve("chair").id == "car/a/1"
-    assert scene.resolve("bus") is None
+    assert resolve(scene, "chair").id == "car/a/1"
+    assert resolve(scene, "bus") is None
 
 
 def test_two_of_a_kind_are_left_and_right():
     scene = scene_of(record(0), record(1, (120, 20, 180, 80)))
     assert [scene.references[f"car/a/{i}"][0] for i in (0, 1)] == ["car on the left", "car on the right"]
-    assert scene.resolve("car on the right").id == "car/a/1"
-    assert scene.resolve("car") is None
+    assert resolve(scene, "car on the right").id == "car/a/1"
+    assert resolve(scene, "car") is None
 
 
 def test_two_that_stand_before_each_other_and_three_have_their_boxes_only():
@@ -80,22 +81,22 @@ def test_two_that_stand_before_each_other_and_three_have_their_boxes_only():
 def test_what_no_box_can_tell_apart_has_no_reference():
     scene = scene_of(record(0), record(1, (11, 20, 61, 80)), record(2, (100, 20, 101, 80)))
     assert scene.references == {"car/a/0": (), "car/a/1": (), "car/a/2": ()}
-    assert scene.in_box("[0.05, 0.20, 0.30, 0.80]") is None
+    assert in_box(scene, "[0.05, 0.20, 0.30, 0.80]") is None
 
 
 def test_a_box_points_at_its_own_kind_only():
     scene = scene_of(record(0))
-    assert scene.resolve("car in the box [0.05, 0.20, 0.30, 0.80]").id == "car/a/0"
-    assert scene.resolve("bus in the box [0.05, 0.20, 0.30, 0.80]") is None
-    assert scene.resolve("car in the box [0.06, 0.20, 0.30, 0.80]") is None
+    assert resolve(scene, "car in the box [0.05, 0.20, 0.30, 0.80]").id == "car/a/0"
+    assert resolve(scene, "bus in the box [0.05, 0.20, 0.30, 0.80]") is None
+    assert resolve(scene, "car in the box [0.06, 0.20, 0.30, 0.80]") is None
 
 
 def test_every_reference_points_back_also_in_the_mirror():
     for scene in make_scenes(make_records(60)).values():
-        for view, mirror in ((scene, str), (scene.mirrored(), mirror_sides)):
+        for view, mirror in ((scene, str), (mirrored(scene), mirror_sides)):
             for name, phrases in scene.references.items():
                 for phrase in phrases:
-                    assert view.resolve(mirror(phrase)).id == name
+                    assert resolve(view, mirror(phrase)).id == name
                     assert phrase.startswith(noun(scene.by_id[name]))
 
 

@@ -172,7 +172,7 @@ def server(monkeypatch):
 
 
 def options(prepared, script, **changes):
-    values = {"concurrency": 1, "first_wait": 0.01, "timeout": 30.0, "api_base": script.url, "model": "tester"}
+    values = {"concurrency": 1, "timeout": 30.0, "api_base": script.url, "model": "tester"}
     return {"data": str(prepared), "output_dir": str(prepared.parent / "run"), **values, **changes}
 
 
@@ -415,26 +415,27 @@ def test_a_dry_run_prints_the_prompts_and_sends_nothing(prepared, server, capsys
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"concurrency": 0}, "--concurrency: must be at least 1"),
-        ({"sample": -1}, "--sample: must not be negative"),
-        ({"temperature": -1.0}, "--temperature: must not be negative"),
+        ({"concurrency": 0}, "--concurrency: must be over 0"),
+        ({"sample": -1}, "--sample: must be at least 0"),
+        ({"temperature": -1.0}, "--temperature: must be at least 0"),
         ({"timeout": 0.0}, "--timeout: must be over 0"),
     ],
 )
 def test_options_that_make_no_sense_are_named(changes, match):
     with pytest.raises(InputError, match=match):
-        VlmApiConfig(**changes)
+        VlmApiConfig(data="prepared", **changes)
 
 
-def test_what_is_missing_is_named(prepared, server):
+def test_what_is_missing_is_named(prepared, server, capsys):
     for changes, match in (
-        ({"data": None}, "the option --data is needed"),
         ({"api_base": None}, "the option --api-base is needed"),
         ({"output_dir": None}, "the option --output-dir is needed"),
         ({"categories": ["piano"]}, "--categories piano: no object of it in"),
     ):
         with pytest.raises(InputError, match=match):
             run(VlmApiConfig(**options(prepared, server, **changes)))
+    assert main(["--output-dir", str(prepared.parent / "run")]) == 2
+    assert "the option --data is needed" in capsys.readouterr().err
     (prepared / "val" / "cup" / "n002_whole.JPEG").unlink()
     with pytest.raises(InputError, match=r"1 objects cannot be used .*n002_whole\.JPEG: cannot read the picture"):
         ask(prepared, server)

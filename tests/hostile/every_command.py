@@ -82,7 +82,7 @@ class Workspace:
             "neural-mesh": f"--backbone {model or 'tiny'} --image-size 32 {data} --output-dir {out} {quick} --vertices 80 "
             "--samples-per-image 16 --refine-steps 2 --per-device-train-batch-size 4",
             "linear-probing": f"--backbones ViT={backbone} {data} --output-dir {out} --learning-rates 0.01 --epochs 2",
-            "vlm-api": f"{data} --output-dir {out} --api-base {server or 'http://127.0.0.1:9/v1'} --model m --first-wait 0.01 "
+            "vlm-api": f"{data} --output-dir {out} --api-base {server or 'http://127.0.0.1:9/v1'} --model m "
             "--concurrency 1 --tries 2",
             "benchmark": f"--table 3 --config {self.root / 'task.yaml'} {data} --output-dir {out}",
             "open-vocabulary": f"--config {self.root / 'task.yaml'} {data} --output-dir {out}",
