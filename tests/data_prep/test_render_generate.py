@@ -244,4 +244,4 @@ def test_the_command_line_ends_with_0_or_2(tmp_path: Path, capsys: pytest.Captur
     assert main([*words, "--views", "1", "--size", "32", "--workers", "1"]) == 0
     assert len(list((tmp_path / "set/images/cup").iterdir())) == 1
     assert main([*words, "--views", "0"]) == 2
-    assert "--views: must be over 0, not 0" in capsys.readouterr().err
+    assert "--views: must be over 0, not '0'" in capsys.readouterr().err
