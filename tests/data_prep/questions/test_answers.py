@@ -18,7 +18,7 @@ from llava_pose.data.records import ObjectRecord, Pose
 from tests.data_prep.made_scenes import CATEGORIES, SIDE, VIEWPORT, make_records
 from tests.data_prep.questions.oracle import rederive
 
-PROPERTY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # angles of all kinds, and those on which facts have their edges
 _angles = st.one_of(st.floats(-7, 7), st.integers(-72, 72).map(lambda step: math.radians(5 * step)))
 _upright = st.one_of(st.floats(-0.2, 0.2), st.sampled_from([0.0, math.radians(10), math.radians(-10)]))
