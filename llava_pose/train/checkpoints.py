@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import loading, read_json_object, stored_shapes
+from llava_pose.train.saved_states import STATES, damage_of_states, damage_of_trainer_state
 from llava_pose.utils.distributed import sum_over_processes
 from llava_pose.utils.files import is_regular, sync_folder, unsafe_name, write_json
 
@@ -126,8 +127,8 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 def damage_of(folder: Path, step: int) -> str | None:
     """Return why a checkpoint that is marked whole cannot be gone on from, or None if it can.
 
-    Nothing of it is run, and no weight is read: sizes are compared with the mark's, headers are opened, and pickles may name
-    only what torch and DeepSpeed write.
+    Nothing of it is run, and no weight is read: sizes are compared with the mark's, headers are opened, pickles may name
+    only what torch and DeepSpeed write, and the states of optimiser and schedule must be finite numbers.
     """
     try:
         with loading("it cannot be read"):
@@ -161,9 +162,13 @@ def _damage_of_file(path: Path) -> str | None:
     elif path.name == "latest":  # DeepSpeed's, names a folder of states beside it
         name = path.read_text(encoding="utf-8").strip()
         return "leads out of its folder" if unsafe_name(name) or "/" in name else None
+    elif path.name == _STATE:
+        return damage_of_trainer_state(path)
     elif path.suffix in (".pt", ".pth", ".bin") and path.name != _NEVER_READ:
         with safe_globals():  # numpy's arrays, of random states
             strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _OF_DEEPSPEED
         if strange:
             return f"wants to run {min(strange)}"
+        if path.name in STATES and (reason := damage_of_states(path)) is not None:
+            return f"is damaged, for {reason}"
     return None
