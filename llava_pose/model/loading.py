@@ -111,8 +111,7 @@ def load_image_processor(path: str | os.PathLike[str]) -> Any:
     """The image processor of a vision model, tried on a picture.
 
     Raises:
-        InputError: it takes more memory or time for it than any does.
-        Exception: transformers cannot load it; the caller says what it was for.
+        InputError: it makes nothing of the picture, or takes more memory or time for it than any does.
     """
 
     def attempt() -> None:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -88,7 +88,7 @@ def _hear(reader: int) -> bytes:
     return b""
 
 
-def _be_the_child(writer: int, folder: Path, attempt: Callable[[], object]) -> None:
+def _be_the_child(writer: int, folder: Path, attempt: Callable[[], object]) -> NoReturn:
     """Say "." where all went well, or "!" and a sentence, and end without a trace in the parent's terminal and files."""
     said = b""
     try:

@@ -207,7 +207,12 @@ MISFITS: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("misfit", [pytest.param(m, id=name) for name, m in MISFITS.items()])
+QUICK = ("no state", "averages of three numbers", "last epoch in words")
+
+
+@pytest.mark.parametrize(
+    "misfit", [pytest.param(m, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, m in MISFITS.items()]
+)
 def test_states_of_another_model_are_a_sentence(
     misfit: Change, stopped: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
