@@ -362,7 +362,7 @@ def require_tower(model: nn.Module, processor: LlavaPoseProcessor, path: str | o
     pixels = processor.image_processor([picture_to_try()], return_tensors="pt")["pixel_values"]
     with (
         loading(f"{path}: its vision tower cannot be used; take {CONFIG_FILE} from the base again"),
-        torch.inference_mode(),
+        torch.no_grad(),
     ):
         tower = inner.model.vision_tower
         patches = inner.model.extract_patches(pixels.to(tower.device, tower.dtype), at_rest=True)
