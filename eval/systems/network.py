@@ -137,8 +137,7 @@ def load_network(folder: Path, network_class: type[NetworkT], *, what: str, reme
 
     def attempt() -> None:
         require_model_type(folder, model_type, remedy)
-        with loading(f"{folder}: no {what} can be loaded"):
-            on_meta(folder, network_class)
+        on_meta(folder, network_class)
 
     try_apart(folder, CONFIG_FILE, attempt)
     require_model_type(folder, model_type, remedy)

@@ -59,6 +59,7 @@ _SPARE_TENSORS, _SPARE_ELEMENTS = 10_000, 100_000_000  # of modules that a check
 MOST_BYTES = 1 << 26  # of a file that is not weights, and is read whole: 64 MiB; the largest tokenizers have 35
 # what transformers, tokenizers and PEFT read whole; what is not among them they do not open, or read as weights
 _READ_WHOLE = frozenset((".json", ".jinja", ".txt", ".model", ".bpe", ".vocab", ".tiktoken", ".spm"))
+TRAINER_STATE = "trainer_state.json"
 _OBJECTS = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"),
     *("preprocessor_config.json", "special_tokens_map.json", "added_tokens.json", "adapter_config.json"),
@@ -110,13 +111,13 @@ def first_sentence(error: BaseException) -> str:
     return text[:200] or type(error).__name__
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint.
 
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    text = read_text(path, remedy="is this a whole checkpoint?", most=MOST_BYTES)
+    text = read_text(path, remedy="is this a whole checkpoint?", most=most)
     try:
         value = parse_json(text)
     except ValueError as error:
@@ -133,6 +134,8 @@ def require_small_files(folder: Path) -> None:
         InputError: naming the first.
     """
     for file in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
+        if file.name == TRAINER_STATE:  # of a run, whose log may be as long as it likes; nothing is loaded of it
+            continue
         if file.suffix in _READ_WHOLE and is_regular(file) and file.stat().st_size > MOST_BYTES:
             raise InputError(
                 f"{file}: has more than {MOST_BYTES >> 20} MiB, which no such file of a checkpoint needs; take it from its "

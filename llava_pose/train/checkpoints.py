@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import loading, read_json_object, stored_shapes
+from llava_pose.model.checkpoint_files import TRAINER_STATE, loading, read_json_object, stored_shapes
 from llava_pose.train.saved_states import STATES, damage_of_states, damage_of_trainer_state
 from llava_pose.utils.distributed import sum_over_processes
 from llava_pose.utils.files import is_regular, sync_folder, unsafe_name, write_json
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 COMPLETE_MARK = "complete.json"  # in a checkpoint, once it is whole
 SET_ASIDE = "damaged-"  # what the name of a damaged checkpoint begins with
 _NEVER_READ = "training_args.bin"  # a pickle that transformers writes, and nothing reads
-_STATE = "trainer_state.json"
 # what DeepSpeed's states name beside tensors; it reads them without torch's restrictions
 _OF_DEEPSPEED = frozenset(
     (
@@ -150,8 +149,8 @@ def _damage(folder: Path, step: int) -> str | None:
             return f"{name} {has}"
     if not any(name.endswith(".safetensors") for name in there):
         return "it has no weights"
-    if TrainerState.load_from_json(str(folder / _STATE)).global_step != step:
-        return f"{_STATE} is of another step"
+    if TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step != step:
+        return f"{TRAINER_STATE} is of another step"
     reasons = ((name, _damage_of_file(folder / name)) for name in there)
     return next((f"{name} {reason}" for name, reason in reasons if reason is not None), None)
 
@@ -162,7 +161,7 @@ def _damage_of_file(path: Path) -> str | None:
     elif path.name == "latest":  # DeepSpeed's, names a folder of states beside it
         name = path.read_text(encoding="utf-8").strip()
         return "leads out of its folder" if unsafe_name(name) or "/" in name else None
-    elif path.name == _STATE:
+    elif path.name == TRAINER_STATE:
         return damage_of_trainer_state(path)
     elif path.suffix in (".pt", ".pth", ".bin") and path.name != _NEVER_READ:
         with safe_globals():  # numpy's arrays, of random states

@@ -29,14 +29,15 @@ def damage_of_states(file: Path) -> str | None:
 
     Tensors must be all there, each number once, and finite.
     """
-    return _damage(_read(file), "")
+    return _damage(_read(file), "", set())
 
 
 def _read(file: Path) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _damage(value: Any, name: str) -> str | None:
+def _damage(value: Any, name: str, seen: set[int]) -> str | None:
+    """``seen``: lists and dictionaries that were looked at, for one that is in another twice may have no end."""
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or not _is_dense(value):
             return f"{name} is a tensor whose numbers are not all there"
@@ -45,9 +46,10 @@ def _damage(value: Any, name: str) -> str | None:
             return f"{name} is not finite"
     elif isinstance(value, float):
         return f"{name} is not a number" if math.isnan(value) else None  # the best loss before the first is infinite
-    elif isinstance(value, Mapping | list | tuple):
+    elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        reasons = (_damage(item, f"{name}.{key}".lstrip(".")) for key, item in items)
+        reasons = (_damage(item, f"{name}.{str(key)[:80]}".lstrip("."), seen) for key, item in items)
         return next((reason for reason in reasons if reason is not None), None)
     return None
 
@@ -60,7 +62,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def damage_of_trainer_state(file: Path) -> str | None:
     """Return which field of a trainer_state.json is of a wrong type, or None."""
-    state = read_json_object(file)
+    state = read_json_object(file, most=file.stat().st_size)  # the log of a long run is long
     for name in _NUMBERS:
         if not isinstance(state.get(name), int | float | None):
             return f"has a {name} that is no number"
