@@ -122,7 +122,7 @@ def _require_alike(saved: Any, fresh: Any, where: str) -> None:
                 _require_alike(saved.get(name, ""), value, f"{where}.{name}")
     elif isinstance(fresh, list | tuple):
         if not isinstance(saved, list | tuple) or len(saved) != len(fresh):
-            raise ValueError(f"{where} is {_kind(saved)}, and not {len(fresh)} of them")
+            raise ValueError(f"{where} is no list of {len(fresh)}")
         for index, value in enumerate(fresh):
             _require_alike(saved[index], value, f"{where}[{index}]")
     elif fresh is None or isinstance(fresh, int | float):
@@ -136,5 +136,5 @@ def _kind(value: Any) -> str:
     return (
         f"a tensor {tuple(value.shape)} of {value.dtype}"
         if isinstance(value, torch.Tensor)
-        else f"a {type(value).__name__}"
+        else f"of the type {type(value).__name__}"
     )
