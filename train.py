@@ -36,7 +36,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
 
     from llava_pose.data.collator import PoseCollator
     from llava_pose.data.dataset import PoseDataset, read_samples
-    from llava_pose.model.loading import load_full, load_processor, require_fit, unwrap_model
+    from llava_pose.model.loading import load_full, load_processor, require_fit, require_tower, unwrap_model
     from llava_pose.train.feature_cache import fill_together
     from llava_pose.train.run_folder import LOG, own_run
     from llava_pose.train.trainable import add_lora, count_parameters, freeze_for, nf4_config, train_in_float32
@@ -45,7 +45,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
     from llava_pose.utils.distributed import join_deepspeed
 
     require_compatible(model_args, data_args, training_args)
-    with own_run("train", model_args, data_args, training_args, samples=data_args.train_json) as run:
+    parts = (model_args, data_args, training_args)
+    with own_run("train", *parts, samples=data_args.train_json, base=model_args.model) as run:
         if run.is_done:
             return run.folder
         require_folder(data_args.data, "--data", "make it with llava-pose prepare")
@@ -86,6 +87,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
         if not training_args.deepspeed:  # which keeps a float32 copy of what trains itself
             train_in_float32(model)
             base.model.put_channels_last()
+            require_tower(base, processor, model_args.model)
         require_fit(model, processor, model_args.model)
 
         # Data: conversations, their pictures, and the pose of every <pose6D>

@@ -9,7 +9,6 @@ Several processes (``torchrun --nproc_per_node 2 -m eval.predict …``) take tur
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -47,7 +46,7 @@ from llava_pose.utils.distributed import (
     map_over_processes,
     process_count,
 )
-from llava_pose.utils.files import file_digest, inside, is_regular
+from llava_pose.utils.files import file_digest, inside, weights_digest
 from llava_pose.utils.output_folder import keep_settings, own_file
 
 if TYPE_CHECKING:
@@ -270,17 +269,10 @@ def run_settings(config: PredictConfig, candidates: Sequence[str]) -> dict[str, 
         "categories": config.categories,
         "system": config.name,
         "decoding": DECODING,
-        "weights_digest": _weights_digest(checkpoint),
+        "weights_digest": weights_digest(checkpoint),
         "base_digest": _base_digest(checkpoint, config.base),
         "records_digest": file_digest(Path(config.data) / config.split / METADATA_FILE),
     }
-
-
-def _weights_digest(folder: Path) -> str | None:
-    """Return a digest of the names and contents of a checkpoint's weights and configs; None where there are none."""
-    files = [path for kind in ("*.safetensors", "*config.json") for path in folder.glob(kind) if is_regular(path)]
-    digests = [(path.name, file_digest(path)) for path in sorted(files)]
-    return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest() if digests else None
 
 
 def _base_digest(checkpoint: Path, base: str | None) -> str | None:
@@ -291,7 +283,7 @@ def _base_digest(checkpoint: Path, base: str | None) -> str | None:
     if not adapter.is_file():
         return None
     try:
-        return _weights_digest(Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+        return weights_digest(Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # loading it says what is wrong
 

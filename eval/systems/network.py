@@ -9,11 +9,12 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction
-from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
-from llava_pose.model.loading import require_complete, require_model_type
+from llava_pose.model.checkpoint_files import CONFIG_FILE, SAFE, building, loading, read_config, require_finite
+from llava_pose.model.loading import load_image_processor, require_complete, require_model_type
+from llava_pose.model.trial import on_meta, try_apart
 from llava_pose.train.run_folder import LOG, RunFolder, own_run
 from llava_pose.train.trainer import LossHistory, ResumableTrainer
 from llava_pose.train.training_arguments import RunArguments
@@ -45,7 +46,8 @@ class TrainedNetwork(ABC):
     def answer(self, records: Sequence[ObjectRecord]) -> list[Prediction]:
         """Train unless that is done, and predict; the processes of a run do both together."""
         samples = Path(self.config.data) / "train" / METADATA_FILE
-        with own_run(self.kind, self.config, samples=samples, may_differ=self.may_differ) as folder:
+        base = self.config.backbone
+        with own_run(self.kind, self.config, samples=samples, base=base, may_differ=self.may_differ) as folder:
             self.check(records)
             if folder.is_done:
                 folder.write_settings()  # it answers again, perhaps about another split
@@ -72,10 +74,11 @@ def load_backbone(path: str) -> tuple[PreTrainedModel, Any]:
         InputError: it cannot be loaded whole.
     """
     with loading(f"--backbone {path}: cannot be loaded"):
+        try_apart(path, CONFIG_FILE, lambda: on_meta(path, AutoModel))
         read_config(path)
         with building(path):
             backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **SAFE)
-        image_processor = AutoImageProcessor.from_pretrained(path, **NO_CODE)
+        image_processor = load_image_processor(path)
     require_backbone(info, path)
     require_finite(backbone, path)
     return backbone, image_processor
@@ -130,10 +133,17 @@ def load_network(folder: Path, network_class: type[NetworkT], *, what: str, reme
     Raises:
         InputError: the folder holds none, or not a whole one.
     """
-    require_model_type(folder, cast(type[PreTrainedConfig], network_class.config_class).model_type, remedy)
+    model_type = cast(type[PreTrainedConfig], network_class.config_class).model_type
+
+    def attempt() -> None:
+        require_model_type(folder, model_type, remedy)
+        on_meta(folder, network_class)
+
+    try_apart(folder, CONFIG_FILE, attempt)
+    require_model_type(folder, model_type, remedy)
     with loading(f"{folder}: no {what} can be loaded"), building(folder):
         loaded: Any = network_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **SAFE)
-        image_processor = AutoImageProcessor.from_pretrained(folder, **NO_CODE)
+        image_processor = load_image_processor(folder)
     model, info = loaded
     require_complete(info, folder)
     require_finite(model, folder)

@@ -102,11 +102,14 @@ def _whole_base(folder: Path, base: str | None) -> str:
     Raises:
         InputError: the base cannot be read, or is stored quantised.
     """
-    from llava_pose.model.checkpoint_files import read_config
+    from llava_pose.model.checkpoint_files import CONFIG_FILE, read_config
     from llava_pose.model.loading import base_of, read_adapter_config
+    from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
+    from llava_pose.model.trial import on_meta, try_apart
 
     base = base_of(folder, read_adapter_config(folder), base)
     try:
+        try_apart(base, CONFIG_FILE, lambda: on_meta(base, LlavaPoseForConditionalGeneration))
         read_config(base)
     except InputError as error:
         raise InputError(f"{error}; give the whole base with --base") from error

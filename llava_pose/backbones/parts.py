@@ -21,11 +21,12 @@ from transformers import (
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
+from llava_pose.model.checkpoint_files import CONFIG_FILE, NO_CODE, SAFE, building, loading, read_config, require_finite
 from llava_pose.model.configuration import LlavaPoseConfig
-from llava_pose.model.loading import require_complete
+from llava_pose.model.loading import picture_to_try, require_complete, try_text
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
 from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS, LlavaPoseProcessor, input_size, set_input_size
+from llava_pose.model.trial import on_meta, try_apart
 from llava_pose.utils.config import require
 
 if TYPE_CHECKING:
@@ -147,14 +148,25 @@ def _load_part(
     what = f"{option} {path}"
     if not weights:
         with loading(f"{what}: cannot be loaded"):
+            try_apart(path, f"the files of its {auto_class.__name__}", lambda: _try_part(auto_class, path, what))
             return auto_class.from_pretrained(path, **NO_CODE)
     with loading(f"{what}: cannot be loaded"):
+        try_apart(path, CONFIG_FILE, lambda: on_meta(path, auto_class, kwargs.get("config")))
         read_config(path)
         with building(path):
             model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **SAFE, **kwargs)
     require_complete(info if all_of_it else {**info, "unexpected_keys": []}, what, may_miss=may_miss)
     require_finite(model, what)
     return model
+
+
+def _try_part(auto_class: Any, path: str, what: str) -> None:
+    with loading(f"{what}: cannot be loaded"):
+        part = auto_class.from_pretrained(path, **NO_CODE)
+        if isinstance(part, PreTrainedTokenizerBase):
+            try_text(part)
+        elif auto_class is AutoImageProcessor:
+            part([picture_to_try()], return_tensors="pt")
 
 
 def _load_tower(path: str) -> PreTrainedModel:

@@ -33,8 +33,7 @@ from llava_pose.data.images import assumed_viewport, square_picture
 from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
-from llava_pose.model.checkpoint_files import loading
-from llava_pose.model.loading import load_model, load_processor, require_fit, unwrap_model
+from llava_pose.model.loading import load_model, load_processor, require_fit, require_tower, unwrap_model
 from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
 from llava_pose.model.processing import LlavaPoseProcessor
 
@@ -109,7 +108,7 @@ _NO_PICTURE = _Frame(scale=1.0, left=0, top=0, side=1, viewport=1.0)
 
 def _require_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # the device "meta" holds no numbers
     except (RuntimeError, AssertionError) as error:  # the second from a torch that was built without it
         reason = str(error).splitlines()[0][:80]
         raise InputError(
@@ -158,9 +157,7 @@ class PosePredictor:
         processor = load_processor(path)
         require_fit(model, processor, path)
         predictor = cls(model, processor)
-        with loading(f"{path}: its vision tower cannot be used"), torch.inference_mode():
-            _, pixels = predictor._see([Image.new("RGB", (8, 8))], None)
-            predictor._model.model.extract_patches(pixels)
+        require_tower(model, processor, path)
         return predictor
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ that are there to fill it.
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import re
@@ -27,7 +28,7 @@ from transformers import PreTrainedConfig
 
 from llava_pose.data.records import parse_json
 from llava_pose.errors import InputError
-from llava_pose.utils.files import is_regular, read_text, shortened, unsafe_name
+from llava_pose.utils.files import is_regular, read_bytes, read_text, shortened, unsafe_name
 
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,6 +56,14 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (None, False),
 }
 _SPARE_TENSORS, _SPARE_ELEMENTS = 10_000, 100_000_000  # of modules that a checkpoint need not hold
+MOST_BYTES = 1 << 26  # of a file that is not weights, and is read whole: 64 MiB; the largest tokenizers have 35
+# what transformers, tokenizers and PEFT read whole; what is not among them they do not open, or read as weights
+_READ_WHOLE = frozenset((".json", ".jinja", ".txt", ".model", ".bpe", ".vocab", ".tiktoken", ".spm"))
+TRAINER_STATE = "trainer_state.json"
+_OBJECTS = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json"),
+    *("preprocessor_config.json", "special_tokens_map.json", "added_tokens.json", "adapter_config.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -102,13 +111,13 @@ def first_sentence(error: BaseException) -> str:
     return text[:200] or type(error).__name__
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint.
 
     Raises:
         InputError: the file cannot be read, or holds something else.
     """
-    text = read_text(path, remedy="is this a whole checkpoint?")
+    text = read_text(path, remedy="is this a whole checkpoint?", most=most)
     try:
         value = parse_json(text)
     except ValueError as error:
@@ -116,6 +125,38 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: must hold a JSON object, not {shortened(str(value))}; is this a checkpoint's?")
     return value
+
+
+def require_small_files(folder: Path) -> None:
+    """Refuse files of a checkpoint that are read whole and have more than :data:`MOST_BYTES`: a sparse one costs nothing.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for file in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
+        if file.name == TRAINER_STATE:  # of a run, whose log may be as long as it likes; nothing is loaded of it
+            continue
+        if file.suffix in _READ_WHOLE and is_regular(file) and file.stat().st_size > MOST_BYTES:
+            raise InputError(
+                f"{file}: has more than {MOST_BYTES >> 20} MiB, which no such file of a checkpoint needs; take it from its "
+                "source again"
+            )
+
+
+def require_objects(folder: Path) -> None:
+    """Refuse JSON files of a checkpoint that transformers reads and that hold no object, or lead it to another file.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for file in (folder / name for name in _OBJECTS):
+        if not is_regular(file):
+            continue
+        values = read_json_object(file)
+        if read_bytes(file, most=MOST_BYTES).startswith(codecs.BOM_UTF8):
+            raise InputError(f"{file}: begins with a byte order mark, which transformers refuses; save it without one")
+        if values.get("gguf_file") is not None:  # opened wherever it is; the other names of files are not believed
+            raise InputError(f"{file}: gguf_file names another file to read; take it out")
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import string
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import nn
+from transformers import AutoImageProcessor
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
@@ -27,11 +29,13 @@ from llava_pose.model.checkpoint_files import (
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor
+from llava_pose.model.trial import on_meta, try_apart
 from llava_pose.utils.files import is_regular, shortened
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_INPUT_SIDE = 4096  # pixels of a tower's input
 MAX_IMAGE_TOKENS = 65536
+MAX_GROWTH = 100  # tokens that a tokenizer makes of a letter, or letters that it makes of the tokens of one
 # all that llava-pose train sets of a LoRA, and what changes its arithmetic and no more; the rest must be as PEFT has it
 _LORA_FIELDS = frozenset(
     (
@@ -47,6 +51,11 @@ def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
     Raises:
         InputError: there is none, its sizes are out of bounds, or its chat template is not one of llava-pose assemble's.
     """
+    try_apart(path, "tokenizer.json and processor_config.json", lambda: _processor(path))
+    return _processor(path)
+
+
+def _processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
     with loading(f"{path}: no LLaVA-pose processor there"):
         processor = LlavaPoseProcessor.from_pretrained(path, **NO_CODE)
     # a template is a program: one that is not known may never end
@@ -69,8 +78,7 @@ def _try(processor: LlavaPoseProcessor) -> None:
         raise ValueError(f"the size of a picture is {processor.image_size}, not between 1 and {MAX_INPUT_SIDE} pixels")
     if not 0 < processor.count_image_tokens(*processor.image_size) <= MAX_IMAGE_TOKENS:
         raise ValueError("the size of a picture, patch_size and vision_merge do not fit each other")
-    picture = Image.new("RGB", (8, 8), (90, 120, 150))
-    pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor([picture_to_try()], return_tensors="pt")["pixel_values"]
     if pixels.shape != (1, 3, *processor.image_size) or not torch.isfinite(pixels).all():
         raise ValueError(
             f"the image processor makes {tuple(pixels.shape)} numbers of a picture, or some that are not finite"
@@ -82,6 +90,40 @@ def _try(processor: LlavaPoseProcessor) -> None:
             {"role": "assistant", "content": POSE_ANSWER.format(**words)},
         ]
     )
+    try_text(processor.tokenizer)
+
+
+def try_text(tokenizer: Any) -> None:
+    """Tokenise a text of every plain letter and sign, and turn the tokens into text again.
+
+    Raises:
+        ValueError: they become far more tokens, or far more text, than they are.
+    """
+    letters = f"{string.ascii_letters} {string.digits} {string.punctuation}"
+    ids = tokenizer(letters, add_special_tokens=True)["input_ids"]
+    text = tokenizer.decode(ids)
+    if max(len(ids), len(text)) > MAX_GROWTH * len(letters):
+        raise ValueError(f"it makes {len(ids)} tokens of {len(letters)} letters, and {len(text)} letters of these")
+
+
+def load_image_processor(path: str | os.PathLike[str]) -> Any:
+    """The image processor of a vision model, tried on a picture.
+
+    Raises:
+        InputError: it makes nothing of the picture, or takes more memory or time for it than any does.
+    """
+
+    def attempt() -> None:
+        with loading(f"{path}: its image processor cannot be used"):
+            AutoImageProcessor.from_pretrained(path, **NO_CODE)([picture_to_try()], return_tensors="pt")
+
+    try_apart(path, "preprocessor_config.json", attempt)
+    return AutoImageProcessor.from_pretrained(path, **NO_CODE)
+
+
+def picture_to_try() -> Image.Image:
+    """A small picture of one colour."""
+    return Image.new("RGB", (8, 8), (90, 120, 150))
 
 
 def load_model(
@@ -124,18 +166,8 @@ def load_full(
     Raises:
         InputError: it cannot be read, or weights are missing, left over, of another shape or not finite.
     """
-    # not by AutoConfig, which knows the types of other systems only where their modules have been imported
-    values = read_config(path)
-    found = values["model_type"]
-    if found != LlavaPoseConfig.model_type:  # transformers would build a model of its default size, of billions
-        raise InputError(
-            f"{path}: a {found} model, not a llava_pose one; give a checkpoint of llava-pose train, or make "
-            "a base with llava-pose assemble"
-        )
-    for part in ("text_config", "vision_config"):
-        kind = values[part].get("model_type") if isinstance(values.get(part), dict) else None
-        if not isinstance(kind, str) or kind == found:  # one within the other would have no end
-            raise InputError(f"{path}: {CONFIG_FILE} has no {part} with a model_type; take it from the base again")
+    try_apart(path, CONFIG_FILE, lambda: _built(path))
+    _require_ours(path)
     with loading(f"{path}: cannot load the model"), building(path):
         # mismatched sizes are "ignored" so that they are listed, and refused by name below
         loaded: Any = LlavaPoseForConditionalGeneration.from_pretrained(
@@ -148,8 +180,35 @@ def load_full(
     return model
 
 
+def _built(path: str | os.PathLike[str]) -> nn.Module:
+    """The model without its weights."""
+    _require_ours(path)
+    return on_meta(path, LlavaPoseForConditionalGeneration)
+
+
+def _require_ours(path: str | os.PathLike[str]) -> None:
+    # not by AutoConfig, which knows the types of other systems only where their modules have been imported
+    values = read_config(path)
+    found = values["model_type"]
+    if found != LlavaPoseConfig.model_type:  # transformers would build a model of its default size, of billions
+        raise InputError(
+            f"{path}: a {found} model, not a llava_pose one; give a checkpoint of llava-pose train, or make "
+            "a base with llava-pose assemble"
+        )
+    for part in ("text_config", "vision_config"):
+        kind = values[part].get("model_type") if isinstance(values.get(part), dict) else None
+        if not isinstance(kind, str) or kind == found:  # one within the other would have no end
+            raise InputError(f"{path}: {CONFIG_FILE} has no {part} with a model_type; take it from the base again")
+
+
 def _require_layers(config: LlavaPoseConfig, path: str | os.PathLike[str]) -> None:
-    """Refuse feature layers that the tower has not, which it would be asked for at the first picture."""
+    """Refuse what the first question would ask for in vain: feature layers that the tower has not, and a language model whose
+    config leads on to another's.
+    """
+    if config.text_config.get_text_config(decoder=True) is not config.text_config:
+        raise InputError(
+            f"{path}: {CONFIG_FILE}: text_config holds another model's config; take it from the base again"
+        )
     layers = config.vision_feature_layer
     layers = layers if isinstance(layers, list | tuple) else [layers]
     tower = config.vision_config
@@ -250,6 +309,7 @@ def _load_adapter(
 ) -> nn.Module:
     from peft import PeftModelForCausalLM, get_peft_model_state_dict
 
+    try_apart(folder, ADAPTER_CONFIG, lambda: _adapt(folder, base))
     config = read_adapter_config(folder)
     base = base_of(folder, config, base)
     weights = folder / ADAPTER_WEIGHTS
@@ -278,6 +338,39 @@ def _load_adapter(
         model.load_adapter(folder, "default")
     require_finite(model, weights, only=".default")
     return model
+
+
+def _adapt(folder: Path, base: str | os.PathLike[str] | None) -> None:
+    """Put the adapter's layers into its base, all without weights: its targets are patterns, which may never match."""
+    from peft import PeftModelForCausalLM
+
+    config = read_adapter_config(folder)
+    base = base_of(folder, config, base)
+    if Path(base).is_dir():
+        PeftModelForCausalLM(cast(Any, _built(base)), config, low_cpu_mem_usage=True)
+
+
+def require_tower(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.PathLike[str]) -> None:
+    """Show a picture to the tower: what it gives must be as many image tokens as the processor puts into a chat.
+
+    Raises:
+        InputError: it gives another number, or cannot look at it.
+    """
+    inner = unwrap_model(model)
+    pixels = processor.image_processor([picture_to_try()], return_tensors="pt")["pixel_values"]
+    with (
+        loading(f"{path}: its vision tower cannot be used; take {CONFIG_FILE} from the base again"),
+        torch.no_grad(),
+    ):
+        tower = inner.model.vision_tower
+        patches = inner.model.extract_patches(pixels.to(tower.device, tower.dtype), at_rest=True)
+        tokens = inner.model.multi_modal_projector(patches).shape[1]
+    wanted = processor.count_image_tokens(*processor.image_size)
+    if tokens != wanted:
+        raise InputError(
+            f"{path}: the tower makes {tokens} image tokens of a picture, and the processor counts {wanted} by its patch_size "
+            "and vision_merge; copy the processor's files from the base that the checkpoint was trained on"
+        )
 
 
 def require_fit(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.PathLike[str]) -> None:

@@ -16,7 +16,8 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import loading, read_json_object, stored_shapes
+from llava_pose.model.checkpoint_files import TRAINER_STATE, loading, read_json_object, stored_shapes
+from llava_pose.train.saved_states import STATES, damage_of_states, damage_of_trainer_state
 from llava_pose.utils.distributed import sum_over_processes
 from llava_pose.utils.files import is_regular, sync_folder, unsafe_name, write_json
 
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 COMPLETE_MARK = "complete.json"  # in a checkpoint, once it is whole
 SET_ASIDE = "damaged-"  # what the name of a damaged checkpoint begins with
 _NEVER_READ = "training_args.bin"  # a pickle that transformers writes, and nothing reads
-_STATE = "trainer_state.json"
 # what DeepSpeed's states name beside tensors; it reads them without torch's restrictions
 _OF_DEEPSPEED = frozenset(
     (
@@ -126,8 +126,8 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 def damage_of(folder: Path, step: int) -> str | None:
     """Return why a checkpoint that is marked whole cannot be gone on from, or None if it can.
 
-    Nothing of it is run, and no weight is read: sizes are compared with the mark's, headers are opened, and pickles may name
-    only what torch and DeepSpeed write.
+    Nothing of it is run, and no weight is read: sizes are compared with the mark's, headers are opened, pickles may name
+    only what torch and DeepSpeed write, and the states of optimiser and schedule must be finite numbers.
     """
     try:
         with loading("it cannot be read"):
@@ -149,8 +149,8 @@ def _damage(folder: Path, step: int) -> str | None:
             return f"{name} {has}"
     if not any(name.endswith(".safetensors") for name in there):
         return "it has no weights"
-    if TrainerState.load_from_json(str(folder / _STATE)).global_step != step:
-        return f"{_STATE} is of another step"
+    if TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step != step:
+        return f"{TRAINER_STATE} is of another step"
     reasons = ((name, _damage_of_file(folder / name)) for name in there)
     return next((f"{name} {reason}" for name, reason in reasons if reason is not None), None)
 
@@ -161,9 +161,13 @@ def _damage_of_file(path: Path) -> str | None:
     elif path.name == "latest":  # DeepSpeed's, names a folder of states beside it
         name = path.read_text(encoding="utf-8").strip()
         return "leads out of its folder" if unsafe_name(name) or "/" in name else None
+    elif path.name == TRAINER_STATE:
+        return damage_of_trainer_state(path)
     elif path.suffix in (".pt", ".pth", ".bin") and path.name != _NEVER_READ:
         with safe_globals():  # numpy's arrays, of random states
             strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _OF_DEEPSPEED
         if strange:
             return f"wants to run {min(strange)}"
+        if path.name in STATES and (reason := damage_of_states(path)) is not None:
+            return f"is damaged, for {reason}"
     return None

@@ -7,7 +7,7 @@ import inspect
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from llava_pose.train.trainer import last_loss
 from llava_pose.train.training_arguments import REFUSED
 from llava_pose.utils.config import as_written, read_yaml
 from llava_pose.utils.distributed import first_process_holds, from_first_process, is_first_process, process_count
-from llava_pose.utils.files import file_digest, sync_folder, write_json
+from llava_pose.utils.files import file_digest, is_regular, sync_folder, weights_digest, write_json
 from llava_pose.utils.output_folder import differing, own_folder, require_not_a_persons, write_settings
 
 logger = logging.getLogger(__name__)
@@ -56,15 +56,19 @@ class RunFolder:
         is_done: whether the run ended at its last step, and is not to start over.
     """
 
-    def __init__(self, kind: str, arguments: tuple[Any, ...], samples: Path, may_differ: Collection[str]):
+    def __init__(
+        self, kind: str, arguments: tuple[Any, ...], samples: Path, may_differ: Collection[str], base: str | None
+    ):
         self.folder = Path(arguments[-1].output_dir)
         self.settings_file = self.folder / f"{kind.replace('-', '_')}.yaml"
         self._kind = kind
         self._arguments = arguments
         self._resume: bool = arguments[-1].resume
         self._samples = samples
+        self._base = base
         self._may_differ = may_differ
         self._digest: str | None = None
+        self._base_digest: str | None = None
         self.is_done = False
 
     def look(self) -> None:
@@ -74,23 +78,26 @@ class RunFolder:
             InputError: the folder holds a run of another kind, with other settings, other samples or another number of
                 processes.
         """
-        # the digest is taken before anything reads the samples
-        self._digest, self.is_done = from_first_process(self._look)
+        # the digests are taken before anything reads the samples and the base
+        self._digest, self._base_digest, self.is_done = from_first_process(self._look)
         if self.is_done:
             logger.info(
                 f"{self.folder}: this run has ended; start over with --no-resume, or choose another --output-dir"
             )
 
-    def _look(self) -> tuple[str | None, bool]:
+    def _look(self) -> tuple[str | None, str | None, bool]:
         digest = file_digest(self._samples) if self._samples.is_file() else None
+        base = None
+        with suppress(OSError):  # loading it says what is wrong
+            base = weights_digest(Path(self._base)) if self._base and Path(self._base).is_dir() else None
         done = (self.folder / DONE_MARK).is_file()
         # a folder without a whole checkpoint holds nothing to go on with: any run may start in it
         if self._resume and (done or any(self.folder.glob(f"checkpoint-*/{COMPLETE_MARK}"))):
             self._require_same_settings()
-            self._require_begun_with(digest, process_count(), done)
+            self._require_begun_with(digest, base, process_count(), done)
         elif not self._is_a_run():
             require_not_a_persons(self.settings_file, self._kind)
-        return digest, done and self._resume
+        return digest, base, done and self._resume
 
     def _require_same_settings(self) -> None:
         file = self.settings_file
@@ -113,11 +120,13 @@ class RunFolder:
             if name not in may_differ and not name.startswith(MAY_DIFFER_BEGINNINGS)
         }
 
-    def _require_begun_with(self, digest: str | None, processes: int, done: bool) -> None:
+    def _require_begun_with(self, digest: str | None, base: str | None, processes: int, done: bool) -> None:
         file = self.folder / BEGUN_WITH
         begun = read_yaml(file) if file.is_file() else {}
         if digest is not None and begun.get("digest", digest) != digest:
             raise InputError(f"{self.folder}: its run was begun when {self._samples} held other samples; {_REMEDY}")
+        if base is not None and (begun.get("base_digest") or base) != base:
+            raise InputError(f"{self.folder}: its run was begun when {self._base} held other weights; {_REMEDY}")
         were = begun.get("processes", processes)
         if were != processes and not done:  # they share out each batch, and each draws random numbers of its own
             raise InputError(
@@ -142,9 +151,13 @@ class RunFolder:
         if not self._resume:
             self._start_over()
         checkpoint = last_complete_checkpoint(self.folder)
+        log = self.folder / LOG
+        if log.exists() and not is_regular(log):
+            raise InputError(f"{log}: is no regular file, and the run writes its log there; take it away")
         self.write_settings()
         if checkpoint is None:
-            write_json(self.folder / BEGUN_WITH, {"digest": self._digest, "processes": process_count()})
+            begun = {"digest": self._digest, "base_digest": self._base_digest, "processes": process_count()}
+            write_json(self.folder / BEGUN_WITH, begun)
         return None if checkpoint is None else str(checkpoint)
 
     def _start_over(self) -> None:
@@ -172,19 +185,22 @@ class RunFolder:
 
 
 @contextmanager
-def own_run(kind: str, *arguments: Any, samples: str | Path, may_differ: Collection[str] = ()) -> Iterator[RunFolder]:
+def own_run(
+    kind: str, *arguments: Any, samples: str | Path, base: str | None = None, may_differ: Collection[str] = ()
+) -> Iterator[RunFolder]:
     """Own the output folder of a run until the block ends, and look at what it holds.
 
     Args:
         kind: of the run; its settings are ``KIND.yaml`` in the folder.
         arguments: dataclasses of settings, the last of them a ``RunArguments``.
         samples: the file that lists what there is to learn from; pictures are others.
+        base: the folder of the weights that the run begins with, if it is one.
         may_differ: fields of this kind of run that do not touch the weights.
 
     Raises:
         InputError: another process owns the folder, or it holds another run. It names what differs and the remedy.
     """
-    run = RunFolder(kind, arguments, Path(samples), may_differ)
+    run = RunFolder(kind, arguments, Path(samples), may_differ, base)
     with first_process_holds(own_folder(run.folder, "--output-dir", kind)):
         run.look()
         yield run

@@ -35,6 +35,7 @@ from llava_pose.model.loading import ADAPTER_WEIGHTS
 from llava_pose.train.checkpoints import StopAtSignal
 from llava_pose.train.length_groups import LengthGroups
 from llava_pose.train.progress import TrainingProgress
+from llava_pose.train.saved_states import require_fitting_states
 from llava_pose.train.trainable import part_of
 from llava_pose.utils.distributed import broadcast, gathered_parameters, is_first_process, sum_over_processes
 
@@ -135,6 +136,9 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As Trainer's; states that do not suit the model are a sentence."""
         with _resuming(checkpoint):
+            if checkpoint is not None and not self.is_deepspeed_enabled:
+                optimizer: Any = self.optimizer
+                require_fitting_states(Path(checkpoint), getattr(optimizer, "optimizer", optimizer), self.lr_scheduler)
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -206,6 +206,13 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(folder: Path) -> str | None:
+    """Return a digest of the names and contents of a checkpoint's weights and configs; None where there are none."""
+    files = [path for kind in ("*.safetensors", "*config.json") for path in folder.glob(kind) if is_regular(path)]
+    digests = [(path.name, file_digest(path)) for path in sorted(files)]
+    return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest() if digests else None
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The name of a temporary file, which takes the place of another once the block that has written it ends well.

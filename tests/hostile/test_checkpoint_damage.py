@@ -92,6 +92,13 @@ CONFIG = {
     "heads are true": changed("config.json", "pose_head_attention_heads", to=True),
     "no layer of the tower": changed("config.json", "vision_feature_layer", to=[]),
     "a layer that the tower has not": changed("config.json", "vision_feature_layer", to=10**9),
+    "the last layer but one, of other channels": changed("config.json", "vision_feature_layer", to=-2),
+    "a layer of the tower twice": changed("config.json", "vision_feature_layer", to=[-1, -1]),
+    "strides of zero": changed("config.json", "vision_config", "output_stride", to=0),
+    "strides of another tower": changed("config.json", "vision_config", "output_stride", to=8),
+    "a model in the language model": changed(
+        "config.json", "text_config", "text_config", to={"model_type": "llava", "text_config": {"model_type": "llava"}}
+    ),
     "ten million labels": changed("config.json", "num_labels", to=10**7),
     "labels are text": changed("config.json", "vision_config", "num_labels", to="many"),
     "model_type is a number": changed("config.json", "model_type", to=7),
@@ -153,6 +160,8 @@ PROCESSOR = {
     "patches in words": changed("processor_config.json", "patch_size", to="large"),
     "negative patches": changed("processor_config.json", "patch_size", to=-8),
     "merge of a million": changed("processor_config.json", "vision_merge", to=10**6),
+    "patches of another tower": changed("processor_config.json", "patch_size", to=16),
+    "merge of another model": changed("processor_config.json", "vision_merge", to=1),
     "processor is a list": written("processor_config.json", b"[]"),
     "processor of another encoding": written("processor_config.json", b'{"a": "\xe9"}'),
     "pose token of a billion": changed("config.json", "pose_token_id", to=10**9),

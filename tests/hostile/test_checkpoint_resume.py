@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from llava_pose.cli import main
 from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
@@ -92,6 +92,25 @@ def hostile(name: str) -> Change:
     return change
 
 
+def states(name: str, change: Callable[[Any], Any]) -> Change:
+    """A change of the states that a file holds."""
+
+    def changed(folder: Path, canary: Path) -> None:
+        values = torch.load(folder / name, weights_only=True)
+        change(values)
+        torch.save(values, folder / "changed")
+        content = (folder / "changed").read_bytes()
+        (folder / "changed").unlink()
+        same_size(folder / name, content)
+
+    return changed
+
+
+def averages(make: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
+    """A change of every mean of gradients."""
+    return lambda values: [state.update(exp_avg=make(state["exp_avg"])) for state in values["state"].values()]
+
+
 DAMAGES: dict[str, Change] = {
     "weights cut off": lambda f, _: os.truncate(f / WEIGHTS, 5000),
     "weights empty": lambda f, _: os.truncate(f / WEIGHTS, 0),
@@ -108,6 +127,15 @@ DAMAGES: dict[str, Change] = {
     "state a list": lambda f, _: same_size(f / "trainer_state.json", b"[]"),
     "state of another step": state_of(global_step=10**9),
     "state of a step in words": state_of(global_step="four"),
+    "log in words": state_of(log_history="x"),
+    "entries of the log in words": state_of(log_history=["x"]),
+    "logs every x steps": state_of(logging_steps="x"),
+    "steps in words": state_of(max_steps="x"),
+    "averages of one number for all": states("optimizer.pt", averages(lambda t: torch.zeros(1).expand(2 * 10**9))),
+    "averages that overlap": states(
+        "optimizer.pt", averages(lambda t: torch.zeros(t.numel() + 1).as_strided((2, t.numel()), (1, 1)))
+    ),
+    "averages that are no numbers": states("optimizer.pt", averages(lambda t: t * float("nan"))),
     "mark a list": lambda f, _: (f / COMPLETE_MARK).write_text("[]"),
     "mark of other files": lambda f, _: (f / COMPLETE_MARK).write_text('{"files": {"../x": 7}}'),
     "mark of a list of files": lambda f, _: (f / COMPLETE_MARK).write_text('{"files": [1]}'),
@@ -161,21 +189,78 @@ def test_a_run_without_a_whole_checkpoint_says_so_and_starts_over(
     assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
 
 
+MISFITS: dict[str, Change] = {
+    "no state": states("optimizer.pt", lambda v: (v["state"].clear(), v["param_groups"].clear())),
+    "a list": states("optimizer.pt", lambda v: (v.clear(), v.update(state=[], param_groups=[]))),
+    "averages of three numbers": states("optimizer.pt", averages(lambda t: torch.zeros(3))),
+    "averages of whole numbers": states("optimizer.pt", averages(lambda t: torch.zeros(t.shape, dtype=torch.int64))),
+    "averages that are no tensors": states("optimizer.pt", averages(lambda t: 5)),
+    "no averages": states("optimizer.pt", lambda v: [state.pop("exp_avg") for state in v["state"].values()]),
+    "steps of many numbers": states(
+        "optimizer.pt", lambda v: [s.update(step=torch.zeros(9)) for s in v["state"].values()]
+    ),
+    "a weight that is not there": states("optimizer.pt", lambda v: v["state"].update({10**6: v["state"][0]})),
+    "learning rate in words": states("optimizer.pt", lambda v: v["param_groups"][0].update(lr="x")),
+    "one beta": states("optimizer.pt", lambda v: v["param_groups"][0].update(betas=(5,))),
+    "last epoch in words": states("scheduler.pt", lambda v: v.update(last_epoch="x")),
+    "a step that is no function": states("scheduler.pt", lambda v: v.update(step="x")),
+}
+
+
+QUICK = ("no state", "averages of three numbers", "last epoch in words")
+
+
+@pytest.mark.parametrize(
+    "misfit", [pytest.param(m, id=n, marks=() if n in QUICK else pytest.mark.slow) for n, m in MISFITS.items()]
+)
 def test_states_of_another_model_are_a_sentence(
-    stopped: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    misfit: Change, stopped: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They can be read, and are of no use: nothing tells that before they are."""
+    """They can be read, and are of no use: only the model tells that."""
     recipe, run = stopped
-    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
-    same_size(run / "checkpoint-4" / "optimizer.pt", (tmp_path / "optimizer.pt").read_bytes())
+    misfit(run / "checkpoint-4", tmp_path / "canary")
+    assert ended_with(recipe, tmp_path, capsys, 2).startswith(
+        f"error: {run}/checkpoint-4: cannot be gone on from; delete it, and the run goes on from the one before"
+    )
+
+
+def ended_with(recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """Start the run again; return the last line that it says."""
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(recipe))
-    assert main(["train", "--config", str(file)]) == 2
+    assert main(["train", "--config", str(file)]) == code
     said = capsys.readouterr().err
-    assert (
-        f"error: {run}/checkpoint-4: cannot be gone on from; delete it, and the run goes on from the one before" in said
-    )
     assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_log_that_is_no_file_is_a_sentence(
+    make: Callable[[Path], None],
+    stopped: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe, run = stopped
+    (run / "log.jsonl").unlink()
+    make(run / "log.jsonl")
+    assert ended_with(recipe, tmp_path, capsys, 2).startswith(f"error: {run}/log.jsonl: is no regular file")
+
+
+def test_a_base_that_has_changed_is_a_sentence(
+    stopped: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In place: its name is the same, and the adapter would go on on other weights than it was begun on."""
+    recipe, run = stopped
+    changed = Path(shutil.copytree(recipe["model"], tmp_path / "base"))
+    settings = run / "train.yaml"
+    settings.write_text(settings.read_text().replace(recipe["model"], str(changed)))
+    recipe = {**recipe, "model": str(changed)}
+    weights = load_file(changed / "model.safetensors")
+    save_file({name: w * 0.5 for name, w in weights.items()}, changed / "model.safetensors", metadata={"format": "pt"})
+    said = ended_with(recipe, tmp_path, capsys, 2)
+    assert said.startswith(f"error: {run}: its run was begun when {changed} held other weights")
+    assert "--no-resume" in said
 
 
 def test_every_file_of_a_checkpoint_is_on_the_disk_before_the_mark(

@@ -427,7 +427,7 @@ def test_bad_chats_are_refused(predictor_of, pictures, messages, match):
         predictor_of("base").chat(pictures[0], messages)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+@pytest.mark.parametrize("device", ["cuda:99", "abacus", "meta"])
 def test_a_device_that_is_not_there_is_named(tmp_path, device):
     with pytest.raises(InputError, match=f"^--device {device}: cannot be used here .*give cpu") as caught:
         PosePredictor.from_checkpoint(tmp_path, device=device)

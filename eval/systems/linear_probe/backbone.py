@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -34,9 +33,11 @@ from transformers import (
 
 from eval.systems.network import require_backbone
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import NO_CODE, SAFE, building, loading, read_config, require_finite
+from llava_pose.model.checkpoint_files import CONFIG_FILE, NO_CODE, SAFE, building, loading, read_config, require_finite
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
+from llava_pose.model.loading import load_image_processor
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
+from llava_pose.model.trial import on_meta, try_apart
 
 LAST, LAST_FOUR, UNIFORM_FOUR = "last", "last-4", "uniform-4"
 # models of pictures and text whose vision model is a class of its own
@@ -215,6 +216,7 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
     """
     register_efficientnet_lite()
     with loading(f"the backbone {path} cannot be loaded"):
+        try_apart(path, CONFIG_FILE, lambda: on_meta(path, AutoModel))
         read_config(path)
         config = AutoConfig.from_pretrained(path, **NO_CODE)
     if config.model_type in _VISION_PART:
@@ -248,7 +250,7 @@ def load_probe_backbone(
         config.mask_ratio = 0.0
     with loading(f"the backbone {path} cannot be loaded"), building(path):
         model, info = loader.from_pretrained(path, config=config, output_loading_info=True, dtype=torch.float32, **SAFE)
-        image_processor = AutoImageProcessor.from_pretrained(path, **NO_CODE)
+        image_processor = load_image_processor(path)
     require_backbone(info, path)
     require_finite(model, path)
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
