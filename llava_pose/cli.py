@@ -18,6 +18,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "data": {
         "render": ("data_prep.render.generate", "Render objects with known poses into ImageNet3D's raw layout."),
+        "convert": ("llava_pose.data.convert", "Bring poses into the convention of another program, or back."),
         "align": ("data_prep.align", "Turn CAD models and annotations of a raw dataset into one frame."),
         "prepare": ("data_prep.prepare.command", "Crop every annotated object and write its record."),
         "export": ("data_prep.export", "Write prepared data in the processed layout of ImageNet3D's loaders."),
