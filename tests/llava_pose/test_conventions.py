@@ -30,6 +30,7 @@ from llava_pose.pose.conventions import (
     qwen_rotation,
 )
 from llava_pose.pose.geometry import geodesic_angle_of_poses, opencv_camera, project_points, rotation_matrix
+from tests.conftest import REPOSITORY
 
 # A car: its nose is half a unit before its middle, its roof 0.3 above, its left side 0.2 beside. In the axes of each
 # convention, as a person who knows it would say them; nothing here comes from the table of the library.
@@ -443,3 +444,12 @@ def test_the_convention_of_orient_anything_has_one_home():
     assert rotation_matrix(*conventions.pose_from_orient_anything(30, 20, 10)) == pytest.approx(
         rotation_matrix(*np.radians([30, 20, 10]))
     )
+
+
+def test_every_convention_is_drawn_and_described():
+    page = (REPOSITORY / "docs" / "POSE.md").read_text(encoding="utf-8")
+    for name in CONVENTIONS:
+        assert f"](images/conventions/{name}.png)" in page
+        assert (REPOSITORY / "docs" / "images" / "conventions" / f"{name}.png").stat().st_size < 20_000
+    for name in FORMATS:
+        assert f"| `{name}` |" in page, "a row of the table"
