@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "start here": {
         "chat": ("llava_pose.serve.chat", "Ask about one picture in the terminal."),
         "demo": ("llava_pose.serve.demo", "Ask about pictures in the browser."),
+        "orient-boxes": ("llava_pose.inference.orient_boxes", "Find the front of 3D boxes that have none."),
     },
     "data": {
         "render": ("data_prep.render.generate", "Render objects with known poses into ImageNet3D's raw layout."),
