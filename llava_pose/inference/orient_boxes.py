@@ -19,13 +19,13 @@ from pydantic import PositiveInt
 from llava_pose.data.conversation import object_words
 from llava_pose.data.convert import FormatName, check_intrinsics
 from llava_pose.data.poses.formats import read_poses, write_poses
-from llava_pose.data.poses.posed_object import PosedObject
+from llava_pose.data.poses.posed_object import PosedObject, project_box
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
-from llava_pose.pose.conventions import box_corners, box_orientations, camera_of_pose
+from llava_pose.pose.conventions import box_orientations
 from llava_pose.pose.geometry import angles_from_rotation, geodesic_angle, rotation_matrix
 from llava_pose.utils.config import check_fields, command, require, require_folder
-from llava_pose.utils.files import inside
+from llava_pose.utils.files import inside, shortened
 from llava_pose.utils.output_folder import own_file, require_other
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def orient_boxes(config: OrientBoxesConfig) -> list[Path]:
 def _ask(predictor: Any, seen: Sequence[tuple[PosedObject, Image.Image]]) -> list[Any]:
     if not seen:
         return []
-    known = [categories.get(item.category or "object", allow_custom=True) for item, _ in seen]
+    known = [categories.get(item.category.strip() or "object", allow_custom=True) for item, _ in seen]
     names = [object_words(category)["object"] for category in known]
     return predictor.predict([picture for _, picture in seen], names)
 
@@ -153,6 +153,8 @@ def _crop(item: PosedObject, pictures: Path) -> Image.Image:
         raise InputError("the file does not say which picture it is in; give --picture")
     if item.size is None:
         raise InputError("it has no size; give boxes with their extents")
+    if "<" in item.category:
+        raise InputError(f"its label {shortened(item.category)} cannot name an object; write it without marks")
     image = load_rgb(inside(pictures, item.picture), remedy="check --pictures")
     left, top, right, bottom = project_box(item)
     margin = MARGIN * max(right - left, bottom - top)
@@ -161,31 +163,6 @@ def _crop(item: PosedObject, pictures: Path) -> Image.Image:
     if right - left < 2 or bottom - top < 2:
         raise InputError(f"it lies outside of its picture {item.picture}; check --intrinsics")
     return image.crop((left, top, right, bottom))
-
-
-def project_box(item: PosedObject) -> tuple[float, float, float, float]:
-    """The rectangle x1, y1, x2, y2 in pixels that the corners of a box span in its picture.
-
-    Raises:
-        InputError: a corner is not in front of the camera, or the camera is unknown.
-    """
-    pose = item.pose
-    camera = item.picture_camera()
-    seen = camera_of_pose(
-        azimuth=pose.azimuth,
-        elevation=pose.elevation,
-        theta=pose.theta,
-        distance=pose.distance or 1.0,
-        px=pose.px or 0.0,
-        py=pose.py or 0.0,
-        intrinsics=camera,
-    )
-    corners = box_corners(item.size) @ seen.rotation.T + seen.translation
-    if (corners[:, 2] <= 0).any():
-        raise InputError("a corner of it is behind the camera")
-    pixels = corners @ seen.intrinsics.T
-    pixels = pixels[:, :2] / pixels[:, 2:]
-    return (*map(float, pixels.min(0)), *map(float, pixels.max(0)))  # type: ignore[return-value]
 
 
 main = command(

@@ -12,9 +12,9 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from llava_pose.data.poses.formats import read_poses, write_poses
-from llava_pose.data.poses.posed_object import PosedObject
+from llava_pose.data.poses.posed_object import PosedObject, project_box
 from llava_pose.data.records import Pose
-from llava_pose.inference.orient_boxes import main, nearest_orientation, project_box
+from llava_pose.inference.orient_boxes import main, nearest_orientation
 from llava_pose.pose.conventions import box_corners, box_orientations, camera_of_pose
 from llava_pose.pose.geometry import angles_from_rotation, geodesic_angle, rotation_matrix
 

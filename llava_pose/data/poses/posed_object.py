@@ -17,6 +17,7 @@ from llava_pose.data.records import MAX_NUMBER, Pose, parse_json, read_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import (
     Convention,
+    box_corners,
     camera_of_pose,
     nearest_rotation,
     pose_of_camera,
@@ -146,6 +147,31 @@ def from_camera(
         size=None if own_size is None else tuple(own_size.tolist()),
         confidence=confidence,
     )
+
+
+def project_box(item: PosedObject) -> tuple[float, float, float, float]:
+    """The rectangle x1, y1, x2, y2 in pixels that the corners of a box span in its picture.
+
+    Raises:
+        InputError: a corner is not in front of the camera, or the camera is unknown.
+    """
+    pose = item.pose
+    camera = item.picture_camera()
+    seen = camera_of_pose(
+        azimuth=pose.azimuth,
+        elevation=pose.elevation,
+        theta=pose.theta,
+        distance=pose.distance or 1.0,
+        px=pose.px or 0.0,
+        py=pose.py or 0.0,
+        intrinsics=camera,
+    )
+    corners = box_corners(item.size) @ seen.rotation.T + seen.translation
+    if (corners[:, 2] <= 0).any():
+        raise InputError("a corner of it is behind the camera")
+    pixels = corners @ seen.intrinsics.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    return (*map(float, pixels.min(0)), *map(float, pixels.max(0)))  # type: ignore[return-value]
 
 
 # Reading with care
