@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.import_.items import ImportedObject, LeftOut, picture_in, rough_place
+from data_prep.import_.items import ImportedObject, LeftOut, key, picture_in, rough_place
 from llava_pose.data.poses.posed_object import read_json
 from llava_pose.data.records import MAX_ANGLE
 from llava_pose.errors import InputError
@@ -47,9 +47,7 @@ def read_coco(file: Path, images: Path, table: Path, unit: str, split: str) -> I
     parts: list[list[Any]] = [v for n in ("images", "annotations", "categories") if isinstance(v := found.get(n), list)]
     if len(parts) < 3:
         raise InputError(f"{file}: there are no lists 'images', 'annotations' and 'categories' in it; give a COCO file")
-    pictures, categories = (
-        {p["id"]: p for p in part if isinstance(p, dict) and "id" in p} for part in (parts[0], parts[2])
-    )
+    pictures, categories = ({key(p.get("id")): p for p in part if isinstance(p, dict)} for part in (parts[0], parts[2]))
     angles = read_angles(table, unit)
     used = set()
     for index, annotation in enumerate(parts[1]):
@@ -57,7 +55,7 @@ def read_coco(file: Path, images: Path, table: Path, unit: str, split: str) -> I
         if not isinstance(annotation, dict):
             yield LeftOut(where, "annotation malformed", f"{where}: must be a JSON object; mend it")
             continue
-        id_ = str(annotation.get("id"))
+        id_ = key(annotation.get("id"))
         where = f"{file}, annotation id {id_}"
         used.add(id_)
         yield _object(where, annotation, pictures, categories, angles.get(id_), images, split)
@@ -76,7 +74,7 @@ def _object(
     images: Path,
     split: str,
 ) -> ImportedObject | LeftOut:
-    image, category = pictures.get(annotation.get("image_id")), categories.get(annotation.get("category_id"))
+    image, category = pictures.get(key(annotation.get("image_id"))), categories.get(key(annotation.get("category_id")))
     if image is None:
         return LeftOut(where, "picture missing", f"{where}: there is no image {annotation.get('image_id')!r}; mend it")
     if category is None or not isinstance(category.get("name"), str):

@@ -60,6 +60,11 @@ def picture_in(folder: Path, name: Any, where: str) -> Path | LeftOut:
     return path
 
 
+def key(value: Any) -> str:
+    """An id of a data set, a number or text, as what it is looked up by; anything else is looked up by how it is written."""
+    return value if isinstance(value, str) else repr(value)
+
+
 def status_of(visible: float) -> str:
     """The object_status that goes with the share of an object that is seen, as in ``llava-pose render``."""
     return next(status for least, status in STATUSES if visible >= least)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.import_.bop import pose_fields
-from data_prep.import_.items import ImportedObject, LeftOut
+from data_prep.import_.items import ImportedObject, LeftOut, key
 from data_prep.raw.imagenet3d import IMAGE_SUFFIXES
 from llava_pose.data.images import DECODING_ERRORS, open_image
 from llava_pose.data.poses.posed_object import from_camera, number_list, project_box, read_json
@@ -79,16 +79,16 @@ def _frame(
     if picture is None:
         yield LeftOut(where, "picture missing", f"{where}: there is no picture of it in {images}; extract the frames")
         return
-    by_id = {_field(t, "id") or 0: t for t in things if isinstance(t, dict)} if isinstance(things, list) else {}
+    by_id = {key(_field(t, "id") or 0): t for t in things if isinstance(t, dict)} if isinstance(things, list) else {}
     try:
         view, camera = _camera(_field(frame, "camera"), picture)
     except (InputError, *DECODING_ERRORS) as error:
         yield LeftOut(where, "camera missing", f"{where}: {error}")
         return
     for annotation in _field(frame, "annotations") or []:
-        key = _field(annotation, "object_id") or 0 if isinstance(annotation, dict) else None
-        thing = by_id.get(key)
-        place = f"{where}, object {key}"
+        id_ = key(_field(annotation, "object_id") or 0) if isinstance(annotation, dict) else ""
+        thing = by_id.get(id_)
+        place = f"{where}, object {id_}"
         if thing is None:
             yield LeftOut(place, "object missing", f"{place}: there is no object of that id in the file")
             continue

@@ -104,10 +104,10 @@ def read_omni3d(path: Path, camera: tuple[float, ...] | None, faults: Faults) ->
     data = read_json(path)
     if not isinstance(data, dict) or not all(isinstance(data.get(n), list) for n in ("images", "annotations")):
         raise InputError(f"{path}: there are no 'images' and 'annotations' in it; give an Omni3D JSON file")
-    images = {image.get("id"): image for image in data["images"] if isinstance(image, dict)}
+    images = {repr(image.get("id")): image for image in data["images"] if isinstance(image, dict)}
 
     def one(where: str, value: Mapping[str, Any]) -> PosedObject:
-        image = images.get(value.get("image_id"))
+        image = images.get(repr(value.get("image_id")))
         if image is None:
             raise InputError(f"{where}: there is no image {value.get('image_id')!r}; mend or drop it")
         if value.get("valid3D") is False:
