@@ -58,9 +58,9 @@ def made(kind: str, folder: Path) -> Path:
     return root
 
 
-def imported(kind: str, folder: Path, **changes) -> Path:
-    root = folder / "source" if (folder / "source").exists() else made(kind, folder)
-    return import_dataset(ImportConfig(out=str(folder / "raw"), **{**options(kind, root), **changes}))
+def imported(made_as: str, folder: Path, **changes) -> Path:
+    root = folder / "source" if (folder / "source").exists() else made(made_as, folder)
+    return import_dataset(ImportConfig(out=str(folder / "raw"), **{**options(made_as, root), **changes}))
 
 
 def prepared(raw: Path, splits: str = "train,val", crop: str = "whole") -> list[ObjectRecord]:
@@ -172,7 +172,7 @@ def test_the_same_command_writes_the_same_again_and_another_is_refused(tmp_path,
     before = {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
     imported("coco", tmp_path)
     assert before == {path: path.read_bytes() for path in raw.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="was begun with angles degrees, not radians"):
+    with pytest.raises(InputError, match="was begun with angles 'degrees', not 'radians'"):
         imported("coco", tmp_path, angles="radians")
 
 
@@ -198,6 +198,23 @@ def test_objects_of_several_categories_share_their_picture(tmp_path):
     (root / "instances.json").write_text(json.dumps(data))
     raw = imported("coco", tmp_path, rename={"TV set": "tvmonitor"})
     assert [o["class"] for o in read_annotation(RawLayout(raw).annotation("car", "p0"))] == ["car", "tvmonitor"]
+
+
+def test_objectrons_frames_are_those_of_its_tutorial(tmp_path):
+    """The made data set holds by the formulas of objectron-geometry-tutorial.ipynb, which swap the image's axes."""
+    root = made("objectron", tmp_path)
+    data = json.loads((root / "car_1.json").read_text())
+    thing, camera = data["objects"][0], data["frameAnnotations"][0]["camera"]
+    view, projection = (np.reshape(camera[name], (4, 4)) for name in ("viewMatrix", "projectionMatrix"))
+    unit_box = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
+    world = (unit_box * thing["scale"]) @ np.reshape(thing["rotation"], (3, 3)).T + thing["translation"]
+    clip = np.column_stack([world, np.ones(8)]) @ view.T @ projection.T
+    ndc = clip[:, :2] / clip[:, 3:]
+    theirs = np.stack([(1 + ndc[:, 1]) / 2 * foreign.WIDTH, (1 + ndc[:, 0]) / 2 * foreign.HEIGHT], 1)
+    ours = pixels(corners(YAWS[0]), YAWS[0])
+    np.testing.assert_allclose(theirs[np.lexsort(theirs.T)], ours[np.lexsort(ours.T)], atol=1e-9)
+    front = pixels(np.array([[0, -SIZE[1] / 2, 0]]), YAWS[0])[0]
+    assert np.linalg.norm(theirs[unit_box[:, 2] > 0].mean(0) - front) < 2, "+z is the front, as box.py has it"
 
 
 # ---------------------------------------------------------------- units
