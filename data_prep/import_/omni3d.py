@@ -28,7 +28,13 @@ def read_omni3d(file: Path, images: Path, split: str) -> Iterator[ImportedObject
         InputError: it cannot be read, or is something else.
     """
     faults: list[InputError] = []
-    raw = {str(item.get("id")): item for item in read_json(file).get("annotations", []) if isinstance(item, dict)}
+    data = read_json(file)
+    listed = data.get("annotations") if isinstance(data, dict) else None
+    raw = (
+        {str(item.get("id")): item for item in listed or () if isinstance(item, dict)}
+        if isinstance(listed, list)
+        else {}
+    )
     for posed in read_boxes(file, None, faults):
         where = f"{file}, annotation id {posed.id}"
         picture = picture_in(images, posed.picture, where)

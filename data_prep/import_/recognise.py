@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.raw.imagenet3d import IMAGE_SUFFIXES
 from llava_pose.data.records import METADATA_FILE
+from llava_pose.errors import InputError
 from llava_pose.utils.files import open_regular
 
 _MOST_LOOKED_AT = 2000  # entries of a folder and of those in it
@@ -57,6 +58,24 @@ def recognise(path: str | os.PathLike[str]) -> Recognised | None:
             if found is not None:
                 return found
     return _pictures(path)
+
+
+def raw_root(folder: Path) -> Path:
+    """The folder of the raw layout that a person means: the one that was named, or the one in it.
+
+    Raises:
+        InputError: it is something else; the message says what it looks like, and the command for it.
+    """
+    if (folder / "lists").is_dir():
+        return folder
+    found = recognise(folder)
+    if found is None:
+        raise InputError(
+            f"{folder}: there are no images/, annotations/ and lists/ in it; give the folder of a data set"
+        )
+    if found.kind != "imagenet3d":
+        raise InputError(found.sentence)
+    return found.path
 
 
 def _folder(path: Path) -> Recognised | None:

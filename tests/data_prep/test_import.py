@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from data_prep.import_.command import ImportConfig, import_dataset, main
 from data_prep.import_.pascal3d import read_record
-from data_prep.import_.recognise import recognise
+from data_prep.import_.recognise import raw_root, recognise
 from data_prep.prepare.command import PrepareConfig, prepare
 from data_prep.raw.imagenet3d import RawLayout, read_annotation
 from llava_pose.data.records import ObjectRecord, Prediction, read_records, write_jsonl
@@ -134,6 +134,20 @@ def test_a_nested_imagenet3d_and_other_folders_are_recognised(tmp_path, raw_data
     (tmp_path / "empty").mkdir()
     assert recognise(tmp_path / "empty") is None
     assert recognise(tmp_path / "no such folder") is None
+
+
+def test_the_raw_layout_is_found_or_the_command_for_it_is_said(tmp_path, raw_dataset):
+    raw_dataset.add("n1")
+    above = tmp_path / "download"
+    above.mkdir()
+    assert raw_root(raw_dataset.root) == raw_dataset.root
+    raw_dataset.root.rename(above / "imagenet3d_v1")
+    assert raw_root(above) == above / "imagenet3d_v1"
+    with pytest.raises(InputError, match=r"looks like a BOP data set: llava-pose import .* --kind bop --out"):
+        raw_root(made("bop", tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="there are no images/, annotations/ and lists/ in it"):
+        raw_root(tmp_path / "empty")
 
 
 def test_our_own_predictions_become_labels(tmp_path):
