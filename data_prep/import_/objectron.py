@@ -85,7 +85,8 @@ def _frame(
     except (InputError, *DECODING_ERRORS) as error:
         yield LeftOut(where, "camera missing", f"{where}: {error}")
         return
-    for annotation in _field(frame, "annotations") or []:
+    annotations = _field(frame, "annotations")
+    for annotation in annotations if isinstance(annotations, list) else []:
         id_ = key(_field(annotation, "object_id") or 0) if isinstance(annotation, dict) else ""
         thing = by_id.get(id_)
         place = f"{where}, object {id_}"

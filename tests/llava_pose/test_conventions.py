@@ -407,6 +407,40 @@ def test_a_damaged_file_is_read_or_refused(name, folder, data):
         assert all(map(math.isfinite, item.pose.angles))
 
 
+JUNK = [None, 7, -1, "text", [], {}, [[]], [None], {"a": 1}, 1e308, True, 2**70, [1, 2, 3]]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("bop", "colmap")])
+def test_any_value_in_the_place_of_any_field_is_read_or_refused(name, tmp_path):
+    path = tmp_path / f"a{suffix(name)}"
+    write_poses(path, name, [car(camera=(700.0, 700.0, 320.0, 240.0))])
+    value = json.loads(path.read_text())
+    for index, place in enumerate(_places(value)):
+        for junk in (JUNK[(4 * index + turn) % len(JUNK)] for turn in range(4)):  # all of them, in turn
+            changed = json.loads(path.read_text())
+            *outer, last = place
+            inner = changed
+            for step in outer:
+                inner = inner[step]
+            inner[last] = junk
+            bad = tmp_path / f"bad{suffix(name)}"
+            bad.write_text(json.dumps(changed))
+            try:
+                items, _ = read_poses(bad, name)
+            except InputError:
+                continue
+            for item in items:
+                assert all(map(math.isfinite, item.pose.angles))
+
+
+def _places(value, path=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        if not isinstance(inner, list) or len(inner) != 36:  # the covariance, which nobody reads
+            yield from _places(inner, (*path, key))
+
+
 def test_a_camera_that_is_needed_is_asked_for(tmp_path, capsys):
     predictions(tmp_path / "p.jsonl")
     assert main([str(tmp_path / "p.jsonl"), "--to-format", "omni3d", "--out", str(tmp_path / "o.json")]) == 2

@@ -29,7 +29,6 @@ from .posed_object import (
     in_camera,
     json_items,
     line_fields,
-    mapping_of,
     number_list,
     optional_number,
     read_json,
@@ -43,35 +42,44 @@ from .posed_object import (
 
 def read_ros(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> Iterator[PosedObject]:
     def one(where: str, value: Mapping[str, Any]) -> PosedObject:
-        result = mapping_of((value.get("results") or [{}])[0], where)
-        hypothesis = result.get("hypothesis") or {}
-        box = mapping_of(value.get("bbox") or {}, where)
-        pose = (result.get("pose") or {}).get("pose") or box.get("center")
-        place, turn = (mapping_of(mapping_of(pose, where).get(name), where) for name in ("position", "orientation"))
-        size = [mapping_of(box.get("size") or {}, where).get(axis) for axis in "xyz"]
+        results, box = value.get("results"), _part(value, "bbox")
+        result = results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else {}
+        hypothesis = _part(result, "hypothesis")
+        pose = _part(_part(result, "pose"), "pose") or _part(box, "center")
+        place, turn, extent = _part(pose, "position"), _part(pose, "orientation"), _part(box, "size")
         quaternion = number_list([turn.get(axis) for axis in "xyzw"], 4, "'orientation'")
         if not any(quaternion):
             raise InputError("'orientation' is zero, which is no rotation")
+        size = [extent.get(axis) for axis in "xyz"]
         return from_camera(
             CONVENTIONS["ros"],
             quaternion_to_matrix(quaternion, "xyzw"),
             [place.get(axis) for axis in "xyz"],
             camera,
             id_=text_of(value.get("id")),
-            picture=text_of((value.get("header") or {}).get("frame_id")),
+            picture=text_of(_part(value, "header").get("frame_id")),
             category=text_of(hypothesis.get("class_id")),
             size=size if any(size) else None,  # type: ignore[arg-type]
             confidence=optional_number(hypothesis.get("score")),
             where=where,
         )
 
-    messages = json_items(path, faults)
-    items = (
-        (f"{where}, detection {i}", detection)
-        for where, message in messages
-        for i, detection in enumerate(mapping_of(message, where).get("detections") or [])
-    )
-    return each_item(items, faults, one)
+    return each_item(_detections(path, faults), faults, one)
+
+
+def _part(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A field that holds fields; empty where it is none."""
+    inner = value.get(name)
+    return inner if isinstance(inner, dict) else {}
+
+
+def _detections(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+    for where, message in json_items(path, faults):
+        detections = message.get("detections") if isinstance(message, dict) else None
+        if not isinstance(detections, list):
+            faults.append(InputError(f"{where}: there are no 'detections' in it; give Detection3DArray messages"))
+            continue
+        yield from ((f"{where}, detection {index}", detection) for index, detection in enumerate(detections))
 
 
 def write_ros(path: Path, items: Sequence[PosedObject]) -> list[Path]:
