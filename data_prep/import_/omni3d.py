@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.import_.bop import pose_fields
 from data_prep.import_.items import ImportedObject, LeftOut, picture_in, status_of
-from llava_pose.data.poses.boxes import read_omni3d as read_boxes
+from llava_pose.data.poses.boxes import omni3d_boxes
 from llava_pose.data.poses.posed_object import PosedObject, number_list, project_box, read_json
 from llava_pose.errors import InputError
 
@@ -35,7 +35,7 @@ def read_omni3d(file: Path, images: Path, split: str) -> Iterator[ImportedObject
         if isinstance(listed, list)
         else {}
     )
-    for posed in read_boxes(file, None, faults):
+    for posed in omni3d_boxes(data, file, None, faults):
         where = f"{file}, annotation id {posed.id}"
         picture = picture_in(images, posed.picture, where)
         if isinstance(picture, LeftOut):

@@ -71,10 +71,12 @@ def read_pascal3d(root: Path, split: str) -> Iterator[ImportedObject | LeftOut]:
             continue
         of_picture = lists.get(name) or lists.get(file.stem) or split
         for index, thing in enumerate(_items(record.get("objects"))):
-            yield _object(f"{file}, object {index + 1}", thing, picture, name, of_picture)
+            yield _object(f"{file}, object {index + 1}", thing, picture, name, of_picture, _size(record))
 
 
-def _object(where: str, thing: Any, picture: Path, name: str, split: str) -> ImportedObject | LeftOut:
+def _object(
+    where: str, thing: Any, picture: Path, name: str, split: str, size: tuple[int, int] | None
+) -> ImportedObject | LeftOut:
     if not isinstance(thing, dict) or not isinstance(thing.get("class"), str):
         return LeftOut(where, "object malformed", f"{where}: it has no class; mend it")
     view = thing.get("viewpoint")
@@ -97,7 +99,7 @@ def _object(where: str, thing: Any, picture: Path, name: str, split: str) -> Imp
         "difficult": bool(thing.get("difficult")),
         "source": "pascal3d",
     }
-    return ImportedObject(where, picture, name, thing["class"], split, fields)
+    return ImportedObject(where, picture, name, thing["class"], split, fields, size)
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -157,6 +159,16 @@ def _picture(images: Path, name: str, record: dict[str, Any]) -> Path | LeftOut:
     folder, _, _ = name.rpartition("/")
     named = str(record.get("filename") or f"{name}.JPEG").rpartition("/")[2]
     return picture_in(images, f"{folder}/{named}" if folder else named, name)
+
+
+def _size(record: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height that the record says the picture has: in size as VOC's do, or in imgsize."""
+    size, numbers = record.get("size"), record.get("imgsize")
+    if isinstance(size, dict):
+        numbers = [size.get("width"), size.get("height")]
+    if not isinstance(numbers, list) or len(numbers) < 2 or not all(isinstance(n, int) and n > 0 for n in numbers[:2]):
+        return None
+    return numbers[0], numbers[1]
 
 
 def _items(value: Any) -> list[Any]:

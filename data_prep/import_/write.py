@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags
 from tqdm import tqdm
 
 from data_prep.import_.items import ImportedObject, LeftOut
@@ -136,6 +137,11 @@ def _picture_size(item: ImportedObject) -> tuple[int, int] | LeftOut:
         return LeftOut(item.where, "picture format", sentence)
     try:
         with open_image(item.picture) as image:
+            if item.size is None and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
+                sentence = (
+                    f"{item.picture}: EXIF turns it, and nothing says which way up it was annotated; save it upright"
+                )
+                return LeftOut(item.where, "picture orientation unknown", sentence)
             return image.size
     except (InputError, *DECODING_ERRORS) as error:
         return LeftOut(item.where, "picture unreadable", f"{item.picture}: cannot be read ({error}); save it anew")

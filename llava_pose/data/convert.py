@@ -75,7 +75,7 @@ def convert(config: ConvertConfig) -> list[Path]:
         items = [_scaled(item, config.metres) for item in items]
     if to_format == "llava-pose" != config.from_format:
         items = [_scaled(item, 1 / config.metres) for item in items]
-    require_other("--out", [out], [source])
+    require_other("--out", FORMATS[to_format].files(out), FORMATS[config.from_format].files(source))
     with own_file(out, "--out", "convert"):
         files, unwritten = write_poses(out, to_format, items)
     if to_format not in ("llava-pose", "orient-anything") and any(item.pose.distance is None for item in items):

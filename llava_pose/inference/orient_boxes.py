@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 
 from llava_pose.data.conversation import object_words
 from llava_pose.data.convert import FormatName, check_intrinsics
-from llava_pose.data.poses.formats import read_poses, write_poses
+from llava_pose.data.poses.formats import FORMATS, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject, project_box
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
@@ -98,7 +98,7 @@ def orient_boxes(config: OrientBoxesConfig) -> list[Path]:
     checkpoint = require(config.checkpoint, "--checkpoint")
     pictures = require_folder(require(config.pictures, "--pictures"), "--pictures", "give the folder of the pictures")
     items, faults = read_poses(source, config.format, intrinsics=config.intrinsics)
-    require_other("--out", [out], [source])
+    require_other("--out", FORMATS[config.format].files(out), FORMATS[config.format].files(source))
     if config.picture is not None:
         items = [replace(item, picture=item.picture or config.picture) for item in items]
 

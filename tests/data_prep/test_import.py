@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from data_prep.import_.command import ImportConfig, import_dataset, main
@@ -338,6 +340,27 @@ def test_coarse_viewpoints_are_left_out(tmp_path):
     raw = imported("pascal3d", tmp_path)
     assert rejects(raw) == {"viewpoint coarse": 1, "viewpoint missing": 1, "azimuth not finite": 1}
     assert len(read_annotation(RawLayout(raw).annotation("car", "car_imagenet_n00"))) == 1
+
+
+def test_a_picture_that_exif_turns_needs_its_size(tmp_path):
+    """As in prepare: the annotated size tells which way up it was annotated."""
+    root = made("coco", tmp_path)
+    image = Image.open(root / "photos" / "p0.jpg")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(root / "photos" / "p0.jpg", exif=exif)
+    data = json.loads((root / "instances.json").read_text())
+    assert len(prepared(imported("coco", tmp_path), "train")) == 3
+    del data["images"][0]["width"]
+    (root / "instances.json").write_text(json.dumps(data))
+    shutil.rmtree(tmp_path / "raw")
+    assert rejects(imported("coco", tmp_path)) == {"picture orientation unknown": 1}
+
+
+def test_another_picture_of_the_name_is_told_by_its_size(tmp_path):
+    root = made("coco", tmp_path)
+    Image.new("RGB", (100, 50)).save(root / "photos" / "p1.jpg")
+    assert rejects(imported("coco", tmp_path)) == {"picture size differs": 1}
 
 
 def test_two_pictures_of_one_name_get_two(tmp_path):

@@ -145,6 +145,34 @@ def test_a_point_of_the_object_falls_on_the_same_pixel_in_every_convention(name,
     np.testing.assert_allclose(PIXEL[name](seen, *camera), expected, atol=1e-9)
 
 
+FACING = {  # rotation and place of a car four metres away that faces the camera, by thought
+    "opencv": ([[1, 0, 0], [0, 0, -1], [0, 1, 0]], (0, 0, 4)),
+    "opengl": ([[1, 0, 0], [0, 0, 1], [0, -1, 0]], (0, 0, -4)),
+    "blender": ([[1, 0, 0], [0, 0, 1], [0, -1, 0]], (0, 0, -4)),
+    "unity": (np.diag([-1, 1, -1]), (0, 0, 4)),  # turned about y by half a turn
+    "threejs": (np.eye(3), (0, 0, -4)),  # which faces +z where the camera is
+    "ros": ([[0, 1, 0], [0, 0, -1], [-1, 0, 0]], (0, 0, 4)),
+    "bop": ([[1, 0, 0], [0, 0, -1], [0, 1, 0]], (0, 0, 4000)),
+    "omni3d": (
+        [[0, 0, 1], [0, 1, 0], [-1, 0, 0]],
+        (0, 0, 4),
+    ),  # a rotation_y of 90 degrees, as oncoming cars of KITTI have
+    "qwen3-vl": ([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], (0, 0, 4)),
+    "colmap": ([[1, 0, 0], [0, 0, -1], [0, 1, 0]], (0, 0, 4)),
+    "objectron": ([[0, -1, 0], [1, 0, 0], [0, 0, 1]], (0, 0, -4)),  # its left is the picture's right, +y; its top is -x
+}
+
+
+@pytest.mark.parametrize("name", FACING)
+def test_a_car_that_faces_the_camera_is_what_one_would_say(name):
+    seen = opencv_camera(azimuth=0, elevation=0, theta=0, distance=4, px=0, py=0, viewport=1)
+    rotation, place = CONVENTIONS[name].from_opencv(seen.rotation, seen.translation)
+    np.testing.assert_allclose(rotation, FACING[name][0], atol=1e-15)
+    np.testing.assert_allclose(place, FACING[name][1], atol=1e-12)
+    if name == "qwen3-vl":
+        np.testing.assert_allclose(qwen_angles(rotation), [0, 0.5, 0], atol=1e-15)
+
+
 @pytest.mark.parametrize("name", CAR)
 @pytest.mark.parametrize("part", OUR_CAR)
 def test_before_a_real_camera_all_conventions_mean_the_same_point(name, part, tmp_path):
@@ -468,6 +496,15 @@ def test_the_input_is_not_written_over(tmp_path, capsys):
     before = (tmp_path / "p.jsonl").read_bytes()
     assert main([str(tmp_path / "p.jsonl"), "--to-format", "unity", "--out", str(tmp_path / "p.jsonl")]) == 2
     assert (tmp_path / "p.jsonl").read_bytes() == before
+
+
+def test_the_cameras_beside_the_input_are_not_written_over(tmp_path, capsys):
+    write_poses(tmp_path / "images.txt", "colmap", [car()])
+    before = (tmp_path / "cameras.txt").read_bytes()
+    words = [str(tmp_path / "images.txt"), "--from-format", "colmap", "--to-format", "colmap"]
+    assert main([*words, "--out", str(tmp_path / "others.txt")]) == 2
+    assert "is one of the files that are read" in capsys.readouterr().err
+    assert (tmp_path / "cameras.txt").read_bytes() == before
 
 
 def test_the_convention_of_orient_anything_has_one_home():

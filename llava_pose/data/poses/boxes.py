@@ -109,7 +109,11 @@ def write_ros(path: Path, items: Sequence[PosedObject]) -> list[Path]:
 
 
 def read_omni3d(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> Iterator[PosedObject]:
-    data = read_json(path)
+    return omni3d_boxes(read_json(path), path, camera, faults)
+
+
+def omni3d_boxes(data: Any, path: Path, camera: tuple[float, ...] | None, faults: Faults) -> Iterator[PosedObject]:
+    """The boxes of an Omni3D file that has been read; ``path`` names it in messages."""
     if not isinstance(data, dict) or not all(isinstance(data.get(n), list) for n in ("images", "annotations")):
         raise InputError(f"{path}: there are no 'images' and 'annotations' in it; give an Omni3D JSON file")
     images = {repr(image.get("id")): image for image in data["images"] if isinstance(image, dict)}

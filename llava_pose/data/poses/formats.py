@@ -33,7 +33,7 @@ from .posed_object import (
     PosedObject,
     in_camera,
 )
-from .tables import BOP_HEADER, read_bop, read_colmap, write_bop, write_colmap
+from .tables import BOP_HEADER, bop_names, colmap_cameras, read_bop, read_colmap, write_bop, write_colmap
 
 Reader = Callable[[Path, "tuple[float, ...] | None", Faults], Iterator[PosedObject]]
 Writer = Callable[[Path, Sequence[PosedObject]], list[Path]]
@@ -47,11 +47,17 @@ class Format:
         read: (path, intrinsics of all pictures or None, a list that gets what is wrong with single objects) -> objects.
         write: (path, objects) -> the files that were written.
         about: the file, in a few words.
+        beside: the name of a second file that belongs to it, in its folder, for the name of the first.
     """
 
     read: Reader
     write: Writer
     about: str
+    beside: Callable[[Path], Path] | None = None
+
+    def files(self, path: str | os.PathLike[str]) -> list[Path]:
+        """All files of a file of this format."""
+        return [Path(path)] if self.beside is None else [Path(path), self.beside(Path(path))]
 
 
 FORMATS: dict[str, Format] = {
@@ -67,7 +73,7 @@ FORMATS: dict[str, Format] = {
         for name in ("opencv", "opengl", "blender", "unity", "threejs")
     },
     "ros": Format(read_ros, write_ros, "JSON lines: a vision_msgs/Detection3DArray a picture"),
-    "bop": Format(read_bop, write_bop, f"CSV of results: {BOP_HEADER}"),
+    "bop": Format(read_bop, write_bop, f"CSV of results: {BOP_HEADER}", bop_names),
     "omni3d": Format(read_omni3d, write_omni3d, "JSON: images, categories, annotations"),
     "objectron": Format(
         read_objectron, write_objectron, "JSON lines: rotation, translation and scale of its Object message"
@@ -76,7 +82,7 @@ FORMATS: dict[str, Format] = {
         read_orient_anything, write_orient_anything, "JSON lines or CSV: azimuth, polar, rotation in degrees"
     ),
     "qwen3-vl": Format(read_qwen, write_qwen, "JSON list of bbox_3d and label, as the model answers, or JSON lines"),
-    "colmap": Format(read_colmap, write_colmap, "images.txt, with cameras.txt beside it"),
+    "colmap": Format(read_colmap, write_colmap, "images.txt, with cameras.txt beside it", colmap_cameras),
 }
 
 

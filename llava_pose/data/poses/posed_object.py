@@ -25,6 +25,7 @@ from llava_pose.pose.conventions import (
 from llava_pose.utils.files import read_text
 
 Faults = list[InputError]
+MOST_JSON = 1 << 32  # bytes: the annotations of a large data set are one file
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: it cannot be read, or is no JSON.
     """
-    text = read_text(path)
+    text = read_text(path, most=MOST_JSON)
     try:
         return parse_json(text)
     except ValueError as error:

@@ -35,7 +35,7 @@ BOP_HEADER = "scene_id,im_id,obj_id,score,R,t,time"
 
 
 def read_bop(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> Iterator[PosedObject]:
-    names = _read_bop_names(_bop_names(path))
+    names = _read_bop_names(bop_names(path))
 
     def one(where: str, value: Mapping[str, Any]) -> PosedObject:
         try:
@@ -61,7 +61,8 @@ def read_bop(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> It
     return each_item(lines, faults, one)
 
 
-def _bop_names(path: Path) -> Path:
+def bop_names(path: Path) -> Path:
+    """Where the names stand that the numbers of a results file are for."""
     return path.with_name(f"{path.stem}_names.json")
 
 
@@ -90,8 +91,8 @@ def write_bop(path: Path, items: Sequence[PosedObject]) -> list[Path]:
         "pictures": {f"1/{index}": name for name, index in pictures.items()},
         "categories": {str(index): name for name, index in things.items()},
     }
-    write_json(_bop_names(path), names)
-    return [path, _bop_names(path)]
+    write_json(bop_names(path), names)
+    return [path, bop_names(path)]
 
 
 # COLMAP
@@ -99,7 +100,7 @@ def write_bop(path: Path, items: Sequence[PosedObject]) -> list[Path]:
 
 def read_colmap(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> Iterator[PosedObject]:
     lines = [line.strip() for line in read_text(path).splitlines() if not line.startswith("#")]
-    cameras = _read_colmap_cameras(path.with_name("cameras.txt"))
+    cameras = _read_colmap_cameras(colmap_cameras(path))
     # two lines an image; the second, its points, may be empty
     for number, line in enumerate(lines[::2]):
         words, where = line.split(maxsplit=9), f"{path}, image {number + 1}"
@@ -121,6 +122,11 @@ def read_colmap(path: Path, camera: tuple[float, ...] | None, faults: Faults) ->
             yield from_camera(CONVENTIONS["colmap"], rotation, translation, **known)
         except InputError as error:
             faults.append(error)
+
+
+def colmap_cameras(path: Path) -> Path:
+    """Where the cameras of an images.txt stand."""
+    return path.with_name("cameras.txt")
 
 
 def _read_colmap_cameras(path: Path) -> dict[str, dict[str, Any]]:
@@ -154,7 +160,7 @@ def write_colmap(path: Path, items: Sequence[PosedObject]) -> list[Path]:
         images += [f"{number} {' '.join(numbers)} {number} {item.picture or item.id}", ""]
         parameters = " ".join(map(repr, map(float, camera)))
         cameras.append(f"{number} PINHOLE {item.width:.0f} {item.height:.0f} {parameters}")
-    beside = path.with_name("cameras.txt")
+    beside = colmap_cameras(path)
     write_atomic(path, "\n".join(images) + "\n")
     write_atomic(beside, "\n".join(cameras) + "\n")
     return [path, beside]
