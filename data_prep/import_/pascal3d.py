@@ -11,36 +11,24 @@ ObjectNet3D (Xiang et al., ECCV 2016)::
     Annotations/<name>.mat     Images/<name>.JPEG     Image_sets/train.txt, val.txt, test.txt
 
 ``record.objects(i).viewpoint`` has azimuth, elevation and theta in degrees, distance, px, py, focal and viewport, in our
-convention. An object with a coarse viewpoint only has a distance of 0, and is left out. A file is read by scipy.io.loadmat,
-which runs nothing of it, once it is known into how much it unfolds.
+convention. An object with a coarse viewpoint only has a distance of 0, and is left out.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.import_.items import ImportedObject, LeftOut, picture_in
-from data_prep.raw.imagenet3d import IMAGE_SUFFIXES, plain
+from data_prep.import_.mat_file import MOST_UNFOLDED, read_mat
+from data_prep.raw.imagenet3d import IMAGE_SUFFIXES
 from llava_pose.errors import InputError
-from llava_pose.utils.files import read_bytes
+from llava_pose.utils.files import read_bytes, read_text
 
-_MOST_UNFOLDED = 1 << 25  # bytes: an annotation has some thousand
-_HEADER = 128  # bytes of text and version before the first element of a MATLAB 5 file
-_COMPRESSED = 15
 _SPLITS = {"train": "train", "val": "val", "test": "val"}
-_BROKEN = (
-    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, MemoryError, OverflowError),
-    *(NotImplementedError, zlib.error, struct.error, RecursionError),
-)
 
 
 def read_pascal3d(root: Path, split: str) -> Iterator[ImportedObject | LeftOut]:
@@ -108,47 +96,15 @@ def read_record(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it is damaged, of another version, too large, or holds no record.
     """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError, mat_struct
-
-    def unfold(value: Any, depth: int = 0) -> Any:
-        if depth > 20:
-            raise ValueError("nested too deeply")
-        if isinstance(value, mat_struct):
-            return {name: unfold(getattr(value, name), depth + 1) for name in value._fieldnames}
-        if isinstance(value, np.ndarray) and value.dtype == object:
-            return [unfold(item, depth + 1) for item in value.ravel()]
-        if isinstance(value, np.ndarray) and value.size == 0:
-            return None
-        return plain(value)
-
     try:
-        content = read_bytes(file, most=_MOST_UNFOLDED)
-        _require_small(content)
-        found = loadmat(io.BytesIO(content), struct_as_record=False, squeeze_me=True, variable_names=["record"])
-        record = unfold(found["record"])
-    except (*_BROKEN, MatReadError) as error:
-        reason = "there is no struct 'record' in it" if isinstance(error, KeyError) else str(error)[:100]
+        record = read_mat(read_bytes(file, most=MOST_UNFOLDED)).get("record")
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{file}: cannot be read as an annotation of PASCAL3D+ ({reason}); download it again"
+            f"{file}: cannot be read as an annotation of PASCAL3D+ ({error}); download it again"
         ) from error
     if not isinstance(record, dict):
-        raise InputError(f"{file}: its 'record' is no struct; download it again")
+        raise InputError(f"{file}: there is no struct 'record' in it; download it again")
     return record
-
-
-def _require_small(content: bytes) -> None:
-    """Refuse a file whose compressed elements unfold beyond all measure, without unfolding them."""
-    place, unfolded = _HEADER, 0
-    order = ">" if content[126:128] == b"MI" else "<"
-    while place + 8 <= len(content):
-        kind, size = struct.unpack(f"{order}II", content[place : place + 8])
-        if kind == _COMPRESSED:
-            inflater = zlib.decompressobj()
-            unfolded += len(inflater.decompress(content[place + 8 : place + 8 + size], _MOST_UNFOLDED + 1))
-        place += 8 + size
-        if unfolded > _MOST_UNFOLDED:
-            raise ValueError(f"it unfolds to more than {_MOST_UNFOLDED >> 20} MiB")
 
 
 def _picture(images: Path, name: str, record: dict[str, Any]) -> Path | LeftOut:
@@ -185,7 +141,7 @@ def _read_lists(folder: Path) -> dict[str, str]:
         match = _LIST.fullmatch(path.name)
         if match is None:
             continue
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(path, remedy="it must be names, one a line").splitlines():
             words = line.split()
             if words and (len(words) == 1 or words[1] != "-1"):  # VOC's lists say -1 of pictures without the class
                 name = f"{match['folder']}/{words[0]}" if match["folder"] else words[0]
