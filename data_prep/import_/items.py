@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.raw.imagenet3d import DEFAULT_VIEWPORT
-from llava_pose.errors import InputError
-from llava_pose.utils.files import inside
+from llava_pose.utils.files import shortened, unsafe_name
 
 STATUSES = ((0.85, "status_good"), (0.5, "status_partially"), (0.15, "status_barely"), (-math.inf, "status_bad"))
 
@@ -48,13 +47,18 @@ class LeftOut:
 
 
 def picture_in(folder: Path, name: Any, where: str) -> Path | LeftOut:
-    """The file of a picture that a data set names, or why it is not used."""
+    """The file of a picture that a data set names, or why it is not used.
+
+    Names stay in the folder; links are followed, since people link pictures from other disks, as Omni3D tells them to.
+    """
     if not isinstance(name, str):
         return LeftOut(where, "picture malformed", f"{where}: its picture must be a file name, not {name!r}; mend it")
-    try:
-        path = inside(folder, name)
-    except InputError as error:
-        return LeftOut(where, "picture leads out", f"{where}: {error}")
+    reason = unsafe_name(name)
+    if reason is not None:
+        return LeftOut(
+            where, "picture leads out", f"{where}: the file name {shortened(name)} {reason}; mend the data set"
+        )
+    path = folder / name
     if not path.is_file():
         return LeftOut(where, "picture missing", f"{where}: {path} is not there; add it, or give another --images")
     return path

@@ -25,7 +25,7 @@ from llava_pose.pose import categories
 from llava_pose.pose.conventions import box_orientations
 from llava_pose.pose.geometry import angles_from_rotation, geodesic_angle, rotation_matrix
 from llava_pose.utils.config import check_fields, command, require, require_folder
-from llava_pose.utils.files import inside, shortened
+from llava_pose.utils.files import shortened, unsafe_name
 from llava_pose.utils.output_folder import own_file, require_other
 
 if TYPE_CHECKING:
@@ -155,7 +155,10 @@ def _crop(item: PosedObject, pictures: Path) -> Image.Image:
         raise InputError("it has no size; give boxes with their extents")
     if "<" in item.category:
         raise InputError(f"its label {shortened(item.category)} cannot name an object; write it without marks")
-    image = load_rgb(inside(pictures, item.picture), remedy="check --pictures")
+    reason = unsafe_name(item.picture)  # links are followed: people link pictures from other disks
+    if reason is not None:
+        raise InputError(f"the file name {shortened(item.picture)} {reason}; mend the file")
+    image = load_rgb(pictures / item.picture, remedy="check --pictures")
     left, top, right, bottom = project_box(item)
     margin = MARGIN * max(right - left, bottom - top)
     left, top = max(0, round(left - margin)), max(0, round(top - margin))

@@ -364,6 +364,13 @@ def test_another_picture_of_the_name_is_told_by_its_size(tmp_path):
     assert rejects(imported("coco", tmp_path)) == {"picture size differs": 1}
 
 
+def test_pictures_may_be_linked_from_another_disk(tmp_path):
+    root = made("omni3d", tmp_path)
+    (root / "pictures" / "scene").rename(tmp_path / "disk")
+    (root / "pictures" / "scene").symlink_to(tmp_path / "disk", target_is_directory=True)
+    assert rejects(imported("omni3d", tmp_path)) == {}
+
+
 def test_two_pictures_of_one_name_get_two(tmp_path):
     root = made("coco", tmp_path)
     data = json.loads((root / "instances.json").read_text())
