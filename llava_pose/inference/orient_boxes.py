@@ -8,13 +8,15 @@ the rotation that a checkpoint sees in the picture (:func:`nearest_orientation`)
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import PositiveInt
+from tqdm import tqdm
 
 from llava_pose.data.conversation import object_words
 from llava_pose.data.convert import FormatName, check_intrinsics
@@ -108,11 +110,13 @@ def orient_boxes(config: OrientBoxesConfig) -> list[Path]:
     with own_file(out, "--out", "orient-boxes"):
         oriented: list[PosedObject] = []
         turned, angles = 0, []
-        for start in range(0, len(items), config.batch_size):
+        load = lru_cache(maxsize=1)(partial(_load, pictures))  # boxes of one picture mostly stand together
+        starts = range(0, len(items), config.batch_size)
+        for start in tqdm(starts, desc="orient-boxes", unit="batch", delay=2, disable=None):
             seen = []
             for item in items[start : start + config.batch_size]:
                 try:
-                    seen.append((item, _crop(item, pictures)))
+                    seen.append((item, _crop(item, load)))
                 except InputError as error:
                     faults.append(InputError(f"box {item.id}: {error}"))
             for item, answer in zip((item for item, _ in seen), _ask(predictor, seen), strict=True):
@@ -141,24 +145,28 @@ def _ask(predictor: Any, seen: Sequence[tuple[PosedObject, Image.Image]]) -> lis
     return predictor.predict([picture for _, picture in seen], names)
 
 
-def _crop(item: PosedObject, pictures: Path) -> Image.Image:
+def _load(pictures: Path, name: str) -> Image.Image:
+    from llava_pose.data.images import load_rgb
+
+    reason = unsafe_name(name)  # links are followed: people link pictures from other disks
+    if reason is not None:
+        raise InputError(f"the file name {shortened(name)} {reason}; mend the file")
+    return load_rgb(pictures / name, remedy="check --pictures")
+
+
+def _crop(item: PosedObject, load: Callable[[str], Image.Image]) -> Image.Image:
     """What the picture shows of a box, with a margin.
 
     Raises:
         InputError: the box has no size, or lies outside of its picture, or the picture cannot be read.
     """
-    from llava_pose.data.images import load_rgb
-
     if not item.picture:
         raise InputError("the file does not say which picture it is in; give --picture")
     if item.size is None:
         raise InputError("it has no size; give boxes with their extents")
     if "<" in item.category:
         raise InputError(f"its label {shortened(item.category)} cannot name an object; write it without marks")
-    reason = unsafe_name(item.picture)  # links are followed: people link pictures from other disks
-    if reason is not None:
-        raise InputError(f"the file name {shortened(item.picture)} {reason}; mend the file")
-    image = load_rgb(pictures / item.picture, remedy="check --pictures")
+    image = load(item.picture)
     left, top, right, bottom = project_box(item)
     margin = MARGIN * max(right - left, bottom - top)
     left, top = max(0, round(left - margin)), max(0, round(top - margin))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,9 @@ def read_ours(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> I
         if "pose" in value and value["pose"] is None:  # an answer without a pose
             raise InputError(f"{where}: there is no pose; nothing is written for it")
         pose = Pose.from_dict(value.get("pose", value), where=where)
-        if not all(map(math.isfinite, pose.angles)):
-            raise InputError(f"{where}: an angle of its pose is not finite; mend or drop it")
+        fault = pose.fault()
+        if fault is not None:
+            raise InputError(f"{where}: {fault}; mend or drop it")
         viewport, given = optional_number(value.get("viewport")), value.get("camera")
         return PosedObject(
             id=text_of(value.get("id")),
