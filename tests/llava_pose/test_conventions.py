@@ -22,14 +22,12 @@ from llava_pose.pose.conventions import (
     box_corners,
     box_orientations,
     camera_of_pose,
-    matrix_to_quaternion,
-    nearest_rotation,
     pose_of_camera,
-    quaternion_to_matrix,
     qwen_angles,
     qwen_rotation,
 )
 from llava_pose.pose.geometry import geodesic_angle_of_poses, opencv_camera, project_points, rotation_matrix
+from llava_pose.pose.quaternions import matrix_to_quaternion, nearest_rotation, quaternion_to_matrix
 from tests.conftest import REPOSITORY
 
 # A car: its nose is half a unit before its middle, its roof 0.3 above, its left side 0.2 beside. In the axes of each

@@ -15,11 +15,10 @@ from llava_pose.errors import InputError
 from llava_pose.pose.conventions import (
     CONVENTIONS,
     Convention,
-    matrix_to_quaternion,
     orient_anything_from_pose,
     pose_from_orient_anything,
-    quaternion_to_matrix,
 )
+from llava_pose.pose.quaternions import matrix_to_quaternion, quaternion_to_matrix
 from llava_pose.utils.files import write_atomic
 
 from .posed_object import (

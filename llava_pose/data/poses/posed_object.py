@@ -19,9 +19,9 @@ from llava_pose.pose.conventions import (
     Convention,
     box_corners,
     camera_of_pose,
-    nearest_rotation,
     pose_of_camera,
 )
+from llava_pose.pose.quaternions import nearest_rotation
 from llava_pose.utils.files import read_text
 
 Faults = list[InputError]
