@@ -258,6 +258,19 @@ def test_qwens_angles_are_the_turns_of_its_cookbook():
         np.testing.assert_allclose(qwen_rotation(qwen_angles(locked)), locked, atol=1e-9)
 
 
+def test_furniture_of_one_room_stands_on_one_floor_as_qwen_answered():
+    """The answers that 3d_grounding.ipynb prints: of its lounge a table, two chairs and a sofa, and of its street two cars."""
+    lounge = np.array([[0.87, 0.09, 0.94], [0.13, -0.09, -0.06], [0.13, -0.07, -0.05], [0.28, 0.33, 0.23]])
+    street = np.array([[0.75, 0.49, 0.75], [0.82, 0.49, 0.82]])
+    ups = qwen_rotation(lounge)[..., 1]
+    assert np.degrees(np.arccos((ups @ ups.T).clip(-1, 1))).max() < 3, "all of them have one vertical"
+    assert np.degrees(np.arccos(np.abs(qwen_rotation(street)[:, 1, 1]))).max() < 2, (
+        "which is the picture's, on a street"
+    )
+    as_documented = Rotation.from_euler("xyz", lounge).as_matrix()[..., 1]  # roll, pitch, yaw in radians
+    assert np.degrees(np.arccos((as_documented @ as_documented.T).clip(-1, 1))).max() > 50
+
+
 def test_the_documents_order_of_qwens_angles_would_be_another_rotation():
     angles = np.array([0.1, 0.3, -0.2])
     assert not np.allclose(qwen_rotation(angles), qwen_rotation(angles[[1, 2, 0]]), atol=0.1)
