@@ -15,9 +15,12 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "start here": {
         "chat": ("llava_pose.serve.chat", "Ask about one picture in the terminal."),
         "demo": ("llava_pose.serve.demo", "Ask about pictures in the browser."),
+        "orient-boxes": ("llava_pose.inference.orient_boxes", "Find the front of 3D boxes that have none."),
     },
     "data": {
+        "import": ("data_prep.import_.command", "Bring another data set into ImageNet3D's raw layout."),
         "render": ("data_prep.render.generate", "Render objects with known poses into ImageNet3D's raw layout."),
+        "convert": ("llava_pose.data.convert", "Bring poses into the convention of another program, or back."),
         "align": ("data_prep.align", "Turn CAD models and annotations of a raw dataset into one frame."),
         "prepare": ("data_prep.prepare.command", "Crop every annotated object and write its record."),
         "export": ("data_prep.export", "Write prepared data in the processed layout of ImageNet3D's loaders."),

@@ -1,20 +1,6 @@
 """`llava-pose orient-anything`: turn answers in the convention of Orient Anything into prediction lines.
 
-Orient Anything (Wang et al., ICML 2025, arXiv 2412.18605; github.com/SpatialVision/Orient-Anything) says azimuth, polar and
-rotation in degrees, and a confidence. Its ``utils.get_proj2D_XYZ(phi, theta, gamma)``, which its app calls with minus the
-rotation as gamma, draws the object's front, right and top into the picture (x right, y up); at rotation 0
-
-    front = (-sin phi, -cos phi sin theta)    right = (-cos phi, sin phi sin theta)    top = (0, cos theta)
-
-and a positive rotation turns all three counter-clockwise, as ``render_3D_axis`` turns its picture by PIL's ``rotate``. Ours,
-with R of docs/POSE.md at theta 0, are minus R's second, minus its first, and its third column:
-
-    front = (-sin a, -sin e cos a)            right = (-cos a, sin e sin a)            top = (0, cos e)
-
-so that azimuth, elevation and theta are azimuth, polar and rotation, with neither an offset nor a sign between them. Version 2
-(github.com/SpatialVision/Orient-Anything-V2) turns an object with front +x and top +z before a camera on +x by
-``Rx(rotation) Ry(elevation) Rz(-azimuth)``, which is the same rotation again. The tests hold both forms against
-``geometry.rotation_matrix``. Both see the object from a camera that looks at its middle, as our poses are defined.
+What its angles are, and that they are ours, says :func:`llava_pose.pose.conventions.pose_from_orient_anything`.
 """
 
 from __future__ import annotations
@@ -27,12 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eval.systems.options import SystemOptions
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_jsonl, read_records, write_jsonl
 from llava_pose.errors import InputError
-from llava_pose.pose.geometry import canonicalize
+from llava_pose.pose.conventions import pose_from_orient_anything
 from llava_pose.train.arguments import Name
 from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import open_regular
@@ -98,14 +82,6 @@ class OrientAnything:
             for record in records
             for pose, confidence in [answers.get(record.id, (None, None))]
         ]
-
-
-def pose_from_orient_anything(azimuth: Any, polar: Any, rotation: Any) -> tuple[Any, Any, Any]:
-    """Return azimuth, elevation and theta (radians, canonical ranges) of Orient Anything's angles in degrees, of any shape.
-
-    Angles are the same in both conventions (see above); one that is not finite stays so.
-    """
-    return canonicalize(*(np.radians(angle) for angle in (azimuth, polar, rotation)))
 
 
 def convert(config: OrientAnythingConfig) -> Path:

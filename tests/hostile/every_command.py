@@ -67,6 +67,8 @@ class Workspace:
         quick = _QUICK_WORDS.format(steps=steps)
         text = {
             "render": f"--out {out} --categories car cup --train-instances 2 --val-instances 1 --views 3 --size 72 --workers 1",
+            "import": f"{self.root / 'predictions.jsonl'} {data} --split val --out {out}",
+            "convert": f"{self.root / 'predictions.jsonl'} --to-format opencv --out {out}",
             "align": f"--data-root {self.raw} --out {out} --files copy --workers 1",
             "prepare": f"--data-root {self.raw} --out {out} --size 64 --workers 1",
             "export": f"--data {self.root / 'crops'} --out {out}",
@@ -98,12 +100,13 @@ class Workspace:
 
 # the output's name inside of a folder, for all commands that own one
 OUTPUTS = {
-    **dict.fromkeys(("render", "align", "prepare", "export", "inspect", "assemble", "train", "merge"), "out"),
+    **dict.fromkeys(("render", "import", "align", "prepare", "export", "inspect", "assemble", "train", "merge"), "out"),
     **dict.fromkeys(("classifier", "neural-mesh", "linear-probing", "vlm-api", "benchmark"), "out"),
     **dict.fromkeys(("open-vocabulary", "joint"), "out"),
     "caption": "captions.jsonl",
     "instruct": "train.json",
     "predict": "predictions.jsonl",
+    "convert": "poses.jsonl",
     "score": "scores.json",
     "tables": "table.md",
     "sheet": "sheet.png",

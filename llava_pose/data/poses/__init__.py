@@ -1,0 +1,1 @@
+"""Files of posed objects in the formats of other programs, read into one type and written from it."""
