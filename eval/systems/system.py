@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from eval.systems.options import SystemOptions
 from eval.systems.record_choice import select_records
 from llava_pose.data.records import ObjectRecord, Prediction, read_predictions, write_jsonl
+from llava_pose.errors import InputError
 from llava_pose.utils.config import require_folder
 from llava_pose.utils.distributed import is_first_process
 
@@ -68,10 +69,17 @@ def write_answers(system: System, records: Sequence[ObjectRecord], folder: str |
     A file that a system has kept itself while it answered stays as it is.
     """
     out, predictions = Path(folder) / PREDICTIONS, list(system.answer(records))
-    if is_first_process() and not (out.is_file() and read_predictions(out) == predictions):
+    if is_first_process() and not _holds(out, predictions):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(out, (prediction.to_dict() for prediction in predictions))
     return out
+
+
+def _holds(out: Path, predictions: list[Prediction]) -> bool:
+    try:
+        return out.is_file() and read_predictions(out) == predictions
+    except InputError:  # whatever it was, it is written anew
+        return False
 
 
 def run_system(options: SystemOptions, system: System) -> Path:
