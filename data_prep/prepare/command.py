@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt
 from tqdm import tqdm
 
+from data_prep.import_.recognise import raw_root
 from data_prep.pool import map_processes
 from data_prep.prepare.image import RESULTS_FOLDER, ImageJob, ImageOptions, bring_up_to_date
 from data_prep.prepare.on_ray import map_on_ray, require_ray
@@ -141,8 +142,8 @@ def prepare(config: PrepareConfig) -> Path:
     """
     if config.engine == "ray":
         require_ray()
-    root = require_folder(
-        config.data_root, "--data-root", "give the folder that holds images/, annotations/ and lists/"
+    root = raw_root(
+        require_folder(config.data_root, "--data-root", "give the folder that holds images/, annotations/ and lists/")
     )
     layout = RawLayout(root)
     plan = {split: list_jobs(layout, split) for split in config.split_names}
