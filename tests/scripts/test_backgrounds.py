@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,7 @@ import pytest
 from PIL import Image
 
 from llava_pose.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from backgrounds import BackgroundsConfig, backgrounds
+from scripts.backgrounds import BackgroundsConfig, backgrounds
 
 RED, GREY = (200, 30, 30), (120, 120, 120)
 

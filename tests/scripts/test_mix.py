@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +11,7 @@ from PIL import Image
 
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, read_records, write_jsonl
 from llava_pose.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from mix import MixConfig, mix
+from scripts.mix import MixConfig, mix
 
 
 def record(name: str, category: str, azimuth: float, source: str) -> ObjectRecord:
