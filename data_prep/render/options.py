@@ -176,7 +176,10 @@ def make_poses(config: RenderConfig) -> PoseDistribution:
     """Return the pose distribution that a config names; raises InputError as :func:`~.poses.fit_poses` does."""
     if config.poses == "fitted":
         return fit_poses(Path(str(config.poses_from)))
-    return UniformPoses() if config.poses == "uniform" else NaturalPoses(tuple(config.elevation), config.tilt)
+    if config.poses == "uniform":
+        return UniformPoses()
+    least, likely, most = config.elevation
+    return NaturalPoses((least, likely, most), config.tilt)
 
 
 def canonical_categories(names: Sequence[str]) -> tuple[str, ...]:
