@@ -89,9 +89,8 @@ def mix(config: MixConfig) -> Path:
             ]
             if split == TRAIN:
                 objects = weighed(objects, config)
-            joined = [placed(part, record, split, out) for part, record in objects]
-            write_jsonl(out / split / METADATA_FILE, (record.to_dict() for record in numbered(joined)))
-            logger.info(f"{split}: {len(joined)} objects are in {out}")
+            write_jsonl(out / split / METADATA_FILE, (record.to_dict() for record in placed(objects, split, out)))
+            logger.info(f"{split}: {len(objects)} objects are in {out}")
     return out
 
 
@@ -123,29 +122,25 @@ def with_folded_azimuth(record: ObjectRecord) -> ObjectRecord:
     return replace(record, pose=replace(record.pose, azimuth=azimuth % math.tau))
 
 
-def placed(part: Part, record: ObjectRecord, split: str, out: Path) -> ObjectRecord:
-    """The record under its name in the mixture, with its picture beside it."""
-    category, name, number = record.id.split("/")
-    file_name = f"{part.name}/{record.file_name}"
-    target = out / split / file_name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture = inside(part.folder / split, record.file_name)
-        try:
-            os.link(picture, target)
-        except OSError:
-            shutil.copyfile(picture, target)
-    return replace(record, id=f"{category}/{part.name}-{name}/{number}", file_name=file_name)
-
-
-def numbered(records: Sequence[ObjectRecord]) -> Iterator[ObjectRecord]:
-    """The records, those that are listed again with an id of their own."""
-    met: Counter[str] = Counter()
-    for record in records:
-        again = met[record.id]
-        met[record.id] += 1
+def placed(objects: Sequence[tuple[Part, ObjectRecord]], split: str, out: Path) -> Iterator[ObjectRecord]:
+    """The records under their names in the mixture, with their pictures; one that is listed again has names of its own, since
+    records of one picture would be taken for several objects in it."""
+    met: Counter[tuple[str, str]] = Counter()
+    for part, record in objects:
+        again = met[part.name, record.id]
+        met[part.name, record.id] += 1
+        folder = f"{part.name}-again{again}" if again else part.name
         category, name, number = record.id.split("/")
-        yield replace(record, id=f"{category}/{name}-again{again}/{number}") if again else record
+        file_name = f"{folder}/{record.file_name}"
+        target = out / split / file_name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            picture = inside(part.folder / split, record.file_name)
+            try:
+                os.link(picture, target)
+            except OSError:
+                shutil.copyfile(picture, target)
+        yield replace(record, id=f"{category}/{folder}-{name}/{number}", file_name=file_name)
 
 
 main = command(
