@@ -94,9 +94,7 @@ def test_folders_of_one_name_and_none_at_all_are_refused(folders: tuple[Path, Pa
         mix(MixConfig(out=str(tmp_path / "out")))
 
 
-def test_a_photograph_that_is_listed_again_is_another_picture_with_the_same_pose(
-    folders: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_what_is_listed_again_is_another_picture_with_the_same_pose(folders: tuple[Path, Path], tmp_path: Path) -> None:
     records = [item for item in read_records(mixed(folders, tmp_path / "out"), "train") if "p0" in item.file_name]
     assert len(records) == 3
     assert len({item.file_name for item in records}) == 3
