@@ -217,7 +217,7 @@ def test_occluders_are_drawn_as_often_as_asked(tmp_path: Path) -> None:
         ({"categories": ["car", "car"]}, "twice"),
         ({"train_instances": 0, "val_instances": 0}, "nothing to render"),
         ({"elevation": [10.0, 0.0, 50.0]}, "--elevation 10 0 50: give three angles"),
-        ({"tilt": -1.0}, "--tilt -1"),
+        ({"tilt": -1.0}, "--tilt: must be at least 0, not -1"),
         ({"backgrounds": "/no/such/folder"}, "/no/such/folder does not exist"),
     ],
 )
