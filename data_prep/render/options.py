@@ -74,6 +74,14 @@ class RenderConfig:
             "--poses-from."
         },
     )
+    elevation: list[float] = field(
+        default_factory=lambda: [-10.0, 15.0, 50.0],
+        metadata={"help": "The least, most likely and greatest elevation of natural poses, in degrees."},
+    )
+    tilt: Annotated[float, Field(ge=0, le=60)] = field(
+        default=4.0,
+        metadata={"help": "The standard deviation of the camera's tilt in natural poses, in degrees."},
+    )
     poses_from: str | None = field(
         default=None,
         metadata={"help": "The raw-layout or prepared folder whose train poses --poses fitted draws from."},
@@ -127,6 +135,11 @@ class RenderConfig:
                 "--train-instances 0 and --val-instances 0 leave nothing to render: make one of them 1 or more,"
                 f" or take {PARAMETRIC} out of --sources."
             )
+        if len(self.elevation) != 3 or not -90 <= self.elevation[0] <= self.elevation[1] <= self.elevation[2] <= 90:
+            raise InputError(
+                f"--elevation {' '.join(f'{angle:g}' for angle in self.elevation)}: give three angles from -90 to 90,"
+                " the least, the most likely and the greatest."
+            )
         if (self.poses == "fitted") != (self.poses_from is not None):
             raise InputError("--poses fitted and --poses-from FOLDER go together: give both or neither.")
         axes_to_canonical(self.up, self.front)
@@ -163,7 +176,10 @@ def make_poses(config: RenderConfig) -> PoseDistribution:
     """Return the pose distribution that a config names; raises InputError as :func:`~.poses.fit_poses` does."""
     if config.poses == "fitted":
         return fit_poses(Path(str(config.poses_from)))
-    return UniformPoses() if config.poses == "uniform" else NaturalPoses()
+    if config.poses == "uniform":
+        return UniformPoses()
+    least, likely, most = config.elevation
+    return NaturalPoses((least, likely, most), config.tilt)
 
 
 def canonical_categories(names: Sequence[str]) -> tuple[str, ...]:

@@ -184,6 +184,15 @@ def test_photographs_stand_behind_the_objects(tmp_path: Path) -> None:
     assert (out / "lists/hammer_imagenet_val.txt").read_text() == ""
 
 
+def test_natural_poses_keep_to_the_elevations_and_the_tilt_that_are_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    render(small(out, elevation=[-60.0, -50.0, -40.0], tilt=0.0, categories=["car"]))
+    for path in (out / "annotations/car").iterdir():
+        entry = annotation(path)
+        assert -60 <= np.degrees(entry["elevation"]) - 360 <= -40
+        assert entry["theta"] == 0
+
+
 def test_occluders_are_drawn_as_often_as_asked(tmp_path: Path) -> None:
     fractions = {}
     for probability in (0.0, 1.0):
@@ -207,6 +216,8 @@ def test_occluders_are_drawn_as_often_as_asked(tmp_path: Path) -> None:
         ({"categories": ["car", "unicorn"]}, "unicorn.*choose from aeroplane"),
         ({"categories": ["car", "car"]}, "twice"),
         ({"train_instances": 0, "val_instances": 0}, "nothing to render"),
+        ({"elevation": [10.0, 0.0, 50.0]}, "--elevation 10 0 50: give three angles"),
+        ({"tilt": -1.0}, "--tilt: must be at least 0, not -1"),
         ({"backgrounds": "/no/such/folder"}, "/no/such/folder does not exist"),
     ],
 )
