@@ -70,6 +70,8 @@ def raw_root(folder: Path) -> Path:
         return folder
     found = recognise(folder)
     if found is None:
+        if (folder / "annotations").is_dir():
+            return folder  # whose lists are missing, which its reader says
         raise InputError(
             f"{folder}: there are no images/, annotations/ and lists/ in it; give the folder of a data set"
         )
