@@ -492,6 +492,12 @@ def test_nothing_to_read_ends_with_2_and_one_sentence(
     assert (code, said.count("\n")) == (2, 1)
     assert f"--data-root {tmp_path / 'nowhere'}: there is no such folder" in said
 
+    raw_dataset.root.mkdir(exist_ok=True)
+    code, said = run_main(raw_dataset.root, out, capsys)
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"{raw_dataset.root}: there are no images/, annotations/ and lists/ in it" in said
+
+    (raw_dataset.root / "annotations").mkdir(exist_ok=True)
     code, said = run_main(raw_dataset.root, out, capsys)
     assert code == 2
     assert f"{raw_dataset.root / 'lists'}: no list of the split 'train' (there are no lists)" in said
