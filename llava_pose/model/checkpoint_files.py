@@ -128,7 +128,8 @@ def read_json_object(path: Path, *, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def require_small_files(folder: Path) -> None:
-    """Refuse files of a checkpoint that are read whole and have more than :data:`MOST_BYTES`: a sparse one costs nothing.
+    """Refuse files of a checkpoint that are read whole and have more than :data:`MOST_BYTES`, for a sparse one costs nothing,
+    and pipes and devices under their names, which may have no end.
 
     Raises:
         InputError: naming the first.
@@ -136,7 +137,11 @@ def require_small_files(folder: Path) -> None:
     for file in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
         if file.name == TRAINER_STATE:  # of a run, whose log may be as long as it likes; nothing is loaded of it
             continue
-        if file.suffix in _READ_WHOLE and is_regular(file) and file.stat().st_size > MOST_BYTES:
+        if file.suffix not in _READ_WHOLE or file.is_dir() or not file.exists():
+            continue
+        if not is_regular(file):
+            raise InputError(f"{file}: is not a regular file; take it from its source again")
+        if file.stat().st_size > MOST_BYTES:
             raise InputError(
                 f"{file}: has more than {MOST_BYTES >> 20} MiB, which no such file of a checkpoint needs; take it from its "
                 "source again"

@@ -29,7 +29,7 @@ from llava_pose.cli import main
 from llava_pose.data.records import read_predictions
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.model.loading import load_full
+from llava_pose.model.loading import load_full, load_processor, require_fit, require_tower
 from tests.conftest import REPOSITORY
 
 Change = Callable[[Path], Any]
@@ -161,7 +161,7 @@ PROCESSOR = {
     "negative patches": changed("processor_config.json", "patch_size", to=-8),
     "merge of a million": changed("processor_config.json", "vision_merge", to=10**6),
     "patches of another tower": changed("processor_config.json", "patch_size", to=16),
-    "merge of another model": changed("processor_config.json", "vision_merge", to=1),
+    "merge of another model": changed("processor_config.json", "vision_merge", to=2),
     "processor is a list": written("processor_config.json", b"[]"),
     "processor of another encoding": written("processor_config.json", b'{"a": "\xe9"}'),
     "pose token of a billion": changed("config.json", "pose_token_id", to=10**9),
@@ -231,8 +231,14 @@ def test_settings_of_generation_do_not_matter(settings: dict[str, Any], tiny_bas
 @pytest.mark.parametrize("damage", [pytest.param(d, id=name) for name, d in {**CONFIG, **WEIGHTS}.items()])
 def test_a_damaged_base_is_a_sentence(damage: Change, checkpoint: Path) -> None:
     """As llava-pose train loads it."""
+
+    def load() -> None:
+        model, processor = load_full(checkpoint, dtype=torch.float32), load_processor(checkpoint)
+        require_tower(model, processor, checkpoint)
+        require_fit(model, processor, checkpoint)
+
     damage(checkpoint)
-    refused(lambda: load_full(checkpoint, dtype=torch.float32), checkpoint)
+    refused(load, checkpoint)
 
 
 def test_the_field_and_the_file_are_named(checkpoint: Path) -> None:
