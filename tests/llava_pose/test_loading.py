@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, files: Mapping[str, str]
     with pytest.raises(InputError, match=rf"^{tmp_path}: no LLaVA-pose processor there"):
         load_processor(tmp_path)
     (tmp_path / "processor_config.json").write_text("[]")
-    with pytest.raises(InputError, match=rf"^{tmp_path}: no LLaVA-pose processor there"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/processor_config\.json: must hold a JSON object, not '\[\]'"):
         load_processor(tmp_path)
 
 
