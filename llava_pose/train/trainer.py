@@ -138,7 +138,8 @@ class ResumableTrainer(Trainer):
         with _resuming(checkpoint):
             if checkpoint is not None and not self.is_deepspeed_enabled:
                 optimizer: Any = self.optimizer
-                require_fitting_states(Path(checkpoint), getattr(optimizer, "optimizer", optimizer), self.lr_scheduler)
+                scheduler: Any = self.lr_scheduler  # made by now
+                require_fitting_states(Path(checkpoint), getattr(optimizer, "optimizer", optimizer), scheduler)
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

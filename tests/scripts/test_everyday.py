@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.scripts import cut_recipes
+
 SMALL = {"size": 48, "views": 2}
 STEPS = {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2}
 CUT = {
@@ -33,25 +30,12 @@ MESHES = ["aeroplane", "bus", "train", "camera", "shoe", "car", "chair", "bed", 
 
 
 def start(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", str(folder / "scripts" / "everyday"), *words],
-        env={**os.environ, "PATH": path, "NO_VENV": "1", "OMP_NUM_THREADS": "1", "SWEETHOME3D": str(folder / "none")},
-        capture_output=True,
-        text=True,
-    )
+    return cut_recipes.start(folder, "everyday", *words, SWEETHOME3D=str(folder / "none"))
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """The script beside its recipes, all options kept but those of CUT, which must be there."""
-    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, values in CUT.items():
-        recipe = tmp_path / "scripts" / "recipes" / f"{name}.yaml"
-        options = yaml.safe_load(recipe.read_text())
-        assert set(values) <= set(options)
-        recipe.write_text(yaml.safe_dump({**options, **values}))
-    return tmp_path
+    return cut_recipes.copy_scripts(tmp_path, CUT)
 
 
 def write_weights(folder: Path) -> None:
