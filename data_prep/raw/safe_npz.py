@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from data_prep.raw.pickle_steps import refused_step
 from llava_pose.errors import InputError
 from llava_pose.utils.files import open_regular
 
@@ -114,6 +115,9 @@ def _read_array(content: bytes, max_bytes: int) -> np.ndarray:
             raise ValueError(f"the header declares {shape} of {dtype}, the file holds {len(body)} bytes")
         flat = np.frombuffer(body, dtype=dtype).copy()
         return flat.reshape(shape, order="F" if fortran else "C")
+    refused = refused_step(body)
+    if refused is not None:
+        raise UnsafePickle(refused)
     unpickler = _Unpickler(body, max_bytes)
     value = unpickler.load()
     unpickler.require_plain(value)
@@ -130,7 +134,9 @@ def _dtype(code: Any, *_: Any) -> np.dtype:
     if isinstance(code, bytes):
         code = code.decode("ascii")
     if not isinstance(code, str) or not re.fullmatch(_DTYPE, code):
-        raise UnsafePickle(f"it holds an array of the type {str(code)[:40]!r}")
+        raise UnsafePickle(
+            f"it holds an array of the type {code[:40]!r}" if isinstance(code, str) else "it holds an array of no type"
+        )
     return np.dtype(code, copy=True)  # type: ignore[call-overload]  # a state would change numpy's own
 
 
@@ -165,7 +171,7 @@ _NAMES: dict[tuple[str, str], Any] = {
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     # how protocols 0 to 3 write what has no opcode of its own
-    **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, complex)},
+    **{(module, "complex"): complex for module in ("builtins", "__builtin__")},
     **{(module, name): _bytes for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
 }
 
@@ -186,9 +192,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: a crafted memo index 
 
     def _call(self, function: Any, *args: Any) -> Any:
         for value in args:
-            self._spend(
-                _BYTES_A_VALUE * (1 + (len(value) if isinstance(value, (list, tuple, set)) else 0)) + _length(value)
-            )
+            self._spend(_BYTES_A_VALUE * (1 + (len(value) if isinstance(value, (list, tuple)) else 0)) + _length(value))
         return function(*args)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -207,6 +211,8 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: a crafted memo index 
             if len(state) < 5 or any(part is not None for part in state[2:5]):
                 raise UnsafePickle("it holds a structured array")
             order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+            if order not in ("<", ">", "|", "="):
+                raise ValueError("a dtype without a byte order")
             value.__setstate__(value.newbyteorder(order).__reduce__()[2])  # type: ignore
             return
         _, shape, dtype, fortran, data = state
@@ -226,7 +232,30 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: a crafted memo index 
             # which __setstate__ would have changed, and the bytes with it
             value.dtype = dtype  # type: ignore[misc]
 
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._set([key, value])
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self._set(items)
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self.append({})  # type: ignore[attr-defined]
+        self._set(items)
+
+    def _set(self, items: list[Any]) -> None:
+        """Put keys and values into a mapping. A key of nested tuples would be hashed for ever, so that keys are text."""
+        mapping = self.stack[-1]  # type: ignore[attr-defined]
+        if type(mapping) is not dict or not all(type(key) is str for key in items[::2]):
+            raise UnsafePickle("it holds a mapping with keys other than text")
+        mapping.update(zip(items[::2], items[1::2], strict=True))
+
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+    dispatch[pickle.SETITEM[0]] = load_setitem  # type: ignore[assignment]
+    dispatch[pickle.SETITEMS[0]] = load_setitems  # type: ignore[assignment]
+    dispatch[pickle.DICT[0]] = load_dict  # type: ignore[assignment]
 
     def require_plain(self, value: Any, depth: int = 0) -> None:
         """Raise UnsafePickle for a value that holds anything but arrays, numbers, text and plain containers."""
@@ -235,12 +264,9 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: a crafted memo index 
             raise UnsafePickle("it is nested too deeply")
         parts: Any = ()
         if isinstance(value, dict):
-            for key in value:
-                if not isinstance(key, (str, int, float, bytes, type(None))):
-                    raise UnsafePickle("it holds a mapping with keys other than text and numbers")
-                self._spend(_length(key))
+            self._spend(sum(map(_length, value)))
             parts = value.values()
-        elif isinstance(value, (list, tuple, set, frozenset)):
+        elif isinstance(value, (list, tuple)):
             parts = value
         elif isinstance(value, np.ndarray):
             parts = value.flat if value.dtype.hasobject else ()
