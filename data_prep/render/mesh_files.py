@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import struct
 import warnings
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -22,6 +24,7 @@ from llava_pose.data.images import DECODING_ERRORS, FORMATS, MAX_PIXELS, has_too
 from llava_pose.errors import InputError
 from llava_pose.utils.files import inside, is_regular, read_bytes, unsafe_name
 
+from .apart import TooMuchError, apart
 from .mesh import Mesh
 from .skins import LARGEST_TEXTURE, PictureSkin
 
@@ -31,6 +34,8 @@ UNPAINTED = (0.6, 0.6, 0.6)  # sRGB of faces whose file says nothing
 MATT = 0.1  # gloss where the file says nothing
 _MOST_BYTES = 1 << 30  # of a mesh file
 _MOST_VERTICES = 1 << 26  # of all that it places, a part that stands in several places counted each time
+_BYTES, _BYTES_A_BYTE = 2 << 30, 64  # of memory to read a mesh file, and those for each of its own bytes
+_SECONDS, _BYTES_A_SECOND = 60, 1 << 20  # of computing, and what is read in each further one
 _INVISIBLE = 0.05  # opacity below which a face is left out; glass is drawn opaque
 _SAME_PLACE = 2.0**-20  # of the longest side of the bounding box: vertices nearer than this are one
 _READING_ERRORS = (  # what trimesh raises for files that are damaged or no meshes
@@ -78,20 +83,38 @@ def _axis(name: str) -> np.ndarray:
     return np.eye(3)["xyz".index(name[-1])] * (-1 if name.startswith("minus") else 1)
 
 
-def read_mesh(file: str | Path | IO[bytes], *, name: str, file_type: str, resolver: Any = None) -> Mesh:
+def read_mesh(file: Path | IO[bytes], *, name: str, file_type: str, resolver: Any = None) -> Mesh:
     """Return a mesh file in its own frame and scale, with its colours and textures.
 
     Args:
-        file: a path, or an open file.
+        file: a path, or an open file; it is read in a process of its own.
         name: what a person calls it, for messages.
         file_type: its suffix without the dot.
         resolver: trimesh's resolver of the files that it refers to (materials, textures), where that is no folder.
 
     Raises:
-        MeshError: it cannot be read, holds no triangle, or has vertices that are not finite.
+        MeshError: it cannot be read, takes more memory or time than a file of its size may, holds no triangle, or has
+            vertices that are not finite.
         InputError: trimesh is not installed.
     """
     trimesh = require_trimesh()
+    try:
+        size = file.stat().st_size if isinstance(file, Path) else file.seek(0, io.SEEK_END)
+        if not isinstance(file, Path):
+            file.seek(0)
+        return apart(
+            partial(_read, trimesh, file, name, file_type, resolver),
+            memory=_BYTES + _BYTES_A_BYTE * size,
+            seconds=_SECONDS + size // _BYTES_A_SECOND,
+        )
+    except OSError as error:
+        raise _cannot_read(name, error) from error
+    except TooMuchError as error:
+        raise MeshError(f"{name}: {error}; make it simpler or remove it") from error
+
+
+def _read(trimesh: ModuleType, file: Path | IO[bytes], name: str, file_type: str, resolver: Any) -> Mesh:
+    logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # to which a texture that is not there is a traceback
     try:
         with warnings.catch_warnings():  # of numpy, about vertices that we check ourselves
             warnings.simplefilter("ignore")
@@ -108,9 +131,13 @@ def read_mesh(file: str | Path | IO[bytes], *, name: str, file_type: str, resolv
     except MeshError:
         raise
     except _READING_ERRORS as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise MeshError(f"{name}: cannot read the mesh ({reason}); export it again or remove it") from error
+        raise _cannot_read(name, error) from error
     return clean(_join([part for part in parts if part is not None], name), name)
+
+
+def _cannot_read(name: str, error: Exception) -> MeshError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return MeshError(f"{name}: cannot read the mesh ({reason}); export it again or remove it")
 
 
 def _require_filled(file: io.BytesIO, name: str) -> None:

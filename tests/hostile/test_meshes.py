@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_prep.render import mesh_files
 from data_prep.render.mesh_files import MeshError, read_mesh
 from tests.hostile.data_commands import time_limit
 
@@ -74,3 +76,51 @@ def test_a_mesh_of_more_than_it_holds_is_a_sentence(tmp_path: Path, name: str) -
     path.write_bytes(FILES[name])
     with time_limit(20), pytest.raises(MeshError, match=rf"^{name}: [^\n]+$"):
         read_mesh(path, name=name, file_type=path.suffix[1:])
+
+
+COUNT = 100_000
+VIEW = {
+    "accessors": [{"componentType": 5126, "count": COUNT, "type": "VEC3", "bufferView": 0}],
+    "bufferViews": [{"buffer": 0, "byteOffset": 0, "byteLength": 12 * COUNT}],
+    "buffers": [{"byteLength": 12 * COUNT}],
+}
+PRIMITIVE = {"attributes": {"POSITION": 0}}
+MUCH = {
+    "one_array_in_many_primitives.glb": lambda: glb(
+        bytes(12 * COUNT), meshes=[{"primitives": [PRIMITIVE] * 3000}], **VIEW
+    ),
+    "one_array_in_many_meshes.glb": lambda: glb(bytes(12 * COUNT), meshes=[{"primitives": [PRIMITIVE]}] * 3000, **VIEW),
+    "a_chain_of_nodes.glb": lambda: glb(
+        bytes(36),
+        nodes=[*({"children": [n + 1], "mesh": 0} for n in range(20_000)), {"mesh": 0}],
+        accessors=[{"componentType": 5126, "count": 3, "type": "VEC3", "bufferView": 0}],
+        bufferViews=[{"buffer": 0, "byteOffset": 0, "byteLength": 36}],
+        buffers=[{"byteLength": 36}],
+    ),
+    "many_materials.obj": lambda: (
+        b"v 0 0 0\nv 1 0 0\nv 0 1 0\n" + b"".join(b"usemtl m%d\nf 1 2 3\n" % number for number in range(60_000))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUCH)
+def test_a_small_mesh_that_asks_for_much_is_a_sentence(tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.setattr(mesh_files, "_BYTES", 200 << 20)
+    monkeypatch.setattr(mesh_files, "_BYTES_A_BYTE", 1)
+    monkeypatch.setattr(mesh_files, "_SECONDS", 2)
+    path = tmp_path / name
+    path.write_bytes(MUCH[name]())
+    with time_limit(60), pytest.raises(MeshError, match=rf"^{name}: [^\n]+$"):
+        read_mesh(path, name=name, file_type=path.suffix[1:])
+
+
+def test_a_texture_that_leads_elsewhere_is_no_traceback(tmp_path: Path, caplog) -> None:
+    text = "ply\nformat ascii 1.0\ncomment TextureFile ../../etc/passwd\nelement vertex 3\n"
+    text += "".join(f"property float {axis}\n" for axis in "xyz") + "element face 1\n"
+    text += "property list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+    path = tmp_path / "a.ply"
+    path.write_text(text)
+    with caplog.at_level(logging.DEBUG):
+        mesh = mesh_files._read(mesh_files.require_trimesh(), path, "a.ply", "ply", None)
+    assert len(mesh.faces) == 1
+    assert "Traceback" not in caplog.text
