@@ -29,7 +29,7 @@ from llava_pose.serve.decoding import decode_within_limits
 try:
     sys.stdout.buffer.write(decode_within_limits(sys.stdin.buffer, sys.argv[1]))
 except InputError as error:
-    sys.stderr.write(f"{error}")
+    sys.stdout.buffer.write(f"{error}".encode())  # on stderr it would stand behind what libtiff has to say
     sys.exit(2)
 """
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -54,7 +54,7 @@ def decode_apart(file: IO[bytes], name: str, *, seconds: float = DECODING_SECOND
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{name}: it takes too long to decode; save it anew as a plain JPEG or PNG") from error
     if done.returncode == 2:
-        raise InputError(done.stderr.decode(errors="replace").strip())
+        raise InputError(done.stdout.decode(errors="replace"))
     if done.returncode != 0:  # the decoder itself has died
         raise InputError(f"{name}: cannot read the picture (it is damaged, or too large to decode); {REMEDY}")
     size, _, pixels = done.stdout.partition(b"\n")

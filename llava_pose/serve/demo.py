@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ def demo(config: DemoConfig) -> None:
     parent = os.environ.get("GRADIO_TEMP_DIR") or None
     if parent is not None:
         os.makedirs(parent, exist_ok=True)
+    # as Ctrl-C does: what visitors have given is deleted at the end, whoever ends it
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="llava-pose-demo-", dir=parent, ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page.build_page(

@@ -2,7 +2,8 @@
 
 Gradio has some eighty addresses, a few of which fetch what a visitor names, hand uploads to other programs or take bodies
 of any length. Here each request has one of the addresses of :data:`PAGES`, is a file that a visitor uploaded or that was
-drawn for one, is an upload of bounded length, or is a question whose parts have the right types.
+drawn for one, is an upload of bounded length, or is a question whose parts have the right types. Every name in it, of a
+session, an event or a function, is short and plain, whether it stands in the path, the query or the body.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect
 
@@ -35,18 +37,23 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 API = "/gradio_api"
+# Gradio keeps names, of sessions and more, and one that is long, no UTF-8 or holds a control character would stay or break it
+NAME = r"[A-Za-z0-9_-]{1,64}"
 PAGES = re.compile(
-    r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/.*"
-    rf"|{API}/(info|app_id|startup-events|theme\.css|upload_progress|queue/data|heartbeat/[^/]*|call/[^/]+/[^/]+)/?"
+    r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/[A-Za-z0-9_./@+~-]*"
+    rf"|{API}/(info|app_id|startup-events|theme\.css|queue/data|heartbeat/{NAME}|call/{NAME}/{NAME})/?"
 )
 _WITHOUT_QUERY = re.compile(r"/|/config/?")  # theirs would name states that were saved
+_MOST_FIELDS = 8
+ANSWERS = f"{API}/queue/data"
 FILES = f"{API}/file="
 UPLOAD = f"{API}/upload"
-CALL = re.compile(rf"{API}/(?P<way>call|run|api)/(?P<name>[^/]+)/?|{API}/queue/join/?")
+PROGRESS = f"{API}/upload_progress"
+CALL = re.compile(rf"{API}/(?P<way>call|run|api)/(?P<name>{NAME})/?|{API}/queue/join/?")
 _AT_BAD_REQUESTS = (OSError, ValueError, TypeError, LookupError, RuntimeError)  # what Gradio and its parsers raise
-# Gradio keeps a session's name, and one that is no UTF-8 would make it fail at every visitor's question from then on
-SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-CANCEL = re.compile(rf"{API}/(cancel|reset)/?")
+CANCEL = re.compile(rf"{API}/(?P<way>cancel|reset)/?")
+_NAMES_ARE = "must be at most 64 letters, digits, - and _"
+_LARGEST_NUMBER = 2**31
 _CLOSE = (b"connection", b"close")
 NOT_HERE = "the picture is not here, or no longer: give it again"
 
@@ -146,26 +153,60 @@ class Gate:
 
     async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
+        if method == "GET" and path.rstrip("/") == PROGRESS:  # which Gradio keeps a note of, for ever
+            return await _send(send, 200, b"text/event-stream", b'data: {"msg": "done"}\n\n')
         if method in ("GET", "HEAD"):
             if path.startswith(FILES):
                 if not self._uploads.may_be_read(path.removeprefix(FILES)):
                     raise Refused(404, NOT_HERE)
             elif not PAGES.fullmatch(path):
                 raise Refused(404, "there is no such page")
-            if _WITHOUT_QUERY.fullmatch(path):
-                scope = {**scope, "query_string": b""}
-            return await self._app(scope, receive, send)
+            return await self._app(self._with_query(scope), receive, send)
         if method == "POST" and path.rstrip("/") == UPLOAD:
             return await self._upload(scope, receive, send)
-        if method == "POST" and CANCEL.fullmatch(path):
-            return await self._app(scope, _replay(await _whole_body(receive), receive), send)
+        if method == "POST" and (cancel := CANCEL.fullmatch(path)):
+            body = self._checked_cancel(_json(await _whole_body(receive)), cancel["way"])
+            return await self._pass_on_body(body, scope, receive, send)
         if method == "POST" and (call := CALL.fullmatch(path)):
-            body = _json(await _whole_body(receive))
-            cleaned = json.dumps(self._checked(body, call["way"], call["name"])).encode()
-            headers = [header for header in scope["headers"] if header[0] not in (b"content-length", b"content-type")]
-            headers += [(b"content-length", b"%d" % len(cleaned)), (b"content-type", b"application/json")]
-            return await self._app({**scope, "headers": headers}, _replay(cleaned, receive), send)
+            body = self._checked(_json(await _whole_body(receive)), call["way"], call["name"])
+            return await self._pass_on_body(body, scope, receive, send)
         raise Refused(404, "there is no such page")
+
+    async def _pass_on_body(self, body: dict[str, Any], scope: Message, receive: Receive, send: Send) -> None:
+        content = json.dumps(body).encode()
+        headers = [header for header in scope["headers"] if header[0] not in (b"content-length", b"content-type")]
+        headers += [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
+        await self._app({**scope, "headers": headers, "query_string": b""}, _replay(content, receive), send)
+
+    def _with_query(self, scope: Message) -> Message:
+        """Return a request with a query of names alone, or none."""
+        if _WITHOUT_QUERY.fullmatch(scope["path"]):
+            return {**scope, "query_string": b""}
+        given = dict(parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=_MOST_FIELDS))
+        if scope["path"].rstrip("/") != ANSWERS:
+            are_names = all(map(_is_name, (*given, *given.values())))
+            return scope if are_names else {**scope, "query_string": b""}
+        session = given.get("session_hash")
+        if not _is_name(session):
+            raise Refused(422, f"session_hash {_NAMES_ARE}")
+        if session not in self._blocks._queue.pending_messages_per_session:
+            raise Refused(404, "nothing was asked in this session, or its answers were fetched already")
+        return {**scope, "query_string": f"session_hash={session}".encode()}
+
+    def _checked_cancel(self, body: Any, way: str) -> dict[str, Any]:
+        """Return the end of a question with nothing in it but what was checked."""
+        event, session, index = (
+            body.get(key) if isinstance(body, dict) else None for key in ("event_id", "session_hash", "fn_index")
+        )
+        if not _is_name(event):
+            raise Refused(422, f"event_id {_NAMES_ARE}")
+        if way == "reset":
+            return {"event_id": event}
+        if not _is_name(session):
+            raise Refused(422, f"session_hash {_NAMES_ARE}")
+        if type(index) is not int or index not in self._blocks.fns:
+            raise Refused(422, "fn_index must be the number of a question that can be asked")
+        return {"event_id": event, "session_hash": session, "fn_index": index}
 
     async def _upload(self, scope: Message, receive: Receive, send: Send) -> None:
         if self._uploading >= UPLOADS_AT_ONCE:
@@ -173,6 +214,7 @@ class Gate:
         self._uploading += 1
         try:
             await asyncio.to_thread(self._uploads.make_room)
+            scope = {**scope, "query_string": b""}
             await asyncio.wait_for(self._app(scope, _counted(receive, UPLOAD_BYTES), send), RECEIVING_SECONDS)
         except asyncio.TimeoutError as error:
             raise Refused(408, "the picture took too long to come in; give a smaller one") from error
@@ -191,10 +233,10 @@ class Gate:
         function = self._blocks.fns[index]
         if way in ("run", "api") and function.queue:
             raise Refused(404, "questions wait in a queue: ask at /gradio_api/call/ask")
-        if session is not None and not (isinstance(session, str) and SESSION.fullmatch(session)):
-            raise Refused(422, "session_hash must be at most 64 letters, digits, - and _")
-        if trigger is not None and type(trigger) is not int:
-            raise Refused(422, "trigger_id must be a whole number")
+        if session is not None and not _is_name(session):
+            raise Refused(422, f"session_hash {_NAMES_ARE}")
+        if trigger is not None and not (type(trigger) is int and abs(trigger) < _LARGEST_NUMBER):
+            raise Refused(422, "trigger_id must be a whole number of 32 bits")
         data = body.get("data")
         if not isinstance(data, list):
             raise Refused(422, "data must be a list, such as [picture, question]")
@@ -219,6 +261,10 @@ class Gate:
                 "meta": {"_type": "gradio.FileData"},
             }
         return [picture, None if question is None else _text(question), *[None] * (count - 2)]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(NAME, value) is not None
 
 
 def _text(value: str) -> str:
@@ -275,12 +321,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:
-    body = json.dumps({"detail": sentence}).encode()
     # what was refused may still be coming in, without end: the connection is closed
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-    ]
+    await _send(send, status, b"application/json", json.dumps({"detail": sentence}).encode(), _CLOSE)
+
+
+async def _send(send: Send, status: int, kind: bytes, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
