@@ -375,7 +375,7 @@ def read_jsonl(
                 except InputError as error:
                     if on_bad_line is None:
                         raise
-                    on_bad_line(error)
+                    on_bad_line(InputError(str(error)))  # which, never raised, keeps neither the frames nor the line
                     continue
                 yield where, value
     except OSError as error:
@@ -473,7 +473,7 @@ def read_records(
         try:
             record = ObjectRecord.from_dict(value, where=where)
         except InputError as error:
-            found.append(error)
+            found.append(error.with_traceback(None))
             continue
         if record.id in records:
             found.append(InputError(f"{where}: the id {record.id!r} stands on two lines; ids must be unique"))

@@ -47,6 +47,7 @@ from llava_pose.utils.other_packages import quiet_others
 ConfigT = TypeVar("ConfigT")
 ValueT = TypeVar("ValueT")
 logger = logging.getLogger(__name__)
+_MOST_BYTES = 1 << 18  # of a YAML file, of which the parser reads about 100 KB a second
 _MOST_UNFOLDED = 10_000_000  # characters and values of a YAML file, its aliases written out
 
 
@@ -411,9 +412,10 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A YAML file that holds one mapping.
 
     Raises:
-        InputError: it cannot be read, is not UTF-8, is not YAML, is not a mapping, or has a field twice.
+        InputError: it cannot be read, is larger than any settings are, is not UTF-8, is not YAML, is not a mapping, or has a
+            field twice.
     """
-    text = read_text(path)
+    text = read_text(path, remedy="check the path, which is to lead to the YAML file of settings", most=_MOST_BYTES)
     try:
         values = yaml.load(text, Loader=_PlainLoader)
     except RecursionError as error:
@@ -436,7 +438,7 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML's safe loader, but what a recipe has no use for is an error.
 
     That is a field that stands there twice, of whose values the last would hold unseen, and aliases that unfold to more than
-    any memory holds.
+    any memory holds. Numbers to the base of 60 (1:30 would be 90) are text, as they are in YAML 1.2.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # a name or None, whatever the stubs say
@@ -458,6 +460,17 @@ class _PlainLoader(yaml.SafeLoader):
         if node is not None and _unfolded(node, {}) > _MOST_UNFOLDED:
             raise yaml.composer.ComposerError(problem="its aliases (*name) unfold without a bound; write them out")
         return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """Return the number of a scalar; text, where it would be one to the base of 60."""
+        if ":" in node.value:
+            return node.value
+        is_whole = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_number)
+_PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_number)
 
 
 def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:

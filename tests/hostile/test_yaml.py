@@ -16,6 +16,7 @@ from eval.systems.classifier.system import ClassifierConfig
 from eval.systems.neural_mesh.system import NeuralMeshRunConfig
 from llava_pose import cli
 from llava_pose.train.training_arguments import PoseTrainingArguments
+from llava_pose.utils.config import read_yaml
 from tests.hostile.every_command import run, shown
 
 # words of a command -> its module; the rooms of inspect are commands of their own
@@ -84,6 +85,10 @@ FILES = {
     "a bomb of merges": (MERGE_BOMB.encode(), "its aliases (*name) unfold without a bound; write them out"),
     "an alias of itself": (b"data: &a [*a]\n", "its aliases (*name) unfold without a bound"),
     "an alias of nothing": (b"data: *b\n", "undefined alias"),
+    "a number to the base of 60": (b"nothing: " + b"1:" * 100_000 + b"1\n", "there is no field 'nothing'"),
+    "a tagged number to the base of 60": (b"nothing: !!int " + b"1:" * 100_000 + b"1\n", "there is no field 'nothing'"),
+    "a hundred thousand fields": (b"".join(b"k%d: 1\n" % n for n in range(100_000)), "it has more than 256 KiB"),
+    "a number of 20 million digits": (b"seed: 0b" + b"1" * 20_000_000, "it has more than 256 KiB"),
 }
 
 
@@ -198,3 +203,9 @@ def test_aliases_and_merges_that_are_meant_well_are_read(workspace, tmp_path: Pa
     assert "holds" not in error
     assert (out / "a" / "predictions.jsonl").exists(), error
     assert (out / "b" / "predictions.jsonl").exists(), error
+
+
+def test_a_time_of_day_is_text(tmp_path: Path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("a: 1:30\nb: 12\nc: -0x1f\nd: 1_000\ne: 1:30.5\nf: 2.5\n")
+    assert read_yaml(file) == {"a": "1:30", "b": 12, "c": -31, "d": 1000, "e": "1:30.5", "f": 2.5}
