@@ -15,7 +15,7 @@ from eval.compared import ComparisonConfig, align, read_systems
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
-from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         InputError: a file is bad, the systems cannot be compared, or an option is wrong.
     """
     outputs = (config.out, *plot_paths(config.out), page_path(config.out))
+    require_suffix("--out", config.out, ".json")
     require_other("--out", outputs, config.predictions)
     with own_file(config.out, "--out", "score"):
         return _score(config)

@@ -24,7 +24,7 @@ from llava_pose.pose import categories
 from llava_pose.pose.metrics import threshold_name
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
-from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 logger = logging.getLogger(__name__)
 PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
@@ -88,8 +88,10 @@ def tables(config: TablesConfig) -> dict[str, Any]:
     Raises:
         InputError: a file is bad, the systems cannot be compared, or they lack what the table shows.
     """
-    require_other("--out", output_paths(config.out), config.predictions)
-    with own_file(output_paths(config.out)[0], "--out", "tables"):
+    outputs = output_paths(config.out)
+    require_suffix("--out", config.out, ".md", ".json", ".html")
+    require_other("--out", outputs, config.predictions)
+    with own_file(outputs[0], "--out", "tables"):
         return _tables(config)
 
 

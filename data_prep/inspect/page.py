@@ -28,7 +28,7 @@ from llava_pose.pose.geometry import canonicalize
 from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.config import check_fields
 from llava_pose.utils.files import is_regular, write_atomic
-from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 logger = logging.getLogger(__name__)
 _YELLOW, _MAGENTA = (255, 213, 0), (255, 47, 208)
@@ -75,6 +75,7 @@ def inspect_page(config: PageConfig) -> None:
     Raises:
         InputError: the data cannot be inspected, nothing is left of it, or CAD models are asked for and cannot be drawn.
     """
+    require_suffix("--out", config.out, ".html")
     require_other("--out", [config.out], [config.data])
     with own_file(config.out, "--out", "inspect"):
         _write_page(config)

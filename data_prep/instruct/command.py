@@ -37,7 +37,7 @@ from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
 from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import atomic_file, write_json
-from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ def instruct(config: InstructConfig) -> InstructResult:
             or captions of ``captions`` cannot be used: the others have been written then.
     """
     out = Path(config.out)
+    require_suffix("--out", out, ".json")
     if config.captions is not None:
         require_other("--out", (out, report_path(out)), [config.captions])
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")

@@ -22,9 +22,9 @@ import numpy as np
 
 from llava_pose.data.images import DECODING_ERRORS, FORMATS, MAX_PIXELS, has_too_many_scans, to_rgb
 from llava_pose.errors import InputError
+from llava_pose.utils.apart import TooMuchError, apart
 from llava_pose.utils.files import inside, is_regular, read_bytes, unsafe_name
 
-from .apart import TooMuchError, apart
 from .mesh import Mesh
 from .skins import LARGEST_TEXTURE, PictureSkin
 

@@ -29,7 +29,7 @@ from llava_pose.pose.metrics import pose_error
 from llava_pose.train.arguments import Name
 from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import inside, write_atomic
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import own_file, require_other
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ def contact_sheet(config: ContactSheetConfig) -> Path:
             used: the sheet of the others has been drawn then.
     """
     folder = require_folder(config.data, "--data", "make it with llava-pose prepare")
+    require_other("--out", [config.out], [config.predictions, folder / config.split])
     with own_file(config.out, "--out", "sheet"):
         return _contact_sheet(config, folder)
 

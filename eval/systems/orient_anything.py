@@ -20,7 +20,7 @@ from llava_pose.pose.conventions import pose_from_orient_anything
 from llava_pose.train.arguments import Name
 from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import open_regular
-from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 logger = logging.getLogger(__name__)
 SYSTEM = "Orient-Anything"
@@ -90,7 +90,9 @@ def convert(config: OrientAnythingConfig) -> Path:
     Raises:
         InputError: a file or a line is bad, an answer is for no object of the split, or an object has two.
     """
-    require_folder(config.data, "--data", "make it with llava-pose prepare")
+    folder = require_folder(config.data, "--data", "make it with llava-pose prepare")
+    require_suffix("--out", config.out, ".jsonl")
+    require_other("--out", [config.out], [config.answers, folder / config.split])
     predictions = OrientAnything(config).answer(read_records(config.data, config.split))
     with own_file(config.out, "--out", "orient-anything"):
         write_jsonl(config.out, (prediction.to_dict() for prediction in predictions))

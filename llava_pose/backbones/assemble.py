@@ -10,7 +10,7 @@ from llava_pose.data.chat_templates import CHAT_TEMPLATES
 from llava_pose.errors import InputError
 from llava_pose.pose.rotation_names import DEFAULT_ROTATION, ROTATION_NAMES
 from llava_pose.utils.config import command, require, require_seed, save_config
-from llava_pose.utils.output_folder import own_folder
+from llava_pose.utils.output_folder import own_new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +87,15 @@ def assemble(config: AssembleConfig) -> Path:
             f"--pose-head-attention-heads {heads}: must be 0 or divide --pose-head-hidden-size {config.pose_head_hidden_size}"
         )
     require_seed(config.seed)
-    with own_folder(config.out, "--out", "assemble"):
-        return _assemble(config)
+    with own_new_folder(config.out, "--out", "assemble") as written:
+        _assemble(config, written)
+    logger.info(
+        f"next: python train.py --model {config.out} --data PREPARED --train-json train.json --output-dir runs/first"
+    )
+    return Path(config.out)
 
 
-def _assemble(config: AssembleConfig) -> Path:
+def _assemble(config: AssembleConfig, written: Path) -> None:
     from transformers import set_seed
 
     from llava_pose.backbones.parts import from_llava, from_parts, tiny_base
@@ -104,16 +108,15 @@ def _assemble(config: AssembleConfig) -> Path:
     else:
         model, processor = from_parts(config)
 
-    out = Path(config.out)
     # by the modules' own names, whatever the names in the checkpoints that the weights came from
-    model.save_pretrained(out, save_original_format=False)
-    processor.save_pretrained(out)
-    save_config(config, out / "assemble.yaml")
+    model.save_pretrained(written, save_original_format=False)
+    processor.save_pretrained(written)
+    save_config(config, written / "assemble.yaml")
     tokens = processor.count_image_tokens(*processor.image_size)
     parameters = sum(p.numel() for p in model.parameters())
-    logger.info(f"{out}: a LLaVA-pose base of {parameters / 1e6:.1f} M parameters, {tokens} image tokens a picture")
-    logger.info(f"next: python train.py --model {out} --data PREPARED --train-json train.json --output-dir runs/first")
-    return out
+    logger.info(
+        f"{config.out}: a LLaVA-pose base of {parameters / 1e6:.1f} M parameters, {tokens} image tokens a picture"
+    )
 
 
 def _refuse_without_effect(config: AssembleConfig) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,6 @@ from PIL import Image
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
-from llava_pose.utils.files import sync_folder
 from llava_pose.utils.output_folder import own_new_folder
 
 if TYPE_CHECKING:
@@ -61,11 +58,16 @@ def merge(config: MergeConfig) -> Path:
     folder = require_folder(config.checkpoint, "--checkpoint", "give the folder that llava-pose train wrote")
     if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"--checkpoint {folder}: {ADAPTER_CONFIG} is not in it; only an adapter needs merging")
-    with own_new_folder(config.out, "--out", "merge"):
-        return _merge(config, folder, Path(config.out))
+    out = Path(config.out)
+    with own_new_folder(out, "--out", "merge") as written:
+        share, dtype = _merge(config, folder, written)
+    logger.info(f"{out}: a full checkpoint in {dtype}; its outputs are the adapter's to {share:.1e} of their size")
+    logger.info(f"next: llava-pose predict --checkpoint {out} --data PREPARED --split val --out predictions.jsonl")
+    return out
 
 
-def _merge(config: MergeConfig, folder: Path, out: Path) -> Path:
+def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
+    """Write the merged checkpoint, and return the largest share by which its outputs differ, and its type of numbers."""
     import torch
 
     from llava_pose.model.checkpoint_files import require_finite
@@ -78,22 +80,14 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> Path:
     model = load_model(folder, base=base, dtype=torch.float32)
     wanted = probe(model, processor)
     merged = model.merge_and_unload(safe_merge=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as beside:
-        written = Path(beside) / out.name
-        # by the modules' own names, as assemble writes a base
-        require_finite(merged.to(dtype), out, remedy="nothing was written; try --dtype float32")
-        merged.save_pretrained(written, save_original_format=False)
-        processor.save_pretrained(written)
-        save_config({**vars(config), "base": base}, written / "merge.yaml")
-        del model, merged  # one model of full size at a time
-        share = require_same_outputs(wanted, probe(load_full(written, dtype=torch.float32), processor), dtype)
-        sync_folder(written)
-        os.replace(written, out)
-    logger.info(
-        f"{out}: a full checkpoint in {_name(dtype)}; its outputs are the adapter's to {share:.1e} of their size"
-    )
-    logger.info(f"next: llava-pose predict --checkpoint {out} --data PREPARED --split val --out predictions.jsonl")
-    return out
+    # by the modules' own names, as assemble writes a base
+    require_finite(merged.to(dtype), config.out, remedy="nothing was written; try --dtype float32")
+    merged.save_pretrained(out, save_original_format=False)
+    processor.save_pretrained(out)
+    save_config({**vars(config), "base": base}, out / "merge.yaml")
+    del model, merged  # one model of full size at a time
+    share = require_same_outputs(wanted, probe(load_full(out, dtype=torch.float32), processor), dtype)
+    return share, _name(dtype)
 
 
 def _whole_base(folder: Path, base: str | None) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from llava_pose.data.poses.formats import FORMATS, read_poses, write_poses
+from llava_pose.data.poses.formats import FORMATS, SUFFIXES, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject
 from llava_pose.errors import InputError, left_out
 from llava_pose.utils.config import check_fields, command, require
-from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 logger = logging.getLogger(__name__)
 FormatName = Literal[
@@ -69,6 +69,7 @@ def convert(config: ConvertConfig) -> list[Path]:
         InputError: the file cannot be read or written; or single objects could not be taken, which are named at the end.
     """
     source, out = require(config.poses, "--poses"), require(config.out, "--out")
+    require_suffix("--out", out, *SUFFIXES)
     to_format: str = require(config.to_format, "--to-format")
     items, faults = read_poses(source, config.from_format, intrinsics=config.intrinsics)
     if config.from_format == "llava-pose" != to_format:

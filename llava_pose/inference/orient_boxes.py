@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from llava_pose.data.conversation import object_words
 from llava_pose.data.convert import FormatName, check_intrinsics
-from llava_pose.data.poses.formats import FORMATS, read_poses, write_poses
+from llava_pose.data.poses.formats import FORMATS, SUFFIXES, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject, project_box
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
@@ -28,7 +28,7 @@ from llava_pose.pose.conventions import box_orientations
 from llava_pose.pose.geometry import angles_from_rotation, geodesic_angle, rotation_matrix
 from llava_pose.utils.config import check_fields, command, require, require_folder
 from llava_pose.utils.files import shortened, unsafe_name
-from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,6 +97,7 @@ def orient_boxes(config: OrientBoxesConfig) -> list[Path]:
             taken, which are named at the end.
     """
     source, out = require(config.boxes, "--boxes"), require(config.out, "--out")
+    require_suffix("--out", out, *SUFFIXES)
     checkpoint = require(config.checkpoint, "--checkpoint")
     pictures = require_folder(require(config.pictures, "--pictures"), "--pictures", "give the folder of the pictures")
     items, faults = read_poses(source, config.format, intrinsics=config.intrinsics)

@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from llava_pose.errors import InputError
+from llava_pose.serve.limits import QUESTION_CHARACTERS
 from llava_pose.serve.session import ChatSession, angles_in_degrees, open_picture
 from llava_pose.utils.config import command, require
 from llava_pose.utils.files import atomic_file, printable
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 if TYPE_CHECKING:
     from llava_pose.inference.predictor import ChatAnswer
 
 logger = logging.getLogger(__name__)
 PROMPT = "> "
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # of overlays; any can hold any picture
 
 
 @dataclass
@@ -67,8 +70,15 @@ def chat(config: ChatConfig) -> ChatSession:
     if not config.image:
         raise InputError("no picture is given: name its file before --question, or after --image")
     picture = open_picture(config.image)
-    if config.save_overlay is not None:
-        _require_writable_format(config.save_overlay)
+    if config.save_overlay is None:
+        return _chat(config, picture)
+    require_suffix("--save-overlay", config.save_overlay, *_FORMATS)
+    require_other("--save-overlay", [config.save_overlay], [config.image])
+    with own_file(config.save_overlay, "--save-overlay", "chat"):
+        return _chat(config, picture)
+
+
+def _chat(config: ChatConfig, picture: Image.Image) -> ChatSession:
     from llava_pose.inference.predictor import PosePredictor  # seconds, which --help does without
 
     predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
@@ -103,14 +113,15 @@ def chat(config: ChatConfig) -> ChatSession:
 
 
 def typed_questions(by_hand: bool) -> Iterator[str]:
-    """Lines of stdin up to an empty one, with a prompt and line editing where a person types them."""
+    """Lines of stdin up to an empty one, or to its end, with a prompt and line editing where a person types them."""
     if by_hand:
         _enable_line_editing()
     elif isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     while True:
         try:
-            question = input(PROMPT if by_hand else "")
+            # of a line without end no more is read than shows that it is too long; it is the last one then
+            question = input(PROMPT) if by_hand else sys.stdin.readline(QUESTION_CHARACTERS + 1)
         except (EOFError, KeyboardInterrupt):
             if by_hand:
                 sys.stdout.write("\n")
@@ -148,16 +159,10 @@ def describe_details(answer: ChatAnswer, index: int) -> str:
     )
 
 
-def _require_writable_format(path: str) -> None:
-    suffix = Path(path).suffix.lower()
-    if Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise InputError(f"--save-overlay {path}: the name must end in .png, .jpg or .webp")
-
-
 def save_picture(picture: Image.Image, path: str) -> None:
     """Write a picture whole or not at all, in the format that the name's ending says."""
     with atomic_file(path, "wb") as file:
-        picture.save(file, Image.registered_extensions()[Path(path).suffix.lower()])
+        picture.save(file, _FORMATS[Path(path).suffix.lower()])
 
 
 main = command(

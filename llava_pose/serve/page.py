@@ -23,7 +23,7 @@ from llava_pose.inference.predictor import PosePredictor
 from llava_pose.serve.decoding import decode_apart
 from llava_pose.serve.gate import NOT_HERE, Gate, Uploads
 from llava_pose.serve.limits import KEPT_SECONDS, QUESTION_CHARACTERS, QUESTIONS_AT_ONCE, UPLOAD_BYTES
-from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees
+from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees, require_short
 from llava_pose.utils.files import open_regular, printable
 
 SHOWN_SIDE = 720  # pixels: smaller ones are enlarged for the drawing
@@ -85,10 +85,8 @@ def build_page(
             if not question:
                 raise InputError(NO_QUESTION)
             if len(question) > QUESTION_CHARACTERS:
-                length, question = len(question), f"{question[:80]}…"
-                raise InputError(
-                    f"the question has {length} characters, more than {QUESTION_CHARACTERS}: ask in fewer words"
-                )
+                long, question = question, f"{question[:80]}…"
+                require_short(long)
             if visit is not None and visit.file != file:
                 visit = None
             if visit is None:
@@ -212,7 +210,7 @@ def _open_picture(path: str, name: str | None, uploads: Uploads) -> Image.Image:
         if not uploads.holds(path):
             raise InputError(NOT_HERE)
         with open_regular(path) as file:
-            return decode_apart(file, printable(name or "the picture"))
+            return decode_apart(file, printable(" ".join((name or "").split()) or "the picture"))
     except OSError as error:
         raise InputError(NOT_HERE) from error
 

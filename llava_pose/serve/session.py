@@ -15,6 +15,7 @@ from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
 from llava_pose.pose.geometry import canonicalize
+from llava_pose.serve.limits import QUESTION_CHARACTERS
 
 if TYPE_CHECKING:
     from llava_pose.inference.predictor import ChatAnswer, PosePredictor
@@ -36,6 +37,14 @@ def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth in [0, 360), elevation in [-90, 90] and in-plane angle in [-180, 180], to a tenth of a degree."""
     azimuth, elevation, theta = (round(math.degrees(float(angle)), 1) for angle in canonicalize(*pose.angles))
     return azimuth % 360.0, elevation, theta
+
+
+def require_short(question: str) -> None:
+    """Raise InputError for a question that is longer than any person's."""
+    if len(question) > QUESTION_CHARACTERS:
+        raise InputError(
+            f"the question has {len(question)} characters, more than {QUESTION_CHARACTERS}: ask in fewer words"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,13 @@ class ChatSession:
         """Answer a question and remember both. A question that fails leaves the chat as it was.
 
         Raises:
-            InputError: the question is empty or holds one of the model's own tokens, the chat has become too long, or the
-                model answers with a pose that is not finite.
+            InputError: the question is empty, too long or holds one of the model's own tokens, the chat has become too long, or
+                the model answers with a pose that is not finite.
         """
         question = question.encode(errors="replace").decode().strip()  # half a surrogate pair is no text
         if not question:
             raise InputError("the question is empty; type what you want to know about the picture")
+        require_short(question)
         for token in (IMAGE_TOKEN, POSE_TOKEN):
             if token in question:
                 raise InputError(f"a question cannot hold {token}, which is the model's own; ask in plain words")

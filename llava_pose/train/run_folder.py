@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 BEGUN_WITH = "trained_on.json"  # what a run was begun with beside its settings: its samples and the number of processes
 DONE_MARK = "training_done.json"  # there once the run has ended
 LOG = "log.jsonl"
+_WRITTEN = ("*.safetensors", "*config.json", "tokenizer.json", "predictions.jsonl", LOG)  # of what a run leaves behind
 # what may change between a run and its going on: where it is, how it is watched, and what does not touch the weights
 MAY_DIFFER = frozenset(
     (
@@ -97,6 +98,7 @@ class RunFolder:
             self._require_begun_with(digest, base, process_count(), done)
         elif not self._is_a_run():
             require_not_a_persons(self.settings_file, self._kind)
+            self._require_no_model()
         return digest, base, done and self._resume
 
     def _require_same_settings(self) -> None:
@@ -133,6 +135,15 @@ class RunFolder:
                 f"{self.folder}: its run was begun by {_count(were)}, not by {_count(processes)}; start it by as many again, "
                 f"{_REMEDY}"
             )
+
+    def _require_no_model(self) -> None:
+        """Refuse a folder in which no run has begun and which holds a model none the less: a base, or another's weights."""
+        for pattern in _WRITTEN:
+            for file in self.folder.glob(pattern):
+                raise InputError(
+                    f"{self.folder}: holds {file.name}, which no run of this kind has written and this one would replace; "
+                    "choose another --output-dir"
+                )
 
     def _is_a_run(self) -> bool:
         """Return whether a run, of whatever settings, has begun here."""

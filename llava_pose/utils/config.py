@@ -104,6 +104,13 @@ def parse_configs(
     hints = _hints(tuple(config_classes))
     for name, word in given.items():
         values[name] = _validated(word, hints[name], f"{_option(name)}:")
+    for name in ("out", "save_overlay"):
+        if (
+            config_file is not None
+            and name in values
+            and Path(values[name] or "").resolve() == Path(config_file).resolve()
+        ):
+            raise InputError(f"{_option(name)} {values[name]}: is the recipe itself; name another")
     missing = [_option(name) for name in _required(config_classes) if name not in values]
     if missing:
         raise InputError(f"{_these('option', missing)} needed; see {prog} --help")

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from llava_pose.errors import InputError
 from llava_pose.utils.config import as_written, read_yaml, save_config
-from llava_pose.utils.files import cannot_write, is_disk_full, open_regular, writing_to
+from llava_pose.utils.files import cannot_write, is_disk_full, open_regular, sync_folder, writing_to
 
 logger = logging.getLogger(__name__)
 _held: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
@@ -48,15 +49,30 @@ def require_other(
     Args:
         option: the option that named the outputs, for messages.
         outputs: all files that are written, those beside the one that was named as well.
-        inputs: the files that are read; links are followed.
+        inputs: the files that are read, and folders of which any file may be; links are followed.
 
     Raises:
-        InputError: an output is one of the inputs.
+        InputError: an output is one of the inputs, or in one of them.
     """
-    read = {os.path.realpath(path) for path in inputs}
+    read = {Path(path).resolve() for path in inputs}
     for path in outputs:
-        if os.path.realpath(path) in read:
+        place = Path(path).resolve()
+        if place in read:
             raise InputError(f"{option} {os.fspath(path)}: is one of the files that are read; name another")
+        if not read.isdisjoint(place.parents):
+            raise InputError(f"{option} {os.fspath(path)}: is in a folder of files that are read; name another place")
+
+
+def require_suffix(option: str, path: str | os.PathLike[str], *suffixes: str) -> None:
+    """Refuse the name of an output that does not say what is written there.
+
+    A slip among the options would otherwise replace a photograph or a recipe.
+
+    Raises:
+        InputError: the name ends in none of the suffixes.
+    """
+    if Path(path).suffix.lower() not in suffixes:
+        raise InputError(f"{option} {os.fspath(path)}: give a name that ends in {' or '.join(suffixes)}")
 
 
 @contextmanager
@@ -81,8 +97,9 @@ def own_file(path: str | os.PathLike[str], option: str, what: str) -> Iterator[N
 
 
 @contextmanager
-def own_new_folder(path: str | os.PathLike[str], option: str, what: str) -> Iterator[None]:
-    """Own a folder that is to be moved to its place whole, until the block ends. Its lock stands beside it as ``.NAME.lock``.
+def own_new_folder(path: str | os.PathLike[str], option: str, what: str) -> Iterator[Path]:
+    """Own a folder that is to be new, and yield where to write it. It comes to its place whole, as the block ends well, or not
+    at all. Its lock stands beside it as ``.NAME.lock``.
 
     Raises:
         InputError: another process owns it, something is there already, or nothing can be written there.
@@ -91,7 +108,11 @@ def own_new_folder(path: str | os.PathLike[str], option: str, what: str) -> Iter
     with _locked(_beside(path), path, option, what):
         if path.exists() and not (path.is_dir() and is_unused(path)):
             raise InputError(f"{option} {path}: is there already; give a new folder")
-        yield
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+            written = Path(beside) / path.name
+            yield written
+            sync_folder(written)
+            os.replace(written, path)
 
 
 def _beside(path: Path) -> Path:

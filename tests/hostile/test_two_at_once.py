@@ -12,7 +12,7 @@ import pytest
 from llava_pose.utils.output_folder import own_file, own_folder, own_new_folder
 from tests.hostile.every_command import OUTPUTS, Workspace, files_of, run, shown, start
 
-NEW_FOLDERS = ("merge",)  # that are moved to their place whole
+NEW_FOLDERS = ("merge", "assemble")  # that are moved to their place whole
 
 
 def owned(name: str, out: Path):

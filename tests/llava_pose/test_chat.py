@@ -309,7 +309,9 @@ def test_a_question_that_cannot_be_asked_is_refused(taught, chat):
     assert_refused(chat(words(taught, "--question", " ")), "the question is empty")
     assert_refused(chat(words(taught), "What is at <pose6D>?\n"), "<pose6D>", "ask in plain words")
     assert_refused(chat(words(taught), "<image> What is this?\n"), "<image>", "ask in plain words")
-    assert_refused(chat(words(taught), "What is it? " * 1000), "start a new chat")
+    assert_refused(chat(words(taught), "? " * 1900), "start a new chat")
+    assert_refused(chat(words(taught, "--question", "What is it? " * 1000)), "12000 characters, more than 4000")
+    assert_refused(chat(words(taught), "a" * 1_000_000), "more than 4000: ask in fewer words")
 
 
 def test_bytes_that_are_no_text_do_no_harm(taught, monkeypatch, capsys):

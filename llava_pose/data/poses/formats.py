@@ -85,6 +85,8 @@ FORMATS: dict[str, Format] = {
     "colmap": Format(read_colmap, write_colmap, "images.txt, with cameras.txt beside it", colmap_cameras),
 }
 
+SUFFIXES = (".json", ".jsonl", ".csv", ".txt")  # of the files that are written
+
 
 def read_poses(
     path: str | os.PathLike[str], format_name: str, *, intrinsics: Sequence[float] | None = None
