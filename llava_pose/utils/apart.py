@@ -108,7 +108,7 @@ def _outcome(work: Callable[[], object]) -> bytes:
         if not isinstance(raised, Exception):
             raise TypeError
         pickle.loads(pickle.dumps(raised))  # some errors can be written and not read
-    except Exception:
+    except Exception:  # noqa: BLE001
         raised = RuntimeError(f"{type(raised).__name__}: {raised}"[:4000])
     return pickle.dumps((False, raised))
 

@@ -110,6 +110,7 @@ def own_new_folder(path: str | os.PathLike[str], option: str, what: str) -> Iter
             raise InputError(f"{option} {path}: is there already; give a new folder")
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
             written = Path(beside) / path.name
+            written.mkdir()
             yield written
             sync_folder(written)
             os.replace(written, path)

@@ -83,7 +83,7 @@ OVERLAYS: dict[str, Callable[[Path, Path], None]] = {
 
 @pytest.mark.parametrize("kind", OVERLAYS)
 def test_an_overlay_replaces_nothing_else(kind: str, workspace: Workspace, tmp_path: Path, capsys):
-    photo = next((workspace.prepared / "val").rglob("*.JPEG"))
+    photo = next((workspace.prepared / "val").rglob("*.png"))
     out = tmp_path / "out.jpg"
     OVERLAYS[kind](photo, out)
     words = ["chat", str(photo), "--checkpoint", "/nowhere", "--question", "What?", "--save-overlay", str(out)]
@@ -93,7 +93,7 @@ def test_an_overlay_replaces_nothing_else(kind: str, workspace: Workspace, tmp_p
 
 def test_an_overlay_is_not_drawn_over_the_picture_itself(workspace: Workspace, tmp_path: Path, capsys):
     photo = tmp_path / "p.jpg"
-    shutil.copy(next((workspace.prepared / "val").rglob("*.JPEG")), photo)
+    shutil.copy(next((workspace.prepared / "val").rglob("*.png")), photo)
     words = ["chat", str(photo), "--checkpoint", "/nowhere", "--question", "What?", "--save-overlay", str(photo)]
     assert "is one of the files that are read; name another" in refused(words, capsys, tmp_path)
 
@@ -102,7 +102,7 @@ def test_an_overlay_is_not_drawn_over_the_picture_itself(workspace: Workspace, t
     "suffix", ["bufr", "hdf", "h5", "grib", "wmf", "palm", "msp", "xbm", "blp", "pdf", "eps", "im"]
 )
 def test_an_overlay_is_of_a_format_that_holds_any_picture(suffix: str, workspace: Workspace, tmp_path: Path, capsys):
-    photo = next((workspace.prepared / "val").rglob("*.JPEG"))
+    photo = next((workspace.prepared / "val").rglob("*.png"))
     out = str(tmp_path / f"out.{suffix}")
     words = ["chat", str(photo), "--checkpoint", "/nowhere", "--question", "What?", "--save-overlay", out]
     assert "give a name that ends in .png or .jpg or .jpeg or .webp" in refused(words, capsys, tmp_path)

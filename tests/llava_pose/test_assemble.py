@@ -464,7 +464,7 @@ def test_a_senseless_choice_is_one_sentence(tmp_path: Path, options, match):
 
 def test_out_must_be_a_folder(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--out .*file: this is a file"):
+    with pytest.raises(InputError, match=r"--out .*file: is there already"):
         assemble(AssembleConfig(out=str(tmp_path / "file"), preset="tiny"))
 
 
