@@ -134,8 +134,6 @@ class Gate:
 
         async def note_start(message: Message) -> None:
             nonlocal started
-            if not started and scope["path"].startswith(UPLOAD):  # Gradio may have answered before the body has ended
-                message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
             started = True
             await send(message)
 
@@ -214,8 +212,8 @@ class Gate:
         self._uploading += 1
         try:
             await asyncio.to_thread(self._uploads.make_room)
-            scope = {**scope, "query_string": b""}
-            await asyncio.wait_for(self._app(scope, _counted(receive, UPLOAD_BYTES), send), RECEIVING_SECONDS)
+            receive, send = _body_first(_counted(receive, UPLOAD_BYTES), send)
+            await asyncio.wait_for(self._app({**scope, "query_string": b""}, receive, send), RECEIVING_SECONDS)
         except asyncio.TimeoutError as error:
             raise Refused(408, "the picture took too long to come in; give a smaller one") from error
         finally:
@@ -261,6 +259,30 @@ class Gate:
                 "meta": {"_type": "gradio.FileData"},
             }
         return [picture, None if question is None else _text(question), *[None] * (count - 2)]
+
+
+def _body_first(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Return the two so that an answer begins after the body has ended: Gradio may answer before, and what is still coming in
+    would then end the connection, and the answer with it.
+    """
+    ended = False
+
+    async def note_end() -> Message:
+        nonlocal ended
+        message = await receive()
+        ended = not message.get("more_body", False)
+        return message
+
+    async def after_body(message: Message) -> None:
+        try:
+            while not ended:
+                await note_end()
+        except Refused:  # it has no end
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
+        await send(message)
+
+    return note_end, after_body
 
 
 def _is_name(value: object) -> bool:

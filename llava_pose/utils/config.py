@@ -47,6 +47,7 @@ from llava_pose.utils.other_packages import quiet_others
 ConfigT = TypeVar("ConfigT")
 ValueT = TypeVar("ValueT")
 logger = logging.getLogger(__name__)
+_MOST_LISTED = 40  # fields in a message
 _MOST_BYTES = 1 << 18  # of a YAML file, of which the parser reads about 100 KB a second
 _MOST_UNFOLDED = 10_000_000  # characters and values of a YAML file, its aliases written out
 
@@ -287,7 +288,10 @@ def _checked(config_classes: Sequence[type], values: Mapping[str, Any], source: 
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known fields: {', '.join(sorted(names))}"
+            known = (
+                f"; known fields: {', '.join(sorted(names))}" if len(names) <= _MOST_LISTED else "; --help lists them"
+            )
+            hint = f"; did you mean '{near[0]}'?" if near else known
             raise InputError(f"{source}: there is no field '{key}'{hint}")
     return {key: _validated(value, hints[key], f"{source}: the field '{key}'") for key, value in values.items()}
 

@@ -47,7 +47,7 @@ def field_of(words: tuple[str, ...], *types: Any) -> str | None:
 def refused(words: tuple[str, ...], file: Path, capsys) -> str:
     began = time.monotonic()
     code, error = run([*words, "--config", str(file)], capsys)
-    assert time.monotonic() - began < 10  # most of which is the import of the first command
+    assert time.monotonic() - began < 60  # on a busy machine; most of which is the import of the first command
     assert code == 2, error
     assert "Traceback" not in error
     (line,) = shown(error)
