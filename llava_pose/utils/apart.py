@@ -70,7 +70,8 @@ def apart(work: Callable[[], Result], *, memory: int, seconds: int) -> Result:
 
 def _hear(reader: int, seconds: float) -> bytes:
     """Return what the child says before it ends; nothing where it dies or takes too long."""
-    blocks, deadline = [], time.monotonic() + seconds
+    blocks: list[bytes] = []
+    deadline = time.monotonic() + seconds
     while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
         block = os.read(reader, 1 << 20)
         if not block:
