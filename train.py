@@ -36,8 +36,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
 
     from llava_pose.data.collator import PoseCollator
     from llava_pose.data.dataset import PoseDataset, read_samples
-    from llava_pose.model.loading import load_full, load_processor, require_fit, require_tower, unwrap_model
-    from llava_pose.train.feature_cache import fill_together
+    from llava_pose.model.loading import load_full, require_fit, require_tower
+    from llava_pose.model.processors import load_processor
+    from llava_pose.train.feature_cache import can_cache, fill_together
     from llava_pose.train.run_folder import LOG, own_run
     from llava_pose.train.trainable import add_lora, count_parameters, freeze_for, nf4_config, train_in_float32
     from llava_pose.train.trainer import LossHistory, PoseTrainer, require_saved_adapter
@@ -55,22 +56,20 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
         if training_args.deepspeed:
             join_deepspeed()  # or ZeRO-3 would load the model as if there were one process
 
-        # Processor and model: a LLaVA with a pose head that reads the state predicting <pose6D>
+        # Processor and model: a vision-language model with a pose head that reads the state predicting <pose6D>
         processor = load_processor(model_args.model)
-        loaded = load_full(
+        model = load_full(
             model_args.model,
             dtype=torch.bfloat16 if training_args.bf16 else torch.float32,
-            quantization_config=nf4_config() if model_args.quantize == "nf4" else None,
+            quantization_config=nf4_config(model_args.model) if model_args.quantize == "nf4" else None,
         )
-        loaded.config.use_cache = False
         if model_args.text_loss_weight is not None:
-            loaded.config.text_loss_weight = model_args.text_loss_weight
+            model.pose_config.text_loss_weight = model_args.text_loss_weight
 
-        # What trains: projector and pose parts always, the language model and the tower as the arguments have it
-        model: torch.nn.Module = loaded
+        # What trains: connector and pose parts always, the language model and the tower as the arguments have it
         if model_args.language == "lora":
-            model = add_lora(
-                loaded,
+            add_lora(
+                model,
                 r=model_args.lora_r,
                 alpha=model_args.lora_alpha,
                 dropout=model_args.lora_dropout,
@@ -78,16 +77,15 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             )
         else:
             freeze_for(
-                loaded,
+                model,
                 language=model_args.language,
                 tune_embeddings=model_args.tune_embeddings,
                 tune_vision=model_args.tune_vision,
             )
-        base = unwrap_model(model)  # without PEFT's wrapper
         if not training_args.deepspeed:  # which keeps a float32 copy of what trains itself
             train_in_float32(model)
-            base.model.put_channels_last()
-            require_tower(base, processor, model_args.model)
+            model.put_channels_last()
+            require_tower(model, processor, model_args.model)
         require_fit(model, processor, model_args.model)
 
         # Data: conversations, their pictures, and the pose of every <pose6D>
@@ -99,18 +97,24 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             augment=data_args.augment,
             max_length=data_args.max_length,
             drop_long=data_args.drop_long,
-            positions=getattr(base.config.text_config, "max_position_embeddings", None),
+            positions=model.positions,
         )
+        blank = processor.blank()  # for batches without a picture
         if data_args.caches_features(tower_trains=model_args.tune_vision):  # a frozen tower sees each picture once
-            dataset.cache = fill_together(
-                data_args.cache_dir,
-                data_args.data,
-                (sample["image"] for sample in samples if sample.get("image")),
-                base,
-                processor.image_processor,
-                flips=data_args.flip,
-                device=training_args.device,
-            )
+            if can_cache(model, processor):
+                dataset.cache = fill_together(
+                    data_args.cache_dir,
+                    data_args.data,
+                    (sample["image"] for sample in samples if sample.get("image")),
+                    model,
+                    processor,
+                    flips=data_args.flip,
+                    device=training_args.device,
+                )
+            else:
+                logger.info("the tower's features are computed anew each time: this backbone's cannot be kept")
+        if dataset.cache is not None:
+            blank = {"image_patches": torch.zeros(1, *dataset.cache.shape)}
 
         # Trainer: transformers' own, with losses counted over the whole step and checkpoints that are whole
         parameters = count_parameters(model)
@@ -122,7 +126,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             model=model,
             args=training_args,
             train_dataset=dataset,
-            data_collator=PoseCollator(processor, runs_tower=dataset.cache is None),
+            data_collator=PoseCollator(processor, blank=blank),
             processing_class=processor,
             learning_rates=training_args.learning_rates,
             callbacks=[LossHistory(run.folder / LOG)],

@@ -188,7 +188,8 @@ def _teach(base: Path, folder: Path) -> None:
     import torch
 
     from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
-    from llava_pose.model.loading import load_full, load_processor
+    from llava_pose.model.loading import load_full
+    from llava_pose.model.processors import load_processor
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several would wait for each other where tests run side by side
@@ -197,7 +198,7 @@ def _teach(base: Path, folder: Path) -> None:
         picture = RawDataset.picture(160, 160, seed=3)
         batch = PoseCollator(processor)(_lessons(TaughtCheckpoint(folder, folder), picture, model, processor))
         del batch[SAMPLE_NAMES]
-        model.model.vision_tower.requires_grad_(False)
+        model.tower.requires_grad_(False)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=200)
@@ -226,8 +227,7 @@ def _lessons(known: TaughtCheckpoint, picture: Image.Image, model: Any, processo
     from llava_pose.data.records import pose_targets_of
 
     with torch.no_grad():  # the tower is frozen: its features are those of one picture
-        pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
-        patches = model.model.extract_patches(pixels)[0].numpy()
+        patches = model.patches(processor.picture_inputs(picture))
     samples = []
     for texts, poses in known.lessons:
         roles = ("user", "assistant") * (len(texts) // 2)
@@ -244,7 +244,7 @@ def _lessons(known: TaughtCheckpoint, picture: Image.Image, model: Any, processo
                 chat.labels,
                 pose_targets=numbers[in_answer],
                 input_poses=numbers[[not answered for answered in in_answer]],
-                image=patches,
+                pictures={"image_patches": patches},
             )
         )
     return samples

@@ -13,7 +13,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction
 from llava_pose.model.checkpoint_files import CONFIG_FILE, SAFE, building, loading, read_config, require_finite
-from llava_pose.model.loading import load_image_processor, require_complete, require_model_type
+from llava_pose.model.loading import require_complete, require_model_type
+from llava_pose.model.processors import load_image_processor
 from llava_pose.model.trial import on_meta, try_apart
 from llava_pose.train.run_folder import LOG, RunFolder, own_run
 from llava_pose.train.trainer import LossHistory, ResumableTrainer

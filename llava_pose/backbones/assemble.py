@@ -1,4 +1,4 @@
-"""`llava-pose assemble`: join a vision tower and a language model into a LLaVA-pose base, or give a LLaVA its pose head."""
+"""`llava-pose assemble`: give any vision-language model its pose parts, or join one from a tower and a language model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class AssembleConfig:
-    """Give --vision and --language, or --llava, or --preset tiny (with or without --vision)."""
+    """Give --vlm, or --vision and --language, or --preset tiny (with or without --vision)."""
 
     out: str = field(metadata={"help": "folder of the new base"})
+    vlm: str | None = field(
+        default=None,
+        metadata={
+            "help": "a vision-language model that AutoModelForImageTextToText can load, hub id or folder, "
+            "e.g. llava-hf/llava-1.5-7b-hf or Qwen/Qwen2.5-VL-3B-Instruct"
+        },
+    )
     vision: str | None = field(
         default=None, metadata={"help": "vision tower: hub id or folder that AutoModel can load"}
     )
     language: str | None = field(default=None, metadata={"help": "causal language model: hub id or folder"})
-    llava: str | None = field(default=None, metadata={"help": "a LLaVA checkpoint, e.g. llava-hf/llava-1.5-7b-hf"})
+    llava: str | None = field(default=None, metadata={"help": "another name of --vlm"})
     preset: str | None = field(
         default=None,
         metadata={"help": "tiny: a small random base that needs no download; with --vision on that tower's weights"},
@@ -70,12 +77,13 @@ def assemble(config: AssembleConfig) -> Path:
             f"--chat-template {config.chat_template}: not known; choose one of {', '.join(CHAT_TEMPLATES)}"
         )
     ways = [
+        config.vlm is not None,
         config.llava is not None,
         config.preset is not None,
         config.language is not None or (config.vision is not None and config.preset is None),
     ]
     if sum(ways) != 1:
-        raise InputError("give either --vision and --language, or --llava, or --preset tiny")
+        raise InputError("give either --vlm, or --vision and --language, or --preset tiny")
     _refuse_without_effect(config)
     for option in ("vision_merge", "image_size", "pose_head_hidden_size"):
         value = getattr(config, option)
@@ -98,34 +106,45 @@ def assemble(config: AssembleConfig) -> Path:
 def _assemble(config: AssembleConfig, written: Path) -> None:
     from transformers import set_seed
 
-    from llava_pose.backbones.parts import from_llava, from_parts, tiny_base
+    from llava_pose.backbones.parts import add_token, from_parts, tiny, whole
+    from llava_pose.backbones.probe import require_same_as_plain, sizes_of
+    from llava_pose.model.configuration import LlavaPoseConfig
+    from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
+    from llava_pose.model.processing import POSE_ADDED_TOKEN, LlavaPoseProcessor
 
     set_seed(config.seed)
-    if config.llava is not None:
-        model, processor = from_llava(config)
-    elif config.preset is not None:
-        model, processor = tiny_base(config)
-    else:
-        model, processor = from_parts(config)
+    make = whole if config.vlm or config.llava else tiny if config.preset is not None else from_parts
+    backbone, own_processor = make(config)
+    add_token(own_processor.tokenizer, POSE_ADDED_TOKEN, backbone)
+    processor = LlavaPoseProcessor(own_processor)
+    backbone.eval()
+    pose_config = LlavaPoseConfig(
+        **sizes_of(backbone, processor),
+        rotation=config.rotation,
+        pose_head_hidden_size=config.pose_head_hidden_size,
+        pose_head_attention_heads=config.pose_head_attention_heads,
+        pose_head_pooled_features=config.pose_head_pooled_features,
+    )
+    model = LlavaPoseForConditionalGeneration(backbone, pose_config).eval()
+    model.draw_weights()
+    model.cast_pose_parts(backbone.dtype)
+    require_same_as_plain(model, processor)
 
-    # by the modules' own names, whatever the names in the checkpoints that the weights came from
-    model.save_pretrained(written, save_original_format=False)
+    model.save_pretrained(written)
     processor.save_pretrained(written)
     save_config(config, written / "assemble.yaml")
-    tokens = processor.count_image_tokens(*processor.image_size)
     parameters = sum(p.numel() for p in model.parameters())
+    tokens = pose_config.image_places if processor.expanded_image else "as many as its size asks for"
     logger.info(
-        f"{config.out}: a LLaVA-pose base of {parameters / 1e6:.1f} M parameters, {tokens} image tokens a picture"
+        f"{config.out}: a LLaVA-pose base of {parameters / 1e6:.1f} M parameters; image tokens of a picture: {tokens}"
     )
 
 
 def _refuse_without_effect(config: AssembleConfig) -> None:
     """Options that belong to another way of assembling must not be passed over in silence."""
-    fixed = {
-        "--llava": ("vision_layers", "vision_merge", "image_size", "language_layers"),
-        "--preset": ("language_layers",),
-    }
-    way = "--llava" if config.llava is not None else "--preset" if config.preset is not None else None
+    of_parts = ("vision_layers", "vision_merge", "image_size", "language_layers")
+    fixed = {"--vlm": of_parts, "--llava": of_parts, "--preset": ("language_layers",)}
+    way = next((f"--{name}" for name in ("vlm", "llava", "preset") if getattr(config, name) is not None), None)
     for option in fixed.get(way, ()):
         if getattr(config, option) != getattr(AssembleConfig, option):
             raise InputError(f"--{option.replace('_', '-')}: has no effect with {way}; leave it out")
@@ -135,8 +154,8 @@ main = command(
     AssembleConfig,
     assemble,
     prog="llava-pose assemble",
-    description="Join a vision tower and a causal language model into a LLaVA-pose base, or give a LLaVA its pose head.",
-    example="llava-pose assemble --vision facebook/dinov2-base --language HuggingFaceTB/SmolLM2-135M-Instruct --out base",
+    description="Give a vision-language model its pose head, or join one from a vision tower and a causal language model.",
+    example="llava-pose assemble --vlm llava-hf/llava-1.5-7b-hf --out base",
 )
 
 if __name__ == "__main__":

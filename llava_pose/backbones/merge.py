@@ -1,11 +1,14 @@
-"""`llava-pose merge`: an adapter and its base to one full checkpoint, which answers as the two did or is not written."""
+"""`llava-pose merge`: an adapter and its base to one full checkpoint, which answers as the two did or is not written.
+
+The vectors of `<pose6D>` go into the backbone's own rows: plain transformers then emit the token with the same logits.
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
@@ -17,8 +20,9 @@ from llava_pose.utils.output_folder import own_new_folder
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
     from llava_pose.model.processing import LlavaPoseProcessor
 
 logger = logging.getLogger(__name__)
@@ -71,7 +75,8 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     import torch
 
     from llava_pose.model.checkpoint_files import require_finite
-    from llava_pose.model.loading import load_full, load_model, load_processor
+    from llava_pose.model.loading import load_full, load_model
+    from llava_pose.model.processors import load_processor
 
     processor = load_processor(folder)
     base = _whole_base(folder, config.base)
@@ -79,15 +84,43 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
 
     model = load_model(folder, base=base, dtype=torch.float32)
     wanted = probe(model, processor)
-    merged = model.merge_and_unload(safe_merge=True)
-    # by the modules' own names, as assemble writes a base
+    merged = model.merged()
+    bake_token(merged)
     require_finite(merged.to(dtype), config.out, remedy="nothing was written; try --dtype float32")
-    merged.save_pretrained(out, save_original_format=False)
+    merged.save_pretrained(out)
     processor.save_pretrained(out)
     save_config({**vars(config), "base": base}, out / "merge.yaml")
     del model, merged  # one model of full size at a time
     share = require_same_outputs(wanted, probe(load_full(out, dtype=torch.float32), processor), dtype)
     return share, _name(dtype)
+
+
+def bake_token(model: LlavaPoseForConditionalGeneration) -> None:
+    """Put the two vectors of `<pose6D>` into the backbone's rows, so that it emits the token by itself; they are zero then.
+
+    A tied output layer gets a matrix of its own, since one row cannot change in two ways.
+    """
+    import torch
+    from torch import nn
+
+    with torch.no_grad():
+        vlm, row = model.vlm, model.pose_config.pose_token_id
+        embedding, output = cast(Any, vlm.get_input_embeddings()), cast(Any, vlm.get_output_embeddings())
+        inward, outward = model.pose_token_embedding.change, model.pose_token_output.change
+        if not bool(inward.any() or outward.any()):
+            return
+        if output.weight is embedding.weight:
+            output.weight = nn.Parameter(embedding.weight.clone())
+            for config in (vlm.config, vlm.config.get_text_config()):
+                config.tie_word_embeddings = False
+        # some families multiply what they look up: by how much shows at the largest row, for a free one may be zero
+        largest = embedding.weight.norm(dim=1).argmax().view(1, 1)
+        looked_up = embedding(largest) - model.pose_token_embedding(largest == row)
+        scale = float(looked_up.norm() / embedding.weight[largest].norm())
+        embedding.weight[row] += inward[0] / scale
+        output.weight[row] += outward[0]
+        inward.zero_()
+        outward.zero_()
 
 
 def _whole_base(folder: Path, base: str | None) -> str:
@@ -96,14 +129,14 @@ def _whole_base(folder: Path, base: str | None) -> str:
     Raises:
         InputError: the base cannot be read, or is stored quantised.
     """
+    from llava_pose.model.adapter_config import base_of, read_adapter_config
     from llava_pose.model.checkpoint_files import CONFIG_FILE, read_config
-    from llava_pose.model.loading import base_of, read_adapter_config
-    from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
-    from llava_pose.model.trial import on_meta, try_apart
+    from llava_pose.model.loading import built
+    from llava_pose.model.trial import try_apart
 
     base = base_of(folder, read_adapter_config(folder), base)
     try:
-        try_apart(base, CONFIG_FILE, lambda: on_meta(base, LlavaPoseForConditionalGeneration))
+        try_apart(base, CONFIG_FILE, lambda: built(base))
         read_config(base)
     except InputError as error:
         raise InputError(f"{error}; give the whole base with --base") from error
@@ -139,7 +172,7 @@ def _name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def probe(model: nn.Module, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
+def probe(model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
     """What a model, bare or behind an adapter, makes of a random picture and the first question for a pose.
 
     Returns:
@@ -147,24 +180,19 @@ def probe(model: nn.Module, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
     """
     import torch
 
-    from llava_pose.model.loading import unwrap_model
-
     words = {"object": "object", "pose": POSE_TOKEN}
     turns = [
         {"role": "user", "content": f"{IMAGE_TOKEN}\n{POSE_QUESTIONS[0].format(**words)}"},
         {"role": "assistant", "content": POSE_ANSWER.format(**words)},
     ]
-    ids = torch.from_numpy(processor.encode_chat(turns, where="the probe").input_ids)[None]
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
-    pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
-    inner = unwrap_model(model).eval()
+    chat = processor.encode_chat(turns, picture, where="the probe")
+    ids = torch.from_numpy(chat.input_ids)[None]
     predicting = (ids[0, 1:] == processor.pose_token_id).nonzero()[:, 0]
     with torch.inference_mode():
-        output = inner(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
-        poses = inner.read_poses(
-            output.last_hidden_state[0, predicting], output.image_tokens, torch.zeros_like(predicting)
-        )
+        output = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures)
+        poses = model.read_poses(output.states[0, predicting], output.image_tokens, torch.zeros_like(predicting))
     return {
         "logits": output.logits[0].float(),
         "rotation": poses.raw_rotation.float(),

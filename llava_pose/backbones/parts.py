@@ -1,31 +1,33 @@
-"""The parts of a base, loaded and joined as ``llava-pose assemble`` is told."""
+"""The backbone of a base: one of transformers' own as it is, or a compact LLaVA joined of parts."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from tokenizers import AddedToken
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlavaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 
-from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
+from llava_pose.compact import CompactLlavaConfig, CompactLlavaForConditionalGeneration, CompactLlavaProcessor
+from llava_pose.compact.modeling import tower_patches
+from llava_pose.data.conversation import IMAGE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import CONFIG_FILE, NO_CODE, SAFE, building, loading, read_config, require_finite
-from llava_pose.model.configuration import LlavaPoseConfig
-from llava_pose.model.loading import picture_to_try, require_complete, try_text
-from llava_pose.model.modeling import LlavaPoseForConditionalGeneration, LlavaPoseModel
-from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS, LlavaPoseProcessor, input_size, set_input_size
+from llava_pose.model.loading import load_backbone, require_complete
+from llava_pose.model.processing import CHAT_TEMPLATES, POSE_ADDED_TOKEN, LlavaPoseProcessor, input_size, set_input_size
+from llava_pose.model.processors import backbone_processor, picture_to_try, try_processor, try_template, try_text
 from llava_pose.model.trial import on_meta, try_apart
 from llava_pose.utils.config import require
 
@@ -34,18 +36,10 @@ if TYPE_CHECKING:
 
 # mismatched sizes are "ignored" so that they are listed, and refused by name
 _LISTING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-# LLaVA checkpoints have names older than the modules'; transformers knows that of its own LLaVA, by the model type alone
-_LLAVA_NAMES = {
-    r"^language_model\.lm_head\.": "lm_head.",
-    r"^language_model\.model\.": "model.language_model.",
-    r"^vision_tower\.": "model.vision_tower.",
-    r"^multi_modal_projector\.": "model.multi_modal_projector.",
-}
-_NEW_MODULES = ("pose_head.", "pose_encoder.", "pose_token_embedding.", "pose_token_output.")
 
 
-def from_parts(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration, LlavaPoseProcessor]:
-    """Join any AutoModel vision tower and any causal language model."""
+def from_parts(config: AssembleConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Join any AutoModel vision tower and any causal language model to a compact LLaVA."""
     require(config.vision, "--vision")
     require(config.language, "--language")
     vision = _load_tower(config.vision)
@@ -56,21 +50,21 @@ def from_parts(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneratio
         _keep_first_layers(language, config.language_layers)
     if config.image_size is not None:
         set_input_size(image_processor, config.image_size)
-    ids = _add_tokens(tokenizer, language)
-    model_config = _pose_config(config, vision.config, language.config, ids)
+    image_id = _add_image_token(tokenizer, language)
+    model_config = _compact_config(config, vision.config, language.config, image_id)
     _measure_tower(model_config, vision, image_processor)
 
-    model = LlavaPoseForConditionalGeneration(model_config)
+    model = CompactLlavaForConditionalGeneration(model_config)
     model.model.vision_tower.load_state_dict(vision.state_dict())
-    model.model.language_model.load_state_dict(language.get_decoder().state_dict())
-    if not model_config.tie_word_embeddings:
-        model.lm_head.load_state_dict(language.get_output_embeddings().state_dict())
-    model.tie_weights()
-    return model, _make_processor(config, model.model, image_processor, tokenizer)
+    model.model.causal_lm.load_state_dict(language.state_dict())
+    model.model.causal_lm.generation_config = language.generation_config
+    if language.generation_config is not None:
+        model.generation_config = language.generation_config
+    return model, _make_processor(config, model_config, image_processor, tokenizer)
 
 
-def tiny_base(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration, LlavaPoseProcessor]:
-    """The random base of the quickstart and the tests."""
+def tiny(config: AssembleConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The random compact LLaVA of the quickstart and the tests."""
     from transformers import ViTImageProcessor
 
     from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_text_config, tiny_tokenizer, tiny_vision_config
@@ -79,7 +73,7 @@ def tiny_base(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration
         raise InputError(f"--preset {config.preset}: not known; there is only 'tiny'")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tiny_tokenizer(Path(folder))
-    ids = _add_tokens(tokenizer, None)
+    image_id = _add_image_token(tokenizer, None)
     if config.vision is None:
         tower = AutoModel.from_config(tiny_vision_config())
         image_processor = ViTImageProcessor(size={"height": TINY_IMAGE_SIZE, "width": TINY_IMAGE_SIZE})
@@ -88,50 +82,41 @@ def tiny_base(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration
         image_processor = _load_part(AutoImageProcessor, config.vision, "--vision", weights=False)
     if config.image_size is not None:
         set_input_size(image_processor, config.image_size)
-    model_config = _pose_config(config, tower.config, tiny_text_config(tokenizer), ids)
+    model_config = _compact_config(config, tower.config, tiny_text_config(tokenizer), image_id)
     _measure_tower(model_config, tower, image_processor)
-    model = LlavaPoseForConditionalGeneration(model_config)
+    model = CompactLlavaForConditionalGeneration(model_config)
     if config.vision is not None:
         model.model.vision_tower.load_state_dict(tower.state_dict())
-    return model, _make_processor(config, model.model, image_processor, tokenizer)
+    return model, _make_processor(config, model_config, image_processor, tokenizer)
 
 
-def from_llava(config: AssembleConfig) -> tuple[LlavaPoseForConditionalGeneration, LlavaPoseProcessor]:
-    """Give a LLaVA checkpoint its pose head; its own weights are kept whole."""
-    llava_config = _load_part(AutoConfig, config.llava, "--llava", weights=False)
-    if type(llava_config) is not LlavaConfig:  # a base of ours is one by inheritance
-        raise InputError(f"--llava {config.llava}: a {llava_config.model_type} model, not a llava one")
-    tokenizer = _load_part(AutoTokenizer, config.llava, "--llava", weights=False)
-    image_processor = _load_part(AutoImageProcessor, config.llava, "--llava", weights=False)
-    values = llava_config.to_dict()
-    values.pop("model_type", None)
-    values.pop("architectures", None)
-    with loading(f"--llava {config.llava}: cannot be used"):
-        model_config = LlavaPoseConfig(
-            **{
-                **values,
-                "rotation": config.rotation,
-                "pose_head_hidden_size": config.pose_head_hidden_size,
-                "pose_head_attention_heads": config.pose_head_attention_heads,
-                "pose_head_pooled_features": config.pose_head_pooled_features,
-            }
-        )
-    model = _load_part(
-        LlavaPoseForConditionalGeneration,
-        config.llava,
-        "--llava",
-        may_miss=_NEW_MODULES,
-        config=model_config,
-        key_mapping=_LLAVA_NAMES,
-    )
-    ids = _add_tokens(tokenizer, model)
-    if ids[IMAGE_TOKEN] != model.config.image_token_id:
-        raise InputError(
-            f"--llava {config.llava}: the tokenizer's {IMAGE_TOKEN} is {ids[IMAGE_TOKEN]}, "
-            f"the model's {model.config.image_token_id}"
-        )
-    model.config.pose_token_id = ids[POSE_TOKEN]
-    return model, _make_processor(config, model.model, image_processor, tokenizer)
+def whole(config: AssembleConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A backbone as it is: any image-text-to-text model that transformers knows, with its own processor."""
+    option = "--vlm" if config.llava is None else "--llava"
+    path = cast(str, config.vlm or config.llava)
+
+    def attempt() -> None:
+        processor = _whole_processor(path, config.chat_template)
+        try_template(processor, path)
+        try_processor(processor)
+
+    with loading(f"{option} {path}: cannot be loaded"):
+        try_apart(path, "the files of its processor", attempt)
+        processor = _whole_processor(path, config.chat_template).processor
+    backbone = load_backbone(path, named=f"{option} {path}")
+    return backbone, processor
+
+
+def _whole_processor(path: str, template: str | None) -> LlavaPoseProcessor:
+    """A backbone's own processor, which knows `<pose6D>`; a template of ours where it has none, or where one is asked for."""
+    processor: Any = backbone_processor(path)
+    if template is None and processor.chat_template is None and processor.tokenizer.chat_template is None:
+        template = _template_for(processor.tokenizer)
+    if template is not None:
+        processor.chat_template, processor.tokenizer.chat_template = CHAT_TEMPLATES[template], None
+    processor.tokenizer.padding_side = "left"
+    add_token(processor.tokenizer, POSE_ADDED_TOKEN, None)
+    return LlavaPoseProcessor(processor)
 
 
 def _load_part(
@@ -141,7 +126,6 @@ def _load_part(
     *,
     weights: bool = True,
     all_of_it: bool = True,
-    may_miss: tuple[str, ...] = (),
     **kwargs: Any,
 ) -> Any:
     """A part by its Auto class; of a model, every weight, and all that the checkpoint has unless ``all_of_it`` is false."""
@@ -155,9 +139,18 @@ def _load_part(
         read_config(path)
         with building(path):
             model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **SAFE, **kwargs)
-    require_complete(info if all_of_it else {**info, "unexpected_keys": []}, what, may_miss=may_miss)
+    require_complete(info if all_of_it else {**info, "unexpected_keys": []}, what)
     require_finite(model, what)
     return model
+
+
+def _try_part(auto_class: Any, path: str, what: str) -> None:
+    with loading(f"{what}: cannot be loaded"):
+        part = auto_class.from_pretrained(path, **NO_CODE)
+        if isinstance(part, PreTrainedTokenizerBase):
+            try_text(part)
+        elif auto_class is AutoImageProcessor:
+            part([picture_to_try()], return_tensors="pt")
 
 
 def _try_part(auto_class: Any, path: str, what: str) -> None:
@@ -188,50 +181,54 @@ def _keep_first_layers(language: PreTrainedModel, count: int) -> None:
         language.config.layer_types = language.config.layer_types[:count]
 
 
-def _add_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> dict[str, int]:
-    """Give `<image>` and `<pose6D>` an id; rows of the embedding are added only where none is free."""
-    tokenizer.add_tokens([t for t in SPECIAL_TOKENS if t.content not in tokenizer.get_vocab()], special_tokens=True)
+def _add_image_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> int:
+    """Give `<image>` an id; rows of the embedding are added only where none is free."""
+    image = AddedToken(IMAGE_TOKEN, special=True, normalized=False)
+    return add_token(tokenizer, image, model)
+
+
+def add_token(tokenizer: PreTrainedTokenizerBase, token: AddedToken, model: PreTrainedModel | None) -> int:
+    """Give a token an id in a tokenizer, and a row in a model where none is free; return the id."""
+    if token.content not in tokenizer.get_vocab():
+        tokenizer.add_tokens([token], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model is not None and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    return {t: tokenizer.convert_tokens_to_ids(t) for t in (IMAGE_TOKEN, POSE_TOKEN)}
+    return tokenizer.convert_tokens_to_ids(token.content)
 
 
-def _pose_config(
-    config: AssembleConfig, vision: PreTrainedConfig, text: PreTrainedConfig, ids: dict[str, int]
-) -> LlavaPoseConfig:
+def _compact_config(
+    config: AssembleConfig, vision: PreTrainedConfig, text: PreTrainedConfig, image_id: int
+) -> CompactLlavaConfig:
     try:
         layers = [int(word) for word in str(config.vision_layers).split(",")]
     except ValueError as error:
         raise InputError(f"--vision-layers {config.vision_layers}: expected whole numbers with commas") from error
-    return LlavaPoseConfig(
+    return CompactLlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=ids[IMAGE_TOKEN],
-        pose_token_id=ids[POSE_TOKEN],
+        image_token_index=image_id,
         vision_feature_layer=layers[0] if len(layers) == 1 else layers,
         vision_feature_select_strategy="default",
         vision_merge=config.vision_merge,
         projector_norm=True,
-        rotation=config.rotation,
-        pose_head_hidden_size=config.pose_head_hidden_size,
-        pose_head_attention_heads=config.pose_head_attention_heads,
-        pose_head_pooled_features=config.pose_head_pooled_features,
         tie_word_embeddings=bool(text.tie_word_embeddings),
     )
 
 
-def _measure_tower(model_config: LlavaPoseConfig, tower: PreTrainedModel, image_processor: Any) -> None:
+def _measure_tower(model_config: CompactLlavaConfig, tower: PreTrainedModel, image_processor: Any) -> None:
     """Set the channels of a patch and the tokens of a picture by running the tower once."""
     height, width = input_size(image_processor)
-    probe = _TowerProbe(model_config, tower)
+    tower = tower.eval().float()
     try:
-        _, rows, columns, channels = LlavaPoseModel.extract_patches(probe, torch.zeros(1, 3, height, width)).shape
+        with torch.inference_mode():
+            patches = tower_patches(tower, model_config, torch.zeros(1, 3, height, width))
     except (IndexError, ValueError) as error:
         raise InputError(
             f"--vision-layers {model_config.vision_feature_layer}: does not suit the tower: {error}"
         ) from error
+    _, rows, columns, channels = patches.shape
     merge = model_config.vision_merge
     if rows % merge or columns % merge:
         raise InputError(
@@ -241,37 +238,34 @@ def _measure_tower(model_config: LlavaPoseConfig, tower: PreTrainedModel, image_
     model_config.image_seq_length = rows * columns // merge**2
 
 
-class _TowerProbe(LlavaPoseModel):
-    """Only what ``extract_patches`` needs, so that no language model is built to measure a tower."""
-
-    def __init__(self, config: LlavaPoseConfig, tower: PreTrainedModel):
-        torch.nn.Module.__init__(self)
-        self.config = config
-        self.vision_tower = tower.eval().float()
-        self.requires_grad_(False)
-
-
 def _make_processor(
-    config: AssembleConfig, model: LlavaPoseModel, image_processor: Any, tokenizer: PreTrainedTokenizerBase
-) -> LlavaPoseProcessor:
-    name = config.chat_template or ("chatml" if "<|im_start|>" in tokenizer.get_vocab() else "vicuna")
+    config: AssembleConfig,
+    model_config: CompactLlavaConfig,
+    image_processor: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> CompactLlavaProcessor:
+    name = config.chat_template or _template_for(tokenizer)
     tokenizer.chat_template = None  # the processor's is the one there is
     tokenizer.padding_side = "left"
-    return LlavaPoseProcessor(
+    return CompactLlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=_total_stride(model, image_processor),
-        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+        patch_size=_total_stride(model_config, image_processor),
+        vision_feature_select_strategy=model_config.vision_feature_select_strategy,
         chat_template=CHAT_TEMPLATES[name],
-        vision_merge=model.config.vision_merge,
+        vision_merge=model_config.vision_merge,
     )
 
 
-def _total_stride(model: LlavaPoseModel, image_processor: Any) -> int:
+def _template_for(tokenizer: PreTrainedTokenizerBase) -> str:
+    return "chatml" if "<|im_start|>" in tokenizer.get_vocab() else "vicuna"
+
+
+def _total_stride(model_config: CompactLlavaConfig, image_processor: Any) -> int:
     """Pixels of the tower's input for each patch along a side."""
     height, width = input_size(image_processor)
-    merge = model.config.vision_merge
-    tokens = model.config.image_seq_length
+    merge = model_config.vision_merge
+    tokens = model_config.image_seq_length
     stride = round((height * width / (tokens * merge**2)) ** 0.5)
     if (height // (stride * merge)) * (width // (stride * merge)) != tokens:
         raise InputError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,20 +20,20 @@ SAMPLE_NAMES = "sample_names"
 class PoseCollator:
     """Makes the keyword arguments of ``LlavaPoseForConditionalGeneration.forward``, and the names of the samples."""
 
-    def __init__(self, processor: LlavaPoseProcessor, *, runs_tower: bool = True):
+    def __init__(self, processor: LlavaPoseProcessor, *, blank: Mapping[str, torch.Tensor] | None = None):
         """
         Args:
-            runs_tower: whether samples bring pictures rather than cached patches. A batch without a picture then gets a
-                blank one, so that the tower runs on every process: they would wait for each other otherwise.
+            blank: the inputs of a picture that a batch without one gets, so that the same modules run on every process: they
+                would wait for each other otherwise.
         """
         self.processor = processor
-        self.runs_tower = runs_tower
+        self.blank = dict(blank or {})
 
     def __call__(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
         """
         Returns:
             input_ids, labels, attention_mask (batch, length); pose_targets (n, 6); input_poses (m, 6) with
-            input_pose_mask (batch, length); image_patches or pixel_values for the samples that have a picture;
+            input_pose_mask (batch, length); the inputs of the pictures, for the samples that have one;
             "sample_names": list of str.
         """
         length = max(len(sample.input_ids) for sample in samples)
@@ -55,11 +55,24 @@ class PoseCollator:
         if at_input_pose.any():
             batch["input_poses"] = torch.from_numpy(np.concatenate([sample.input_poses for sample in samples]))
             batch["input_pose_mask"] = torch.from_numpy(at_input_pose)
-        images = [sample.image for sample in samples if sample.image is not None]
-        if images and isinstance(images[0], np.ndarray):
-            batch["image_patches"] = torch.from_numpy(np.stack(cast(list[np.ndarray], images))).float()
-        elif images:
-            batch["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        elif self.runs_tower:
-            batch["pixel_values"] = torch.zeros(1, 3, *self.processor.image_size)
-        return batch
+        pictures = [sample.pictures for sample in samples if sample.pictures]
+        return {**batch, **(joined_pictures(pictures) if pictures else self.blank)}
+
+
+def joined_pictures(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the inputs of several pictures as those of one batch, one after another.
+
+    Where pictures have tiles or pixels of different numbers, the missing ones are zero, as the backbones' own image
+    processors have it: sizes and masks beside them say which are real.
+    """
+    joined = {}
+    for name in pictures[0]:
+        parts = [each[name] for each in pictures]
+        largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        padded = []
+        for part in parts:
+            growth = [(0, most - size) for most, size in zip(largest, part.shape[1:], strict=True)]
+            flat = [number for pair in reversed(growth) for number in pair]
+            padded.append(torch.nn.functional.pad(part, flat) if any(flat) else part)
+        joined[name] = torch.cat(padded)
+    return joined

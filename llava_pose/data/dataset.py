@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -48,7 +49,7 @@ class EncodedSample:
         input_ids, labels: (length,) int64.
         pose_targets: (n, 6), one for each supervised `<pose6D>`.
         input_poses: (m, 6), one for each `<pose6D>` in a question.
-        image: the picture, or its patches from the cache, or None.
+        pictures: what the backbone is given of the picture, its patches from the cache, or nothing.
     """
 
     name: str
@@ -56,7 +57,7 @@ class EncodedSample:
     labels: np.ndarray
     pose_targets: np.ndarray
     input_poses: np.ndarray
-    image: Image.Image | np.ndarray | None
+    pictures: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 # kinds of questions whose words stay true when the picture is turned, scaled and shifted
@@ -132,16 +133,29 @@ class PoseDataset(Dataset):
 
     def _check_length(self, sample: dict[str, Any], positions: int, where: str) -> None:
         messages = to_messages(sample["conversations"], where=where)
+        picture = self._picture_of_tokens(sample)
         # a text has no more tokens than bytes: few samples are so long that they have to be encoded
         most = sum(len(message["content"].encode()) + self._bytes_a_turn for message in messages)
-        if most + self.processor.count_image_tokens(*self.processor.image_size) <= positions:
+        if picture is None and most + self._tokens_a_picture <= positions:
             return
-        length = len(self.processor.encode_chat(messages, where=where).input_ids)
+        length = len(self.processor.encode_chat(messages, picture, where=where).input_ids)
         if length > positions:
             raise ChatTooLongError(
                 f"{where}: {length} tokens are more than the {positions} positions of the language model; shorten the text, "
                 "or leave such samples out with drop_long"
             )
+
+    def _picture_of_tokens(self, sample: dict[str, Any]) -> Image.Image | None:
+        """Return the sample's picture where it takes one to know how many tokens it has."""
+        image = sample.get("image")
+        if not image or self.processor.expanded_image is not None:
+            return None
+        return load_rgb(inside(*of_split(self.data, image)))
+
+    @cached_property
+    def _tokens_a_picture(self) -> int:
+        """Of a picture, at most one for each byte of what stands for it."""
+        return len((self.processor.expanded_image or "").encode())
 
     @cached_property
     def _bytes_a_turn(self) -> int:
@@ -185,26 +199,31 @@ class PoseDataset(Dataset):
         kinds = self.samples[index].get("kinds") or ()
         geometric = bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
         change = Augmentation.of_item(item, self.augment, geometric=geometric)
-        image = self._load_image(self.samples[index].get("image"), mirrored, change)
-        return self._encode_text(index, mirrored, image, change)
+        return self._encode_text(index, mirrored, self._load_image(index, mirrored, change), change)
 
-    def _load_image(self, image: str | None, mirrored: bool, change: Augmentation) -> Image.Image | np.ndarray | None:
-        if not image:
+    def _load_image(self, index: int, mirrored: bool, change: Augmentation) -> Image.Image | None:
+        image = self.samples[index].get("image")
+        if not image or self.cache is not None:
             return None
-        if self.cache is not None:
-            return self.cache[image, mirrored]
         picture = load_rgb(inside(*of_split(self.data, image)))
         return change.picture(ImageOps.mirror(picture) if mirrored else picture)
 
     def _encode_text(
-        self, index: int, mirrored: bool, image: Any = None, change: Augmentation = UNCHANGED
+        self, index: int, mirrored: bool, picture: Image.Image | None = None, change: Augmentation = UNCHANGED
     ) -> EncodedSample:
         sample = self.samples[index]
         messages = to_messages(sample["conversations"], where=str(sample["id"]))
         if mirrored:
             messages = [{**message, "content": mirror_sides(message["content"])} for message in messages]
         name = f"sample {sample['id']!r}" + (" (mirrored)" if mirrored else "")
-        chat = self.processor.encode_chat(messages, max_length=self.max_length, where=name)
+        if picture is None:
+            picture = self._picture_of_tokens(sample)
+        chat = self.processor.encode_chat(messages, picture, max_length=self.max_length, where=name)
+        pictures = chat.pictures
+        if self.cache is not None and sample.get("image"):
+            pictures = {
+                "image_patches": torch.from_numpy(self.cache[sample["image"], mirrored].astype(np.float32)[None])
+            }
         if (chat.labels == IGNORE_INDEX).all():
             raise InputError(f"{name}: no token is supervised; a sample needs an answer (a turn from 'gpt')")
         answers: list[list[float]] = []
@@ -213,7 +232,7 @@ class PoseDataset(Dataset):
         for message in messages:
             target = answers if message["role"] == "assistant" else questions
             target.extend(next(poses) for _ in range(message["content"].count(POSE_TOKEN)))
-        return EncodedSample(name, chat.input_ids, chat.labels, _rows(answers), _rows(questions), image)
+        return EncodedSample(name, chat.input_ids, chat.labels, _rows(answers), _rows(questions), pictures)
 
     def _pose_numbers(self, sample: dict[str, Any], mirrored: bool, change: Augmentation) -> list[list[float]]:
         numbers = []

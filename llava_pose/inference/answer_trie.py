@@ -17,6 +17,7 @@ class AnswerTrie:
         input_ids: (length,) int64.
         position_ids: (length,) int64.
         visible: (length, length) booleans: row may attend to column.
+        shared: tokens of the common prefix.
         leaves: (sequences,) places of the last token of each sequence.
         scored: (m,) places whose next-token distribution is needed.
         membership: (sequences, steps) booleans: which steps of :meth:`transitions` make up a sequence.
@@ -55,6 +56,7 @@ class AnswerTrie:
         inner = set(self._parents)
         if len(set(leaves)) != len(leaves) or any(leaf in inner for leaf in leaves):
             raise ValueError("an answer is the same as another, or the beginning of one: answers must end alike")
+        self.shared = shared
         self.input_ids = np.asarray(tokens, dtype=np.int64)
         self.leaves = np.asarray(leaves, dtype=np.int64)
         self.position_ids, self.visible = _layout(self._parents)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from PIL import Image, ImageOps
+from torch import Tensor
 from transformers import GenerationConfig
 
+from llava_pose.data.collator import joined_pictures
 from llava_pose.data.conversation import (
     DESCRIBED_ANSWER,
     DESCRIBED_QUESTIONS,
+    IGNORE_INDEX,
     IMAGE_TOKEN,
     JOINT_ANSWER,
     JOINT_QUESTIONS,
@@ -33,9 +36,15 @@ from llava_pose.data.images import assumed_viewport, square_picture
 from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
-from llava_pose.model.loading import load_model, load_processor, require_fit, require_tower, unwrap_model
+from llava_pose.inference.scoring import PROBED, Scores, best_scores, tree_scores
+from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.loading import load_model, require_fit, require_tower
+from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
 from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.model.processors import load_processor, picture_to_try
+
+_MOST_LOGITS = 1 << 27  # numbers at a time: half a gigabyte, and as much again for their logarithms
 
 
 @dataclass(frozen=True)
@@ -122,13 +131,13 @@ class PosePredictor:
     Distances need the viewport (pixels per unit focal length) of the camera; see :func:`assumed_viewport`.
     """
 
-    def __init__(self, model: nn.Module, processor: LlavaPoseProcessor):
-        self._model = unwrap_model(model).eval()
-        self._model.model.put_channels_last()
+    def __init__(self, model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor):
+        self._model = model.eval()
+        self._model.put_channels_last()
         self._processor = processor
         self._device = next(self._model.parameters()).device
         # of a checkpoint's generation settings only the tokens that end an answer: others fail, never end or fetch code
-        self._model.generation_config = GenerationConfig(eos_token_id=sorted(self._stop_ids()) or None)
+        self._model.vlm.generation_config = GenerationConfig(eos_token_id=sorted(self._stop_ids()) or None)
 
     @classmethod
     def from_checkpoint(
@@ -158,6 +167,8 @@ class PosePredictor:
         require_fit(model, processor, path)
         predictor = cls(model, processor)
         require_tower(model, processor, path)
+        with loading(f"{path}: it cannot be used"):
+            predictor.predict([picture_to_try()], ["object"])
         return predictor
 
     @torch.inference_mode()
@@ -184,33 +195,40 @@ class PosePredictor:
         Raises:
             InputError: a question is longer than the language model can take.
         """
-        frames, pixels = self._see(images, viewports)
+        frames, squares = self._squares(images, viewports)
         if descriptions is None:
-            chats = [self._prefix(POSE_QUESTIONS[0], POSE_ANSWER, object=name) for name in objects]
+            asked = [(POSE_QUESTIONS[0], POSE_ANSWER, {"object": name}) for name in objects]
         else:
-            chats = [self._prefix(DESCRIBED_QUESTIONS[0], DESCRIBED_ANSWER, description=text) for text in descriptions]
-        length = max(map(len, chats))
-        ids = torch.full((len(chats), length), self._processor.tokenizer.pad_token_id, device=self._device)
-        attended = torch.zeros_like(ids)
-        for row, chat in enumerate(chats):
-            ids[row, : len(chat)] = torch.from_numpy(chat)
-            attended[row, : len(chat)] = 1
-        last = torch.tensor([len(chat) - 1 for chat in chats], device=self._device)
-
-        def ask(pixels: Tensor) -> PoseHeadOutput:
-            patches = self._model.model.extract_patches(pixels)
-            embeddings = self._model.embed_inputs(ids, image_patches=patches)
-            states = self._model.model.language_model(
-                inputs_embeds=embeddings, attention_mask=attended, use_cache=False
-            ).last_hidden_state
-            seen = self._model.image_tokens(embeddings, ids, patches)
-            return self._model.read_poses(states[torch.arange(len(chats), device=self._device), last], seen)
-
-        output = ask(pixels)
-        if flip is not None and any(flip):
-            both = torch.tensor(list(flip), device=self._device)
-            output = self._model.pose_head.with_mirror_images(output, ask(pixels.flip(-1)), both)
+            asked = [(DESCRIBED_QUESTIONS[0], DESCRIBED_ANSWER, {"description": text}) for text in descriptions]
+        output = self._ask(squares, asked)
+        rows = [row for row, wanted in enumerate(flip or ()) if wanted]
+        if rows:
+            mirrored = self._ask([ImageOps.mirror(squares[row]) for row in rows], [asked[row] for row in rows])
+            output = self._with_mirrored(output, rows, mirrored)
         return self._answers(output, frames, objects)
+
+    def _ask(self, squares: Sequence[Image.Image], asked: Sequence[tuple[str, str, dict[str, str]]]) -> PoseHeadOutput:
+        """Return the poses of answers to questions, one a picture, read where `<pose6D>` is predicted."""
+        prefixes = [
+            self._prefix(question, answer, square, **words)
+            for square, (question, answer, words) in zip(squares, asked, strict=True)
+        ]
+        inputs = self._pictures(squares)
+        length = max(map(len, prefixes))
+        shape = (len(prefixes), length)
+        ids = torch.full(shape, self._processor.tokenizer.pad_token_id, device=self._device)
+        attended, last = torch.zeros_like(ids), torch.zeros(shape, dtype=torch.bool, device=self._device)
+        for row, prefix in enumerate(prefixes):
+            ids[row, : len(prefix)] = torch.from_numpy(prefix)
+            attended[row, : len(prefix)] = 1
+            last[row, len(prefix) - 1] = True
+        return self._model.read_poses(*self._model.predicting(ids, attended, last, **inputs))
+
+    def _with_mirrored(self, output: PoseHeadOutput, rows: list[int], mirrored: PoseHeadOutput) -> PoseHeadOutput:
+        """Return answers with those of some rows as the means of the picture's and its mirror image's."""
+        both = torch.ones(len(rows), dtype=torch.bool, device=self._device)
+        mean = self._model.pose_head.with_mirror_images(output.of(rows), mirrored, both)
+        return output.replaced(rows, mean)
 
     @torch.inference_mode()
     def classify(
@@ -239,52 +257,60 @@ class PosePredictor:
         if len(set(candidates.values())) < len(candidates):
             twice = sorted(candidates.values(), key=list(candidates.values()).count)[-1]
             raise InputError(f"two categories to choose from are both called {twice!r}; leave one of them out")
-        frames, pixels = self._see(images, viewports)
-        trie = AnswerTrie(
-            [self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, an_object=name) for name in candidates.values()]
-        )
-        names, rows = list(candidates), torch.arange(len(images), device=self._device)
-        scores, states, seen = self._score_trie(trie, self._model.model.extract_patches(pixels))
-        of_mirror = None
+        frames, squares = self._squares(images, viewports)
+        names = list(candidates)
+        scores, states, seen = self._scored(squares, list(candidates.values()))
+        mirrored = None
         if flip is not None:
-            of_mirror = self._score_trie(trie, self._model.model.extract_patches(pixels.flip(-1)))
-            scores = (scores + of_mirror[0]) / 2
+            mirrored = self._scored([ImageOps.mirror(square) for square in squares], list(candidates.values()))
+            scores = (scores + mirrored[0]) / 2
         probabilities = scores.softmax(-1)
         best = scores.argmax(-1)
+        rows = torch.arange(len(images), device=self._device)
         output = self._model.read_poses(states[rows, best], seen)
-        if of_mirror is not None and flip is not None:
-            both = torch.tensor([names[i] in flip for i in best.tolist()], device=self._device)
-            _, states, seen = of_mirror
-            mirrored = self._model.read_poses(states[rows, best], seen)
-            output = self._model.pose_head.with_mirror_images(output, mirrored, both)
+        both = [row for row, index in enumerate(best.tolist()) if mirrored is not None and names[index] in (flip or ())]
+        if mirrored is not None and both:
+            chosen = torch.tensor(both, device=self._device)
+            of_mirror = self._model.read_poses(
+                mirrored[1][chosen, best[chosen]], None if mirrored[2] is None else mirrored[2].of(chosen)
+            )
+            output = self._with_mirrored(output, both, of_mirror)
         answers = self._answers(output, frames, [names[i] for i in best.tolist()])
         return [
             replace(answer, probabilities=dict(zip(names, row, strict=True)))
             for answer, row in zip(answers, probabilities.tolist(), strict=True)
         ]
 
-    def _score_trie(self, trie: AnswerTrie, patches: Tensor) -> tuple[Tensor, Tensor, ImageTokens | None]:
-        """(batch, candidates) log probabilities, the states (batch, candidates, hidden) that predict the pose, and what the
-        head sees of the pictures.
+    def _scored(self, squares: Sequence[Image.Image], candidates: Sequence[str]) -> Scores:
+        """Return (batch, candidates) log probabilities, the states (batch, candidates, hidden) that predict the pose, and
+        what the head sees of the pictures. Pictures with as many tokens are scored together.
         """
-        batch = patches.shape[0]
-        ids = torch.as_tensor(trie.input_ids, device=self._device).expand(batch, -1)
-        embeddings = self._model.embed_inputs(ids, image_patches=patches)
-        mask = torch.zeros(trie.visible.shape, dtype=embeddings.dtype, device=self._device)
-        mask.masked_fill_(~torch.as_tensor(trie.visible, device=self._device), torch.finfo(embeddings.dtype).min)
-        states = self._model.model.language_model(
-            inputs_embeds=embeddings,
-            attention_mask=mask.expand(batch, 1, -1, -1),
-            position_ids=torch.as_tensor(trie.position_ids, device=self._device).expand(batch, -1),
-            use_cache=False,
-        ).last_hidden_state
-        log_probabilities = self._model.next_token_logits(states[:, trie.scored]).float().log_softmax(-1)
-        parents, tokens = (
-            torch.as_tensor(x, device=self._device) for x in trie.transitions(self._processor.pose_token_id)
-        )
-        steps = log_probabilities[:, parents, tokens]
-        member = torch.as_tensor(trie.membership, dtype=steps.dtype, device=self._device)
-        return steps @ member.T, states[:, trie.leaves], self._model.image_tokens(embeddings, ids, patches)
+        if self._scores is tree_scores and self._processor.expanded_image is not None:
+            answers = self._joint_answers(squares[0], candidates)
+            trie = AnswerTrie(answers)
+            rows = max(1, _MOST_LOGITS // (len(trie.scored) * self._model.config.get_text_config().vocab_size))
+            batches = [squares[start : start + rows] for start in range(0, len(squares), rows)]
+            parts = [self._scores_of(trie, answers, batch) for batch in batches]
+        else:
+            parts = []
+            for square in squares:
+                answers = self._joint_answers(square, candidates)
+                parts.append(self._scores_of(AnswerTrie(answers), answers, [square]))
+        seen = None if parts[0][2] is None else ImageTokens.joined([cast(ImageTokens, part[2]) for part in parts])
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), seen
+
+    def _scores_of(self, trie: AnswerTrie, answers: list[np.ndarray], squares: Sequence[Image.Image]) -> Scores:
+        inputs = self._pictures(squares)
+        return self._scores(self._model, trie, answers, self._processor.pose_token_id, inputs, len(squares))
+
+    def _joint_answers(self, square: Image.Image, candidates: Sequence[str]) -> list[np.ndarray]:
+        return [self._prefix(JOINT_QUESTIONS[0], JOINT_ANSWER, square, an_object=name) for name in candidates]
+
+    @cached_property
+    def _scores(self) -> Any:
+        """The way in which this backbone scores answers."""
+        answers = self._joint_answers(PROBED, ["a car", "a pair of scissors", "an armchair"])
+        return best_scores(self._model, self._processor, answers)
 
     @torch.inference_mode()
     def chat(
@@ -310,64 +336,64 @@ class PosePredictor:
         """
         if not messages or messages[-1].get("role") != "user":
             raise InputError("the last message of a chat must be a question (role 'user')")
-        frames, patches = None, None
-        if image is not None:
-            frames, pixels = self._see([image], None if viewport is None else [viewport])
-            patches = self._model.model.extract_patches(pixels)
+        frames, squares = (
+            self._squares([image], None if viewport is None else [viewport]) if image is not None else ([], [])
+        )
         turns = [{"role": message["role"], "content": message["content"]} for message in messages]
         if image is not None and not any(IMAGE_TOKEN in turn["content"] for turn in turns):
             first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
             turns[first]["content"] = f"{IMAGE_TOKEN}\n{turns[first]['content']}"
-        ids, at_input_pose = self._encode_prompt(turns)
+        chat = self._processor.encode_chat(turns, squares[0] if squares else None, add_generation_prompt=True)
+        ids = torch.from_numpy(chat.input_ids)[None].to(self._device)
         self._require_room(ids.shape[1], max_new_tokens)
+        at_input_pose = (chat.input_ids == self._processor.pose_token_id) & (chat.labels == IGNORE_INDEX)
         input_poses = self._input_poses(messages, frames[0] if frames else None)
         if int(at_input_pose.sum()) != len(input_poses):
             raise InputError(f"{int(at_input_pose.sum())} {POSE_TOKEN} in the questions, but {len(input_poses)} poses")
-        embeddings = self._model.embed_inputs(
-            ids, image_patches=patches, input_poses=input_poses, input_pose_mask=at_input_pose
-        )
-        generated = self._model.generate(
-            inputs_embeds=embeddings,
-            attention_mask=torch.ones_like(ids),
+        generated = self._model.answer(
+            ids,
+            input_poses=input_poses,
+            input_pose_mask=torch.from_numpy(at_input_pose)[None].to(self._device),
+            inputs={name: value.to(self._device) for name, value in chat.pictures.items()},
             max_new_tokens=max_new_tokens,
             max_time=max_seconds,
             do_sample=False,
             use_cache=True,
             pad_token_id=self._processor.tokenizer.pad_token_id,
-            suppress_tokens=[self._processor.image_token_id],  # an answer is text: the next turn would want a picture
-            output_hidden_states=True,
-            return_dict_in_generate=True,
+            # an answer is text: the next turn would want a picture
+            suppress_tokens=sorted({self._model.pose_config.image_token_id, self._image_token_id}),
         )
-        tokens = generated.sequences[0].tolist()
-        states = [
-            generated.hidden_states[step][-1][0, -1]
-            for step, token in enumerate(tokens)
-            if token == self._processor.pose_token_id
-        ]
+        tokens = generated.tokens[0].tolist()
+        at_pose = [step for step, token in enumerate(tokens) if token == self._processor.pose_token_id]
         stops = self._stop_ids()
         complete = bool(tokens) and tokens[-1] in stops
         ending: dict[str, Any] = {"complete": complete, "took_too_long": not complete and len(tokens) < max_new_tokens}
         hidden = set(self._processor.tokenizer.all_special_ids) | stops
         hidden.discard(self._processor.pose_token_id)
-        text = space_poses(self._processor.tokenizer.decode([token for token in tokens if token not in hidden])).strip()
-        if not states:
+        said = self._processor.tokenizer.decode([token for token in tokens if token not in hidden])
+        text = space_poses(cast(str, said)).strip()
+        if not at_pose:
             return ChatAnswer(text, **ending)
         frame = frames[0] if frames else _NO_PICTURE
-        rows = torch.zeros(len(states), dtype=torch.long, device=self._device)
-        seen = self._model.image_tokens(embeddings, ids, patches)
-        output = self._model.read_poses(torch.stack(states), seen, rows)
-        answers = self._answers(output, [frame] * len(states), [""] * len(states))
+        rows = torch.zeros(len(at_pose), dtype=torch.long, device=self._device)
+        output = self._model.read_poses(generated.states[0, at_pose], generated.image_tokens, rows)
+        answers = self._answers(output, [frame] * len(at_pose), [""] * len(at_pose))
         return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], **ending)
 
     def _stop_ids(self) -> set[int]:
-        configured = self._model.generation_config.eos_token_id
+        configured = getattr(self._model.vlm.generation_config, "eos_token_id", None)
         configured = configured if isinstance(configured, list) else [configured]
         return {token for token in (self._processor.tokenizer.eos_token_id, *configured) if isinstance(token, int)}
 
     @property
     def _room(self) -> int | None:
         """Tokens that the language model can take."""
-        return getattr(self._model.config.text_config, "max_position_embeddings", None)
+        return self._model.positions
+
+    @property
+    def _image_token_id(self) -> int:
+        """The id of the token that stands for a picture in a text, which need not be that of an image token."""
+        return cast(int, self._processor.tokenizer.convert_tokens_to_ids(self._processor.image_token))
 
     def _require_room(self, prompt: int, answer: int) -> None:
         if self._room is not None and prompt + answer > self._room:
@@ -375,28 +401,6 @@ class PosePredictor:
                 f"the chat has {prompt} tokens, which with {answer} for the answer are more than the model's {self._room}: "
                 "start a new chat, or ask for shorter answers"
             )
-
-    def _encode_prompt(self, turns: list[dict[str, str]]) -> tuple[Tensor, Tensor]:
-        text = self._processor.render(turns, add_generation_prompt=True)
-        encoding = self._processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.asarray(encoding["input_ids"], dtype=np.int64)
-        answer_spans = self._processor.answer_spans(turns, text)
-        in_answer = np.array(
-            # <pose6D> holds the space before it, which may be the last character of the prompt
-            [any(start < b and end > a for a, b in answer_spans) for start, end in encoding["offset_mapping"]],
-            dtype=bool,
-        )
-        at_input_pose = (ids == self._processor.pose_token_id) & ~in_answer
-        repeats = np.where(
-            ids == self._processor.image_token_id,
-            self._processor.count_image_tokens(*self._processor.image_size),
-            1,
-        )
-        ids, at_input_pose = np.repeat(ids, repeats), np.repeat(at_input_pose, repeats)
-        return (
-            torch.from_numpy(ids)[None].to(self._device),
-            torch.from_numpy(at_input_pose)[None].to(self._device),
-        )
 
     def _input_poses(self, messages: Sequence[Mapping[str, Any]], frame: _Frame | None) -> Tensor:
         frame = frame or _NO_PICTURE
@@ -408,25 +412,31 @@ class PosePredictor:
         ]
         return torch.tensor(rows, dtype=torch.float32, device=self._device).reshape(-1, 6)
 
-    def _see(self, images: Sequence[Image.Image], viewports: Sequence[float] | None) -> tuple[list[_Frame], Tensor]:
-        """How each picture became a square, and the squares as the tower takes them."""
+    def _squares(
+        self, images: Sequence[Image.Image], viewports: Sequence[float] | None
+    ) -> tuple[list[_Frame], list[Image.Image]]:
+        """How each picture became a square, and the squares."""
         frames, squares = [], []
         for index, image in enumerate(images):
             square, scale, left, top = square_picture(image)
             viewport = assumed_viewport(image) if viewports is None else float(viewports[index])
             frames.append(_Frame(scale, left, top, square.width, viewport * scale))
             squares.append(square)
-        pixels = self._processor.image_processor(squares, return_tensors="pt")["pixel_values"]
-        dtype = next(self._model.model.vision_tower.parameters()).dtype
-        return frames, pixels.to(device=self._device, dtype=dtype)
+        return frames, squares
 
-    def _prefix(self, question: str, answer: str, **words: str) -> np.ndarray:
+    def _pictures(self, squares: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """What the backbone is given of pictures."""
+        inputs = joined_pictures([self._processor.picture_inputs(square) for square in squares])
+        return {name: value.to(self._device) for name, value in inputs.items()}
+
+    def _prefix(self, question: str, answer: str, square: Image.Image, **words: str) -> np.ndarray:
         """Token ids of question and answer up to the state that predicts `<pose6D>`, as training saw them."""
         chat = self._processor.encode_chat(
             [
                 {"role": "user", "content": f"{IMAGE_TOKEN}\n{question.format(**words)}"},
                 {"role": "assistant", "content": answer.format(pose=POSE_TOKEN, **words)},
-            ]
+            ],
+            square if self._processor.expanded_image is None else None,
         )
         length = int(np.flatnonzero(chat.labels == self._processor.pose_token_id)[0])
         if self._room is not None and length > self._room:

@@ -1,76 +1,95 @@
-"""Configuration of LLaVA-pose: LLaVA's, and what the pose head and the losses need."""
+"""Configuration of the pose parts, which stands as pose_config.json beside a backbone's own files."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from huggingface_hub.dataclasses import strict
-from transformers import LlavaConfig
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import read_json_object
 from llava_pose.pose.rotation_names import DEFAULT_ROTATION, ROTATION_NAMES
+from llava_pose.utils.config import check_fields, fill_config
+from llava_pose.utils.files import write_json
+
+POSE_CONFIG = "pose_config.json"
+_Size = Annotated[int, Field(gt=0, le=2**20)]
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def fits_attention_heads(heads: int, width: int) -> bool:
-    """Whether a pose head of that width can have so many attention heads: 0 for none, or a divisor of it."""
+    """Return whether a pose head of that width can have so many attention heads: 0 for none, or a divisor of it."""
     return heads == 0 or (heads > 0 and width % heads == 0)
 
 
-@strict
-class LlavaPoseConfig(LlavaConfig):
-    """LLaVA's configuration with a pose head.
+@dataclass(kw_only=True)
+class LlavaPoseConfig:
+    """What the pose parts are made for, and how they learn.
 
     Attributes:
-        pose_token_id: id of `<pose6D>`.
+        pose_token_id, image_token_id: the ids of `<pose6D>` and of an image token in the backbone's vocabulary.
+        hidden_size: numbers of a state that the output layer takes.
+        embedding_size: numbers of a token's embedding, which image tokens have as well.
+        pooled_size: numbers of a patch before the backbone's connector, or of an image token where there is none.
+        image_places: places of image tokens that the head tells apart; a picture with more tokens begins anew.
+        connector: the name in the backbone's base of the module that makes image tokens of patches; None where it has none
+            through which patches could be handed in from a cache.
+        listed_tokens: whether the backbone takes image tokens as a list, one entry a picture, and not as one tensor.
+        base_states: whether the last hidden states of the backbone's base are what its output layer is given.
         rotation: the rotation representation of the head, a name of ``llava_pose.model.rotation``.
         pose_head_hidden_size: width of the head's hidden layer.
-        pose_head_attention_heads: of the head's own attention to the image tokens; 0: it does not look at them.
-        pose_head_pooled_features: the head reads the mean of the tower's features, too, as a pose classifier does.
-        vision_merge: m x m neighbouring patches become one image token (1: LLaVA's own projector).
-        vision_feature_size: channels of one patch before the merge; None: the tower's hidden size for each feature layer.
-        projector_norm: a LayerNorm on the patches before the projector (LLaVA has none).
-        text_loss_weight, rotation_loss_weight, location_loss_weight, confidence_loss_weight: of the training loss.
+        pose_head_attention_heads: heads of the pose head's own attention to the image tokens; 0: it does not look at them.
+        pose_head_pooled_features: whether the head reads the mean of the patches, too, as a pose classifier does.
+        text_loss_weight, rotation_loss_weight, location_loss_weight, confidence_loss_weight: weights of the training loss.
         confidence_threshold: the head's confidence is the probability that its error is under this, radians.
     """
 
-    model_type = "llava_pose"
-
-    if TYPE_CHECKING:  # no dict and not None any more once it is made, and of a kind with sizes
-        text_config: Any
-        vision_config: Any
-
-    pose_token_id: int | None = None
-    rotation: str = DEFAULT_ROTATION
-    pose_head_hidden_size: int = 512
-    pose_head_attention_heads: int = 0
+    pose_token_id: NonNegativeInt
+    image_token_id: NonNegativeInt
+    hidden_size: _Size
+    embedding_size: _Size
+    pooled_size: _Size
+    image_places: Annotated[int, Field(gt=0, le=2**16)] = 1
+    connector: str | None = None
+    listed_tokens: bool = True
+    base_states: bool = False
+    rotation: Literal[ROTATION_NAMES] = DEFAULT_ROTATION  # type: ignore[valid-type]
+    pose_head_hidden_size: PositiveInt = 512
+    pose_head_attention_heads: NonNegativeInt = 0
     pose_head_pooled_features: bool = False
-    vision_merge: int = 1
-    vision_feature_size: int | None = None
-    projector_norm: bool = False
-    text_loss_weight: float = 1.0
-    rotation_loss_weight: float = 1.0
-    location_loss_weight: float = 1.0
-    confidence_loss_weight: float = 0.1
-    confidence_threshold: float = 0.5235987755982988
+    text_loss_weight: _Weight = 1.0
+    rotation_loss_weight: _Weight = 1.0
+    location_loss_weight: _Weight = 1.0
+    confidence_loss_weight: _Weight = 0.1
+    confidence_threshold: Annotated[float, Field(gt=0, le=math.pi)] = math.radians(30)
 
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        if self.rotation not in ROTATION_NAMES:
-            raise ValueError(f"unknown rotation representation {self.rotation!r}; known: {', '.join(ROTATION_NAMES)}")
-        heads = self.pose_head_attention_heads
-        if not fits_attention_heads(heads, self.pose_head_hidden_size):
-            raise ValueError(
-                f"pose_head_attention_heads {heads}: must be 0 or divide pose_head_hidden_size {self.pose_head_hidden_size}"
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not fits_attention_heads(self.pose_head_attention_heads, self.pose_head_hidden_size):
+            raise InputError(
+                f"pose_head_attention_heads {self.pose_head_attention_heads}: must be 0 or divide pose_head_hidden_size "
+                f"{self.pose_head_hidden_size}"
             )
-        if self.vision_merge < 1:
-            raise ValueError(f"vision_merge must be at least 1, not {self.vision_merge}")
 
-    @property
-    def patch_channels(self) -> int:
-        """Channels of one patch as the tower gives it, before the merge."""
-        if self.vision_feature_size is not None:
-            return self.vision_feature_size
-        layers = 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
-        return self.vision_config.hidden_size * layers
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write pose_config.json."""
+        write_json(Path(folder) / POSE_CONFIG, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> LlavaPoseConfig:
+        """Read pose_config.json.
+
+        Raises:
+            InputError: it is not there, or a field of it is not known, missing or out of its bounds.
+        """
+        file = Path(folder) / POSE_CONFIG
+        values: dict[str, Any] = read_json_object(file)
+        return fill_config(cls, values, source=str(file))
 
 
-__all__ = ["LlavaPoseConfig"]
+__all__ = ["POSE_CONFIG", "LlavaPoseConfig", "fits_attention_heads"]

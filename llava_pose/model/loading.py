@@ -3,127 +3,43 @@
 from __future__ import annotations
 
 import os
-import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL import Image
-from torch import nn
-from transformers import AutoImageProcessor
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import cached_file
 
-from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
+from llava_pose.compact import CompactLlavaConfig
 from llava_pose.errors import InputError
+from llava_pose.model.adapter_config import base_of, read_adapter_config
 from llava_pose.model.checkpoint_files import (
     ADAPTER_CONFIG,
     CONFIG_FILE,
-    NO_CODE,
     SAFE,
     building,
     loading,
     read_config,
-    read_json_object,
     require_finite,
     stored_shapes,
 )
-from llava_pose.model.configuration import LlavaPoseConfig
-from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
-from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor
+from llava_pose.model.configuration import POSE_CONFIG, LlavaPoseConfig
+from llava_pose.model.modeling import (
+    POSE_PARTS,
+    POSE_WEIGHTS,
+    LlavaPoseForConditionalGeneration,
+    pose_parts,
+    pose_state,
+)
+from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.model.processors import picture_to_try
 from llava_pose.model.trial import on_meta, try_apart
 from llava_pose.utils.files import is_regular, shortened
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-MAX_INPUT_SIDE = 4096  # pixels of a tower's input
-MAX_IMAGE_TOKENS = 65536
-MAX_GROWTH = 100  # tokens that a tokenizer makes of a letter, or letters that it makes of the tokens of one
-# all that llava-pose train sets of a LoRA, and what changes its arithmetic and no more; the rest must be as PEFT has it
-_LORA_FIELDS = frozenset(
-    (
-        *("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "task_type", "inference_mode"),
-        *("base_model_name_or_path", "revision", "peft_version", "use_rslora", "use_dora"),
-    )
-)
-
-
-def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
-    """The processor of a base or checkpoint (folder or hub id), tried on a picture and a question.
-
-    Raises:
-        InputError: there is none, its sizes are out of bounds, or its chat template is not one of llava-pose assemble's.
-    """
-    try_apart(path, "tokenizer.json and processor_config.json", lambda: _processor(path))
-    return _processor(path)
-
-
-def _processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
-    with loading(f"{path}: no LLaVA-pose processor there"):
-        processor = LlavaPoseProcessor.from_pretrained(path, **NO_CODE)
-    # a template is a program: one that is not known may never end
-    if processor.chat_template not in CHAT_TEMPLATES.values():
-        raise InputError(
-            f"{path}: chat_template.jinja is not one of llava-pose assemble's ({', '.join(CHAT_TEMPLATES)}); copy that of "
-            "the base that the checkpoint was trained on"
-        )
-    with loading(f"{path}: the processor cannot be used; take its files from the base again"):
-        _try(processor)
-    return processor
-
-
-def _try(processor: LlavaPoseProcessor) -> None:
-    for name, least in (("patch_size", 1), ("vision_merge", 1), ("num_additional_image_tokens", 0)):
-        number = getattr(processor, name)
-        if not isinstance(number, int) or not least <= number <= MAX_INPUT_SIDE:
-            raise ValueError(f"{name} is {shortened(str(number))}")
-    if not all(0 < side <= MAX_INPUT_SIDE for side in processor.image_size):
-        raise ValueError(f"the size of a picture is {processor.image_size}, not between 1 and {MAX_INPUT_SIDE} pixels")
-    if not 0 < processor.count_image_tokens(*processor.image_size) <= MAX_IMAGE_TOKENS:
-        raise ValueError("the size of a picture, patch_size and vision_merge do not fit each other")
-    pixels = processor.image_processor([picture_to_try()], return_tensors="pt")["pixel_values"]
-    if pixels.shape != (1, 3, *processor.image_size) or not torch.isfinite(pixels).all():
-        raise ValueError(
-            f"the image processor makes {tuple(pixels.shape)} numbers of a picture, or some that are not finite"
-        )
-    words = {"object": "object", "pose": POSE_TOKEN}
-    processor.encode_chat(
-        [
-            {"role": "user", "content": f"{IMAGE_TOKEN}\n{POSE_QUESTIONS[0].format(**words)}"},
-            {"role": "assistant", "content": POSE_ANSWER.format(**words)},
-        ]
-    )
-    try_text(processor.tokenizer)
-
-
-def try_text(tokenizer: Any) -> None:
-    """Tokenise a text of every plain letter and sign, and turn the tokens into text again.
-
-    Raises:
-        ValueError: they become far more tokens, or far more text, than they are.
-    """
-    letters = f"{string.ascii_letters} {string.digits} {string.punctuation}"
-    ids = tokenizer(letters, add_special_tokens=True)["input_ids"]
-    text = tokenizer.decode(ids)
-    if max(len(ids), len(text)) > MAX_GROWTH * len(letters):
-        raise ValueError(f"it makes {len(ids)} tokens of {len(letters)} letters, and {len(text)} letters of these")
-
-
-def load_image_processor(path: str | os.PathLike[str]) -> Any:
-    """The image processor of a vision model, tried on a picture.
-
-    Raises:
-        InputError: it makes nothing of the picture, or takes more memory or time for it than any does.
-    """
-
-    def attempt() -> None:
-        with loading(f"{path}: its image processor cannot be used"):
-            AutoImageProcessor.from_pretrained(path, **NO_CODE)([picture_to_try()], return_tensors="pt")
-
-    try_apart(path, "preprocessor_config.json", attempt)
-    return AutoImageProcessor.from_pretrained(path, **NO_CODE)
-
-
-def picture_to_try() -> Image.Image:
-    """A small picture of one colour."""
-    return Image.new("RGB", (8, 8), (90, 120, 150))
+_BEFORE = "llava_pose"  # the model_type of checkpoints from before there were backbones
 
 
 def load_model(
@@ -133,7 +49,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
     **kwargs: Any,
-) -> nn.Module:
+) -> LlavaPoseForConditionalGeneration:
     """A LLaVA-pose model in evaluation mode: a full checkpoint, or an adapter on its base.
 
     A folder is an adapter if and only if it holds adapter_config.json; its name plays no part.
@@ -166,42 +82,163 @@ def load_full(
     Raises:
         InputError: it cannot be read, or weights are missing, left over, of another shape or not finite.
     """
-    try_apart(path, CONFIG_FILE, lambda: _built(path))
-    _require_ours(path)
-    with loading(f"{path}: cannot load the model"), building(path):
+
+    def attempt() -> None:
+        _require_pose_folder(path)
+        built(path)
+
+    try_apart(path, CONFIG_FILE, attempt)
+    folder = _require_pose_folder(path)
+    return _with_pose_parts(_load_backbone(path, os.fspath(path), dtype, kwargs), folder, dtype)
+
+
+def _require_pose_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder with the files of the pose parts; a hub id's are fetched."""
+    found = read_config(path)["model_type"]
+    if found == _BEFORE:
+        raise InputError(
+            f"{path}: a checkpoint of an older LLaVA-pose, whose backbone was no model of its own; make its base again with "
+            "llava-pose assemble, and train on that"
+        )
+    folder = Path(path)
+    if not folder.is_dir():
+        names = (POSE_CONFIG, POSE_WEIGHTS)
+        files = [cached_file(os.fspath(path), name, _raise_exceptions_for_missing_entries=False) for name in names]
+        folder = Path(str(files[0])).parent if all(files) else folder
+    if not (folder / POSE_CONFIG).exists():
+        raise InputError(
+            f"{path}: a {found} model without pose parts, for {POSE_CONFIG} is not in it; give a checkpoint of llava-pose "
+            "train, or make a base with llava-pose assemble"
+        )
+    return folder
+
+
+def load_backbone(
+    path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto", named: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """An image-text-to-text model of transformers, whole.
+
+    Args:
+        named: what a message calls it, if not by its path.
+
+    Raises:
+        InputError: it cannot be read, or weights are missing, left over, of another shape or not finite.
+    """
+    named = named or os.fspath(path)
+    with loading(f"{named}: cannot be loaded"):
+        try_apart(path, CONFIG_FILE, lambda: built(path))
+    return _load_backbone(path, named, dtype, kwargs)
+
+
+def _load_backbone(
+    path: str | os.PathLike[str], named: str, dtype: torch.dtype | str, kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    with loading(f"{named}: cannot be loaded"), building(path):
+        _require_models(path)
         # mismatched sizes are "ignored" so that they are listed, and refused by name below
-        loaded: Any = LlavaPoseForConditionalGeneration.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE, **kwargs
         )
     model, info = loaded
-    require_complete(info, path)
-    require_finite(model, path)
-    _require_layers(model.config, path)
+    require_complete(info, named)
+    require_finite(model, named)
+    if isinstance(model.config, CompactLlavaConfig):
+        _require_layers(model.config, path)
     return model
 
 
-def _built(path: str | os.PathLike[str]) -> nn.Module:
-    """The model without its weights."""
-    _require_ours(path)
-    return on_meta(path, LlavaPoseForConditionalGeneration)
+def built(path: str | os.PathLike[str]) -> PreTrainedModel:
+    """An image-text-to-text model without its weights. For :func:`llava_pose.model.trial.try_apart`.
+
+    Raises:
+        InputError: its config is none of such a model's.
+    """
+    _require_models(path)
+    return on_meta(path, AutoModelForImageTextToText)
 
 
-def _require_ours(path: str | os.PathLike[str]) -> None:
-    # not by AutoConfig, which knows the types of other systems only where their modules have been imported
+def _require_models(path: str | os.PathLike[str]) -> None:
+    """Refuse a config without the models that it is made of, or with itself in their place, which has no end."""
     values = read_config(path)
     found = values["model_type"]
-    if found != LlavaPoseConfig.model_type:  # transformers would build a model of its default size, of billions
-        raise InputError(
-            f"{path}: a {found} model, not a llava_pose one; give a checkpoint of llava-pose train, or make "
-            "a base with llava-pose assemble"
-        )
     for part in ("text_config", "vision_config"):
+        if part not in values and found != CompactLlavaConfig.model_type:
+            continue
         kind = values[part].get("model_type") if isinstance(values.get(part), dict) else None
-        if not isinstance(kind, str) or kind == found:  # one within the other would have no end
+        if not isinstance(kind, str) or kind == found:
             raise InputError(f"{path}: {CONFIG_FILE} has no {part} with a model_type; take it from the base again")
 
 
-def _require_layers(config: LlavaPoseConfig, path: str | os.PathLike[str]) -> None:
+def _with_pose_parts(
+    backbone: PreTrainedModel, folder: Path, dtype: torch.dtype | str
+) -> LlavaPoseForConditionalGeneration:
+    """A backbone with the pose parts of a folder, strictly."""
+    config = LlavaPoseConfig.load(folder)
+    rows, size = embedding_shape(backbone)
+    file = folder / POSE_CONFIG
+    for name in ("pose_token_id", "image_token_id"):
+        if getattr(config, name) >= rows:
+            raise InputError(f"{file}: {name} is {getattr(config, name)}, and the vocabulary has {rows} rows")
+    if config.embedding_size != size:
+        raise InputError(f"{file}: embedding_size is {config.embedding_size}, and the backbone's is {size}")
+    names = {name for name, _ in backbone.base_model.named_modules()}
+    if config.connector is not None and config.connector not in names:
+        raise InputError(f"{file}: connector {shortened(config.connector)} is no module of the backbone")
+    with torch.device("meta"), loading(f"{file}: cannot be used"):  # no size is more than the weights beside it fill
+        wanted = {name: tuple(weight.shape) for name, weight in pose_parts(config).state_dict().items()}
+    weights = folder / POSE_WEIGHTS
+    if not is_regular(weights):
+        raise InputError(f"{weights}: no such file; the checkpoint is incomplete")
+    require_complete(_differences(wanted, stored_shapes(weights)), weights)
+    model = LlavaPoseForConditionalGeneration(backbone, config)
+    with loading(f"{weights}: cannot be loaded"):
+        state = load_file(weights)
+    _set_pose_parts(model, state, weights, dtype)
+    return model
+
+
+def _set_pose_parts(
+    model: LlavaPoseForConditionalGeneration, state: dict[str, torch.Tensor], file: Path, dtype: torch.dtype | str
+) -> None:
+    for name in POSE_PARTS:
+        part = getattr(model, name)
+        part.load_state_dict({k.partition(".")[2]: v for k, v in state.items() if k.partition(".")[0] == name})
+        stored = next(weight.dtype for key, weight in state.items() if key.startswith(f"{name}."))
+        part.to(stored if isinstance(dtype, str) else dtype)
+        require_finite(part, file)
+
+
+def _differences(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What :func:`require_complete` takes, of names and shapes."""
+    return {
+        "missing_keys": wanted.keys() - stored.keys(),
+        "unexpected_keys": stored.keys() - wanted.keys(),
+        "mismatched_keys": [
+            (key, stored[key], shape) for key, shape in wanted.items() if stored.get(key, shape) != shape
+        ],
+    }
+
+
+def load_weights(model: LlavaPoseForConditionalGeneration, folder: Path) -> None:
+    """Put the weights of a checkpoint into a model that is built already, as a run that goes on does.
+
+    Raises:
+        InputError: they are not those of this model.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        model.load_state_dict(load_full(folder, dtype=torch.float32).state_dict())
+        return
+    from peft import set_peft_model_state_dict
+
+    _require_adapter_weights(model, folder / ADAPTER_WEIGHTS, "")
+    set_peft_model_state_dict(model.backbone, load_file(folder / ADAPTER_WEIGHTS))
+    state = load_file(folder / POSE_WEIGHTS)
+    wanted = {name: tuple(weight.shape) for name, weight in pose_state(model.state_dict()).items()}
+    require_complete(_differences(wanted, {k: tuple(v.shape) for k, v in state.items()}), folder / POSE_WEIGHTS)
+    model.load_state_dict({**model.state_dict(), **state})
+
+
+def _require_layers(config: CompactLlavaConfig, path: str | os.PathLike[str]) -> None:
     """Refuse what the first question would ask for in vain: feature layers that the tower has not, and a language model whose
     config leads on to another's.
     """
@@ -257,57 +294,10 @@ def require_model_type(folder: str | os.PathLike[str], model_type: str, remedy: 
         raise InputError(f"{folder}: a {kind} model, not a {wanted}; {remedy}")
 
 
-def read_adapter_config(folder: Path) -> Any:
-    """PEFT's config of a LoRA of llava-pose train.
-
-    Raises:
-        InputError: it cannot be read, or is of another kind of adapter.
-    """
-    from peft import LoraConfig
-
-    file = folder / ADAPTER_CONFIG
-    values = read_json_object(file)
-    if values.get("peft_type") != "LORA":
-        raise InputError(
-            f"{file}: an adapter of the kind {shortened(str(values.get('peft_type')))}, not a LoRA of llava-pose train"
-        )
-    with loading(f"{file}: cannot be read"):
-        config, usual = LoraConfig.from_pretrained(str(folder), inference_mode=True), LoraConfig()
-    for name, value in vars(config).items():
-        if name not in _LORA_FIELDS and value != getattr(usual, name, value):
-            raise InputError(
-                f"{file}: {name} is {shortened(str(value))}, which llava-pose train does not write; take it out"
-            )
-    targets = config.target_modules
-    # a regular expression of one choice and one repetition takes no time; with more of them it may never end
-    simple = isinstance(targets, str) and targets.count("(") <= 1 and sum(map(targets.count, "+*{")) <= 1
-    if not simple and not (isinstance(targets, set) and all(isinstance(name, str) for name in targets)):
-        raise InputError(f"{file}: target_modules is {shortened(str(targets))}, which llava-pose train does not write")
-    for name, least in (("r", 1), ("lora_alpha", 0), ("lora_dropout", 0)):
-        number = getattr(config, name)
-        if not isinstance(number, int | float) or not least <= number < float("inf"):
-            raise InputError(f"{file}: {name} is {shortened(str(number))}, not a number from {least} on")
-    if not isinstance(config.base_model_name_or_path, str | None):
-        raise InputError(f"{file}: base_model_name_or_path is no text; say where the base is with --base")
-    return config
-
-
-def base_of(folder: Path, config: Any, base: str | os.PathLike[str] | None) -> str:
-    """The base of an adapter: what is given, or what its config names.
-
-    Raises:
-        InputError: it is not there.
-    """
-    base = base or config.base_model_name_or_path
-    if base is None or (Path(base).is_absolute() and not Path(base).is_dir()):
-        raise InputError(f"{folder}: the adapter's base {base} is not there; say where it is with --base")
-    return str(base)
-
-
 def _load_adapter(
     folder: Path, base: str | os.PathLike[str] | None, dtype: torch.dtype | str, kwargs: dict[str, Any]
-) -> nn.Module:
-    from peft import PeftModelForCausalLM, get_peft_model_state_dict
+) -> LlavaPoseForConditionalGeneration:
+    from peft import PeftModelForCausalLM
 
     try_apart(folder, ADAPTER_CONFIG, lambda: _adapt(folder, base))
     config = read_adapter_config(folder)
@@ -315,28 +305,20 @@ def _load_adapter(
     weights = folder / ADAPTER_WEIGHTS
     if not is_regular(weights):
         raise InputError(f"{weights}: no such file; the checkpoint is incomplete")
-    stored = stored_shapes(weights)
-    ranks = {shape[0] for key, shape in stored.items() if ".lora_A." in key}
+    ranks = {shape[0] for key, shape in stored_shapes(weights).items() if ".lora_A." in key}
     if ranks and ranks != {config.r}:  # before PEFT makes weights of that rank
         raise InputError(f"{folder / ADAPTER_CONFIG}: r is {config.r}, and the rank of the weights {max(ranks)}")
-    full = load_full(base, dtype=dtype, **kwargs)
+    if not (folder / POSE_CONFIG).exists():
+        raise InputError(
+            f"{folder}: an adapter without pose parts, for {POSE_CONFIG} is not in it; is it of llava-pose train?"
+        )
+    model = _with_pose_parts(load_backbone(base, dtype=dtype, **kwargs), folder, dtype)
     with loading(f"{folder}: the adapter does not fit its base {base}"):  # nothing is there of what it adapts, say
-        model = PeftModelForCausalLM(full, config)
-    # before loading: PEFT passes some of these by, and fails on others without a name
-    expected = {
-        key: tuple(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
-    info = {
-        "missing_keys": expected.keys() - stored.keys(),
-        "unexpected_keys": stored.keys() - expected.keys(),
-        "mismatched_keys": [
-            (key, stored[key], shape) for key, shape in expected.items() if stored.get(key, shape) != shape
-        ],
-    }
-    require_complete(info, f"{weights} on the base {base}")
+        model.backbone = PeftModelForCausalLM(model.vlm, config)
+    _require_adapter_weights(model, weights, f" on the base {base}")
     with loading(f"{weights}: cannot be loaded"):
-        model.load_adapter(folder, "default")
-    require_finite(model, weights, only=".default")
+        cast(Any, model.backbone).load_adapter(folder, "default")
+    require_finite(model.backbone, weights, only=".default")
     return model
 
 
@@ -347,51 +329,72 @@ def _adapt(folder: Path, base: str | os.PathLike[str] | None) -> None:
     config = read_adapter_config(folder)
     base = base_of(folder, config, base)
     if Path(base).is_dir():
-        PeftModelForCausalLM(cast(Any, _built(base)), config, low_cpu_mem_usage=True)
+        PeftModelForCausalLM(cast(Any, built(base)), config, low_cpu_mem_usage=True)
 
 
-def require_tower(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.PathLike[str]) -> None:
-    """Show a picture to the tower: what it gives must be as many image tokens as the processor puts into a chat.
+def _require_adapter_weights(model: LlavaPoseForConditionalGeneration, file: Path, where: str) -> None:
+    """Refuse an adapter's weights that PEFT would pass by, or fail on without a name."""
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
+    shapes = {key: tuple(value.shape) for key, value in wanted.items()}
+    require_complete(_differences(shapes, stored_shapes(file)), f"{file}{where}")
+
+
+def require_tower(
+    model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor, path: str | os.PathLike[str]
+) -> None:
+    """Show a picture to the tower: what it gives must be as many image tokens as the processor puts into a chat, and what the
+    pose head is made for.
 
     Raises:
-        InputError: it gives another number, or cannot look at it.
+        InputError: it gives other numbers, or cannot look at it.
     """
-    inner = unwrap_model(model)
-    pixels = processor.image_processor([picture_to_try()], return_tensors="pt")["pixel_values"]
+    picture, device = picture_to_try(), next(model.tower.parameters()).device
+    inputs = {name: value.to(device) for name, value in processor.picture_inputs(picture).items()}
     with (
         loading(f"{path}: its vision tower cannot be used; take {CONFIG_FILE} from the base again"),
         torch.no_grad(),
     ):
-        tower = inner.model.vision_tower
-        patches = inner.model.extract_patches(pixels.to(tower.device, tower.dtype), at_rest=True)
-        tokens = inner.model.multi_modal_projector(patches).shape[1]
-    wanted = processor.count_image_tokens(*processor.image_size)
+        pictures = model.see_at_rest(inputs)
+    tokens = len(pictures.tokens)
+    wanted = int((processor.image_ids(picture) == model.pose_config.image_token_id).sum())
     if tokens != wanted:
         raise InputError(
-            f"{path}: the tower makes {tokens} image tokens of a picture, and the processor counts {wanted} by its patch_size "
-            "and vision_merge; copy the processor's files from the base that the checkpoint was trained on"
+            f"{path}: the tower makes {tokens} image tokens of a picture, and the processor puts {wanted} into a chat; copy "
+            "the processor's files from the base that the checkpoint was trained on"
+        )
+    if pictures.pooled.shape[-1] != model.pose_config.pooled_size:
+        raise InputError(
+            f"{path}: pooled_size is {model.pose_config.pooled_size} in {POSE_CONFIG}, and a patch has "
+            f"{pictures.pooled.shape[-1]} numbers; take {POSE_CONFIG} from the base again"
         )
 
 
-def require_fit(model: nn.Module, processor: LlavaPoseProcessor, path: str | os.PathLike[str]) -> None:
+def require_fit(
+    model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor, path: str | os.PathLike[str]
+) -> None:
     """Refuse a processor of another model: its tokens would mean something else, or nothing.
 
     Raises:
-        InputError: their image or pose tokens are not the same, or not of the vocabulary.
+        InputError: their image or pose tokens are not the same.
     """
-    config = unwrap_model(model).config
-    for name in ("image_token_id", "pose_token_id"):
-        ours, theirs = getattr(config, name), getattr(processor, name)
-        if ours != theirs or not 0 <= theirs < config.text_config.vocab_size:
-            raise InputError(
-                f"{path}: {name} is {shortened(str(ours))} in the model's config and {theirs} in the processor; copy the "
-                "processor's files from the base that the checkpoint was trained on"
-            )
+    config = model.pose_config
+    remedy = "copy the processor's files from the base that the checkpoint was trained on"
+    if config.pose_token_id != processor.pose_token_id:
+        raise InputError(
+            f"{path}: pose_token_id is {config.pose_token_id} in {POSE_CONFIG} and {processor.pose_token_id} in the "
+            f"processor; {remedy}"
+        )
+    if config.image_token_id not in processor.image_ids(picture_to_try()):
+        raise InputError(
+            f"{path}: image_token_id is {config.image_token_id} in {POSE_CONFIG}, and no token of a picture in the "
+            f"processor; {remedy}"
+        )
 
 
-def unwrap_model(model: nn.Module) -> LlavaPoseForConditionalGeneration:
-    """The LLaVA-pose model itself, whether or not an adapter is wrapped round it."""
-    inner: Any = model
-    while not isinstance(inner, LlavaPoseForConditionalGeneration):
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner.module
-    return inner
+def embedding_shape(backbone: PreTrainedModel) -> tuple[int, int]:
+    """Rows of a backbone's vocabulary and numbers of a row, under ZeRO-3 too."""
+    weight: Any = backbone.get_input_embeddings().weight
+    rows, size = getattr(weight, "ds_shape", weight.shape)
+    return int(rows), int(size)

@@ -1,22 +1,31 @@
-"""LLaVA with a pose head: the hidden state that predicts `<pose6D>` is the state a pose is read from."""
+"""Pose parts on a backbone: the state that predicts `<pose6D>` is the state a pose is read from.
+
+The backbone is any image-text-to-text model of transformers and stays as it is, by class, modules and names of its weights.
+Two forward hooks tie the pose parts to it: one on its token embedding, which adds the trained vector of `<pose6D>` and what
+the encoder says of poses given as input, and one on its output layer, which adds to the logit of `<pose6D>` and keeps the
+states that the layer is given. What the model makes of logits afterwards (a cap, a scale) is its own business.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModel, LlavaForConditionalGeneration
-from transformers.activations import ACT2FN
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.models.llava.modeling_llava import LlavaModel
+from transformers.modeling_outputs import ModelOutput
 
 from llava_pose.data.conversation import IGNORE_INDEX
-from llava_pose.model.checkpoint_files import NO_CODE
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
+from llava_pose.model.pictures import Pictures, accepted_names, connect_patches, see_pictures, token_types
 from llava_pose.model.pose_head import (
     ImageTokens,
     PoseEncoder,
@@ -24,9 +33,11 @@ from llava_pose.model.pose_head import (
     PoseHeadOutput,
     PoseTokenEmbedding,
     PoseTokenOutput,
-    PoseTokenRow,
     ZeroStartLinear,
 )
+
+POSE_WEIGHTS = "pose_head.safetensors"
+POSE_PARTS = ("pose_head", "pose_encoder", "pose_token_embedding", "pose_token_output")
 
 
 @dataclass
@@ -35,249 +46,272 @@ class LlavaPoseOutput(ModelOutput):
 
     Attributes:
         loss: scalar, with labels.
-        logits: (batch, length, vocabulary), without labels only: training and evaluation keep none.
+        logits: (batch, positions, vocabulary), without labels only: training and evaluation keep none.
+        states: (batch, positions, hidden size), what the output layer was given there; without labels only.
         loss_terms: the unweighted terms of the loss, detached, for the log.
         image_tokens: what :meth:`LlavaPoseForConditionalGeneration.read_poses` sees of the pictures, where the head looks at
-            them and the input was ids.
+            them.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    states: Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    last_hidden_state: Tensor | None = None
     image_tokens: ImageTokens | None = None
     loss_terms: dict[str, Tensor] | None = None
 
 
-class LlavaPoseProjector(nn.Module):
-    """LLaVA's two-layer projector behind an optional merge of m x m patches into one token.
+@dataclass(frozen=True)
+class _Given:
+    """What the embedding is handed for one forward pass; see :meth:`LlavaPoseForConditionalGeneration._running`."""
 
-    With m = 1 and no norm its parameters are LLaVA's own, by name and shape.
+    poses: Tensor | None
+    mask: Tensor | None
+    trains: bool
+    blank: Tensor | None
+
+
+@dataclass
+class GeneratedAnswer:
+    """What a backbone has written.
+
+    Attributes:
+        tokens: (batch, steps) new tokens.
+        states: (batch, steps, hidden size), from which each token was predicted.
+        image_tokens: as of :class:`LlavaPoseOutput`.
     """
 
-    def __init__(self, config: LlavaPoseConfig):
+    tokens: Tensor
+    states: Tensor
+    image_tokens: ImageTokens | None
+
+
+class LlavaPoseForConditionalGeneration(nn.Module):
+    """A backbone that answers with text and poses.
+
+    With ``labels`` and ``pose_targets``, :meth:`forward` gives the training loss; :meth:`answer` generates, and
+    :meth:`read_poses` turns states into poses. One pass at a time: what a pass is given, and the states that it leaves, are
+    kept in the model while it runs.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, config: LlavaPoseConfig):
+        """
+        Args:
+            backbone: with its weights; LoRA may be wrapped round it afterwards (``llava_pose.train.trainable.add_lora``).
+        """
         super().__init__()
-        self.merge = config.vision_merge
-        size = config.patch_channels * self.merge**2
-        self.norm = nn.LayerNorm(size) if config.projector_norm else nn.Identity()
-        self.linear_1 = nn.Linear(size, config.text_config.hidden_size, bias=config.multimodal_projector_bias)
-        self.act = ACT2FN[config.projector_hidden_act]
-        self.linear_2 = nn.Linear(
-            config.text_config.hidden_size, config.text_config.hidden_size, bias=config.multimodal_projector_bias
-        )
+        self.pose_config = config
+        self.backbone: nn.Module = backbone
+        parts = pose_parts(config)
+        self.pose_head = cast(PoseHead, parts["pose_head"])
+        self.pose_encoder = cast(PoseEncoder, parts["pose_encoder"])
+        self.pose_token_embedding = cast(PoseTokenEmbedding, parts["pose_token_embedding"])
+        self.pose_token_output = cast(PoseTokenOutput, parts["pose_token_output"])
+        self._given: _Given | None = None
+        self._states: list[Tensor] | None = None
+        backbone.get_input_embeddings().register_forward_hook(self._after_embedding)
+        backbone.get_output_embeddings().register_forward_hook(self._after_output)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """(batch, rows, columns, channels) -> (batch, tokens, hidden size), tokens in row-major order."""
-        tokens = space_to_depth(patches, self.merge).flatten(1, 2)
-        return self.linear_2(self.act(self.linear_1(self.norm(tokens.to(self.linear_1.weight.dtype)))))
+    # The backbone and its parts
 
+    @property
+    def vlm(self) -> PreTrainedModel:
+        """The backbone itself, whether or not an adapter is wrapped round it."""
+        inner: Any = self.backbone
+        return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
-def space_to_depth(maps: Tensor, block: int) -> Tensor:
-    """(batch, rows, columns, c) -> (batch, rows / block, columns / block, c block^2).
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The backbone's own configuration; ours is ``pose_config``."""
+        return self.vlm.config
 
-    Raises:
-        ValueError: rows or columns are no multiple of the block.
-    """
-    if block == 1:
-        return maps
-    batch, rows, columns, channels = maps.shape
-    if rows % block or columns % block:
-        raise ValueError(
-            f"a map of {rows}x{columns} patches cannot be merged {block}x{block}: choose another image size"
-        )
-    maps = maps.reshape(batch, rows // block, block, columns // block, block, channels)
-    return maps.permute(0, 1, 3, 2, 4, 5).reshape(batch, rows // block, columns // block, block * block * channels)
+    @property
+    def tower(self) -> nn.Module:
+        """What sees pictures."""
+        return self.vlm.get_encoder(modality="image")
 
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model's blocks."""
+        return self.vlm.get_decoder()
 
-class LlavaPoseModel(LlavaModel):
-    """Vision tower, projector and language model. The tower may be a transformer or a convolutional network."""
+    @property
+    def connector(self) -> nn.Module | None:
+        """What makes image tokens of patches, where the backbone has such a module."""
+        name = self.pose_config.connector
+        return None if name is None else cast(nn.Module, self.vlm.base_model.get_submodule(name))
 
-    config: LlavaPoseConfig
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the language model can take, if it has so many and no more."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
-    def __init__(self, config: LlavaPoseConfig):
-        super(LlavaModel, self).__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config, **NO_CODE)
-        self.multi_modal_projector = LlavaPoseProjector(config)  # type: ignore[assignment]  # in place of LLaVA's
-        self.language_model = AutoModel.from_config(config.text_config, **NO_CODE)
-        self.post_init()
-
-    def train(self, mode: bool = True) -> LlavaPoseModel:
+    def train(self, mode: bool = True) -> LlavaPoseForConditionalGeneration:
         """As torch's, but a frozen tower stays in evaluation mode: batch norms and dropout would change what it sees."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
-            self.vision_tower.eval()
+        if not any(parameter.requires_grad for parameter in self.tower.parameters()):
+            self.tower.eval()
         return self
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Compute the activations of the backbone's blocks again in the backward pass, in place of keeping them."""
+        self.vlm.activation_checkpointing_enable(*args, **kwargs)
 
     def put_channels_last(self) -> None:
         """Lay the tower's convolutions out with the channels last, which makes them up to twice as fast.
 
         Not under DeepSpeed, which takes weights for rows of bytes. Layers of other kinds are not touched.
         """
-        self.vision_tower.to(memory_format=torch.channels_last)
+        for parameter in self.tower.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
-    def extract_patches(self, pixel_values: Tensor, *, at_rest: bool = False) -> Tensor:
-        """What the tower sees, before the projector: (batch, 3, height, width) -> (batch, rows, columns, channels).
+    def draw_weights(self) -> None:
+        """Give the pose parts fresh weights: as large as the backbone's own at first, zero where nothing is to change."""
+        std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
+        for name in POSE_PARTS:
+            for module in getattr(self, name).modules():
+                if isinstance(module, nn.Linear | nn.Embedding):
+                    nn.init.normal_(module.weight, std=0.0 if isinstance(module, ZeroStartLinear) else std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
-        Several feature layers are joined along the channels; finer maps of a convolutional tower are folded onto the grid
-        of the coarsest.
+    def cast_pose_parts(self, dtype: torch.dtype) -> None:
+        """Give the pose parts' weights that type."""
+        for name in POSE_PARTS:
+            getattr(self, name).to(dtype)
 
-        Args:
-            at_rest: in evaluation mode whatever the mode is: blank pictures must not move the statistics of batch norms.
-        """
-        if at_rest and self.vision_tower.training:
-            self.vision_tower.eval()
-            try:
-                return self.extract_patches(pixel_values)
-            finally:
-                self.vision_tower.train()
-        hidden_states = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
-        layers = self.config.vision_feature_layer
-        layers = [layers] if isinstance(layers, int) else list(layers)
-        maps = [self._as_map(hidden_states[layer], pixel_values.shape[-2:]) for layer in layers]
-        rows = min(m.shape[1] for m in maps)
-        return torch.cat([space_to_depth(m, m.shape[1] // rows) for m in maps], -1)
+    def merged(self) -> LlavaPoseForConditionalGeneration:
+        """Put an adapter's weights into the backbone's, in place, and return the model without the adapter."""
+        if hasattr(self.backbone, "merge_and_unload"):
+            self.backbone = cast(Any, self.backbone).merge_and_unload(safe_merge=True)
+        return self
 
-    def _as_map(self, features: Tensor, image_size: torch.Size) -> Tensor:
-        if features.dim() == 4:  # a convolutional tower: (batch, channels, rows, columns)
-            return features.permute(0, 2, 3, 1)
-        patch = self.config.vision_config.patch_size
-        rows, columns = image_size[0] // patch, image_size[1] // patch
-        if self.config.vision_feature_select_strategy == "full":
-            return features[:, None]  # class token and all, as one row
-        return features[:, features.shape[1] - rows * columns :].unflatten(1, (rows, columns))
+    # The two hooks
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Projected image tokens, as transformers' LLaVA gives them: ``pooler_output`` is a list, one for each image."""
-        tokens = self.multi_modal_projector(self.extract_patches(pixel_values))
-        return BaseModelOutputWithPooling(pooler_output=cast(Any, list(tokens)))
+    def _after_embedding(self, module: nn.Module, args: tuple[Any, ...], embeddings: Tensor) -> Tensor:
+        ids = args[0]
+        embeddings = embeddings + self.pose_token_embedding(ids == self.pose_config.pose_token_id).to(embeddings.dtype)
+        given = self._given
+        if given is None:
+            return embeddings
+        if given.mask is not None and given.mask.shape == ids.shape:  # not a later step of an answer
+            encoded = self.pose_encoder(given.poses).to(embeddings.dtype)
+            embeddings = embeddings + torch.zeros_like(embeddings).masked_scatter(given.mask[..., None], encoded)
+        elif given.trains:
+            embeddings = embeddings + 0.0 * self.pose_encoder(embeddings.new_zeros(1, 6)).sum().to(embeddings.dtype)
+        if given.blank is not None:
+            embeddings = embeddings + 0.0 * given.blank.to(embeddings.dtype)
+        return embeddings
 
-
-class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
-    """LLaVA that answers with text and poses.
-
-    ``generate`` works as for LLaVA. :meth:`read_poses` turns hidden states into poses; with ``labels`` and
-    ``pose_targets``, :meth:`forward` gives the training loss.
-    """
-
-    config: LlavaPoseConfig
-    config_class = LlavaPoseConfig
-    accepts_loss_kwargs = True
-
-    def __init__(self, config: LlavaPoseConfig):
-        super(LlavaForConditionalGeneration, self).__init__(config)
-        self.model = LlavaPoseModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.pose_head = PoseHead(config)
-        self.pose_encoder = PoseEncoder(config)
-        self.pose_token_embedding = PoseTokenEmbedding(config)
-        self.pose_token_output = PoseTokenOutput(config)
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        # by the layers that own weights: transformers passes over a module that has none itself, such as the encoder
-        if isinstance(module, ZeroStartLinear):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-        if isinstance(module, PoseTokenRow):
-            nn.init.zeros_(module.change)
-
-    def embed_inputs(
-        self,
-        input_ids: Tensor,
-        *,
-        image_patches: Tensor | None = None,
-        input_poses: Tensor | None = None,
-        input_pose_mask: Tensor | None = None,
-        run_every_module: bool = False,
-    ) -> Tensor:
-        """Token embeddings with image tokens and input poses in their places, (batch, length, hidden size).
-
-        Args:
-            input_ids: (batch, length).
-            image_patches: (images, rows, columns, channels) from ``model.extract_patches``, in the order of their tokens.
-            input_poses: (n, 6) poses given as input, in the order of the True of
-            input_pose_mask: (batch, length) booleans, at `<pose6D>` tokens.
-            run_every_module: run projector and encoder, at no effect, even where the batch has nothing for them, and take
-                pictures without an image token for such blanks. Processes that train together must all run the same
-                modules in the same order, or they wait for each other for ever.
-
-        Raises:
-            ValueError: image tokens and images, or pose tokens and poses, do not match.
-        """
-        embeddings = self.get_input_embeddings()(input_ids)
-        at_pose = input_ids == self.config.pose_token_id
-        embeddings = embeddings + self.pose_token_embedding(at_pose).to(embeddings.dtype)
-        at_image = input_ids == self.config.image_token_id
-        embeddings = self._with_images(embeddings, at_image, image_patches, run_every_module)
-        return self._with_poses(embeddings, input_pose_mask, input_poses, run_every_module)
-
-    def _with_images(
-        self, embeddings: Tensor, at_image: Tensor, patches: Tensor | None, run_every_module: bool
-    ) -> Tensor:
-        if run_every_module and not at_image.any():
-            merge = self.config.vision_merge
-            if patches is None:
-                patches = embeddings.new_zeros(1, merge, merge, self.config.patch_channels)
-            return embeddings + 0.0 * self.model.multi_modal_projector(patches).sum().to(embeddings.dtype)
-        if patches is None:
-            if run_every_module:
-                raise ValueError(f"{int(at_image.sum())} image tokens in the text, but no image")
-            return embeddings  # a token that generate drew is no picture
-        tokens = self.model.multi_modal_projector(patches)
-        if int(at_image.sum()) != tokens.shape[0] * tokens.shape[1]:
-            raise ValueError(
-                f"{int(at_image.sum())} image tokens in the text, but {tokens.shape[0]} images of {tokens.shape[1]} "
-                "tokens: the processor's settings do not fit the model's"
-            )
-        return embeddings.masked_scatter(at_image[..., None], tokens.to(embeddings.dtype))
-
-    def _with_poses(
-        self, embeddings: Tensor, at_pose: Tensor | None, poses: Tensor | None, run_every_module: bool
-    ) -> Tensor:
-        found, given = 0 if at_pose is None else int(at_pose.sum()), 0 if poses is None else poses.shape[0]
-        if found != given:
-            raise ValueError(f"{found} input pose tokens, but {given} poses")
-        if poses is None or at_pose is None or not given:
-            if not run_every_module:
-                return embeddings
-            return embeddings + 0.0 * self.pose_encoder(embeddings.new_zeros(1, 6)).sum().to(embeddings.dtype)
-        encoded = self.pose_encoder(poses).to(embeddings.dtype)
-        return embeddings + torch.zeros_like(embeddings).masked_scatter(at_pose[..., None], encoded)
-
-    def next_token_logits(self, states: Tensor) -> Tensor:
-        """(..., hidden size) last hidden states -> (..., vocabulary) logits, with the trained row of `<pose6D>`."""
-        logits = self.lm_head(states)
-        logits[..., self.config.pose_token_id] += self.pose_token_output(states).to(logits.dtype)
+    def _after_output(self, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
+        states = args[0]
+        if self._states is not None:
+            self._states.append(states)
+        logits[..., self.pose_config.pose_token_id] += self.pose_token_output(states).to(logits.dtype)
         return logits
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # what is not named here goes on as it is
-        self, *args, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs
-    ) -> dict:
-        """As LLaVA's; pictures and poses of the prompt belong to the step that reads it, and to none of a cached one."""
-        # generate takes inputs_embeds only where this signature names it
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # args begin with the ids
-            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("image_patches", "input_poses", "input_pose_mask"):
-                inputs.pop(name, None)
-        return inputs
+    @contextmanager
+    def _running(
+        self, poses: Tensor | None, mask: Tensor | None, *, trains: bool = False, blank: Tensor | None = None
+    ) -> Iterator[list[Tensor]]:
+        """Hand given poses to the embedding and collect the states that the output layer is given.
 
-    def image_tokens(self, embeddings: Tensor, input_ids: Tensor, image_patches: Tensor | None) -> ImageTokens | None:
-        """Of (batch, length, hidden size) :meth:`embed_inputs` and the patches that were given to it, for :meth:`read_poses`;
-        None where the head does not look.
+        Args:
+            trains: the encoder runs, at no effect, where there is no pose for it.
+            blank: a number that pictures without a place in the text have made, which has no effect either. Both go into the
+                embeddings, where poses and pictures go: processes that train together must run the same modules in the same
+                order, forward and backward, or they wait for each other, or mix up their gradients.
         """
+        found, count = 0 if mask is None else int(mask.sum()), 0 if poses is None else poses.shape[0]
+        if found != count:
+            raise ValueError(f"{found} input pose tokens, but {count} poses")
+        states: list[Tensor] = []
+        self._given = _Given(poses, mask if count else None, trains, blank)
+        self._states = states
+        try:
+            yield states
+        finally:
+            self._given = self._states = None
+
+    # Pictures
+
+    def see(self, inputs: Mapping[str, Any]) -> Pictures:
+        """Return image tokens of pictures.
+
+        Args:
+            inputs: what the backbone's image processor gives, or ``image_patches``: (pictures, …, channels) as the
+                connector is given them, from a cache.
+        """
+        patches = inputs.get("image_patches")
+        if patches is None:
+            return see_pictures(self.vlm, self.connector, inputs)
+        if self.connector is None:
+            raise ValueError("this backbone has no connector that patches could be handed to")
+        return connect_patches(self.connector, patches, listed=self.pose_config.listed_tokens)
+
+    def see_at_rest(self, inputs: Mapping[str, Any]) -> Pictures:
+        """As :meth:`see`, in evaluation mode whatever the mode is: blank pictures must not move a tower's statistics."""
+        if not self.tower.training:
+            return self.see(inputs)
+        self.tower.eval()
+        try:
+            return self.see(inputs)
+        finally:
+            self.tower.train()
+
+    def patches(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return (pictures, …, channels) as the connector is given them, with a tower at rest.
+
+        Raises:
+            ValueError: the backbone has no connector.
+        """
+        patches = self.see_at_rest(inputs).patches
+        if patches is None:
+            raise ValueError("this backbone has no connector that patches could be handed to")
+        return patches
+
+    def image_tokens(self, input_ids: Tensor, pictures: Pictures | None) -> ImageTokens | None:
+        """Return what :meth:`read_poses` sees of the pictures of (batch, length) ids; None where the head does not look."""
         if not self.pose_head.looks:
             return None
-        if image_patches is None:
-            image_patches = embeddings.new_zeros(0, 1, 1, self.config.patch_channels)
-        return ImageTokens.of_embeddings(embeddings, input_ids == self.config.image_token_id, image_patches)
+        at_image = input_ids == self.pose_config.image_token_id
+        if pictures is None:
+            weight = self.pose_token_embedding.change
+            empty = weight.new_zeros(0, self.pose_config.pooled_size)
+            return ImageTokens.of_pictures(at_image, weight.new_zeros(0, weight.shape[1]), empty, [])
+        return ImageTokens.of_pictures(at_image, pictures.tokens, pictures.pooled, pictures.counts)
+
+    def inputs_of_text(
+        self, input_ids: Tensor, pictures: Pictures | None, inputs: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return what the backbone's forward or ``generate`` takes beside ids: image tokens, and what says where they are.
+
+        Raises:
+            ValueError: image tokens in the text and pictures do not match.
+        """
+        at_image = input_ids == self.pose_config.image_token_id
+        count = int(at_image.sum())
+        if count and pictures is not None and count != len(pictures.tokens):
+            raise ValueError(
+                f"{count} image tokens in the text, but {len(pictures.counts)} images of {len(pictures.tokens)} tokens "
+                "together: the processor's settings do not fit the model's"
+            )
+        taken = accepted_names(self.vlm)
+        # grids and sizes of pictures, by which some place their tokens
+        text = {
+            name: value
+            for name, value in (inputs or {}).items()
+            if name in taken and count and not name.startswith("pixel_values")
+        }
+        if pictures is not None and count:
+            text["mm_encoder_outputs"] = {"image": pictures.output}
+        return text | token_types(taken, at_image)
+
+    # Poses
 
     def read_poses(self, states: Tensor, seen: ImageTokens | None = None, rows: Tensor | None = None) -> PoseHeadOutput:
-        """Poses from the (n, hidden size) last hidden states that predict `<pose6D>`.
+        """Return poses read from the (n, hidden size) states that predict `<pose6D>`.
 
         Args:
             seen: :meth:`image_tokens` of the batch.
@@ -288,110 +322,193 @@ class LlavaPoseForConditionalGeneration(LlavaForConditionalGeneration):
         """
         return self.pose_head(states, seen if seen is None or rows is None else seen.of(rows))
 
+    @torch.inference_mode()
+    def predicting(
+        self, input_ids: Tensor, attention_mask: Tensor, at: Tensor, **inputs: Any
+    ) -> tuple[Tensor, ImageTokens | None]:
+        """Return the (n, hidden size) states at the True of (batch, length) booleans, and what the head sees of the pictures.
+
+        No logits are computed where the backbone's base gives the states themselves.
+
+        Args:
+            inputs: of :meth:`see`.
+        """
+        if not self.pose_config.base_states:
+            output = self(
+                input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=at, use_cache=False, **inputs
+            )
+            return output.states, output.image_tokens
+        pictures = self.see(inputs) if inputs else None
+        text = self.inputs_of_text(input_ids, pictures, inputs)
+        output = self.vlm.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **text)
+        return output.last_hidden_state[at], self.image_tokens(input_ids, pictures)
+
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
-        image_patches: Tensor | None = None,
         pose_targets: Tensor | None = None,
         input_poses: Tensor | None = None,
         input_pose_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_poses_in_batch: Tensor | int | None = None,
-        **kwargs,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **inputs: Any,
     ) -> LlavaPoseOutput:
-        """Without labels, logits (for ``generate``); with them, the loss.
+        """Return the loss with labels, and logits and states without.
 
         Args:
+            input_ids: (batch, length).
             labels: (batch, length), -100 where no token is supervised.
             pose_targets: (n, 6) as ``pose_head.pose_targets_of`` gives them, one for each supervised `<pose6D>` in
                 row-major order.
+            input_poses: (m, 6) poses given as input, in the order of the True of
+            input_pose_mask: (batch, length) booleans, at `<pose6D>` tokens.
             num_items_in_batch, num_poses_in_batch: supervised tokens and poses of the whole optimiser step, by which the
                 sums are divided, so that accumulating gradients changes nothing. By default those of this batch.
-            The others are LLaVA's, or :meth:`embed_inputs`'s.
+            inputs: of :meth:`see`. With labels, pictures without an image token are blanks, which run tower and connector
+                at no effect: processes that train together must all run the same modules, or they wait for ever.
 
         Raises:
-            ValueError: neither or both of input_ids and inputs_embeds; supervised pose tokens and targets do not match.
+            ValueError: supervised pose tokens and targets, given ones and poses, or image tokens and pictures do not match.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        seen = None
-        if input_ids is not None:
-            if pixel_values is not None:
-                blank = not bool((input_ids == self.config.image_token_id).any())
-                image_patches = self.model.extract_patches(pixel_values, at_rest=blank)
-            inputs_embeds = self.embed_inputs(
-                input_ids,
-                image_patches=image_patches,
-                input_poses=input_poses,
-                input_pose_mask=input_pose_mask,
-                run_every_module=labels is not None,
-            )
-            seen = self.image_tokens(inputs_embeds, input_ids, image_patches)
-        if labels is not None:
-            kwargs.setdefault("use_cache", False)  # keys and values of a training step are for no later step
-        outputs = self.model.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        states = outputs.last_hidden_state
-        result = LlavaPoseOutput(
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            last_hidden_state=states,
-            image_tokens=seen,
-        )
+        blank = not bool((input_ids == self.pose_config.image_token_id).any())
+        pictures = None
+        if any(name.startswith(("pixel_values", "image_patches")) for name in inputs):
+            pictures = self.see_at_rest(inputs) if blank else self.see(inputs)
+        elif not blank and labels is not None:
+            count = int((input_ids == self.pose_config.image_token_id).sum())
+            raise ValueError(f"{count} image tokens in the text, but no image")
+        seen = self.image_tokens(input_ids, pictures)
+        text = self.inputs_of_text(input_ids, pictures, inputs)
         if labels is None:
-            kept = states[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else states[:, logits_to_keep]
-            result.logits = self.next_token_logits(kept)
-            return result
+            with self._running(input_poses, input_pose_mask) as kept:
+                given = {"position_ids": position_ids, "past_key_values": past_key_values, "use_cache": use_cache}
+                text |= {name: value for name, value in given.items() if value is not None}
+                output = self.vlm(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    logits_to_keep=logits_to_keep,
+                    **text,
+                )
+            return LlavaPoseOutput(
+                logits=output.logits, states=kept[0], past_key_values=output.past_key_values, image_tokens=seen
+            )
 
         shifted = labels[:, 1:]
         supervised = shifted != IGNORE_INDEX
-        predicting = states[:, :-1]
-        text = text_loss(self.next_token_logits(predicting[supervised]), shifted[supervised], num_items_in_batch)
-        loss = self.config.text_loss_weight * text
-        result.loss_terms = {"text": text.detach()}
-
-        at_pose = supervised & (shifted == self.config.pose_token_id)
+        at_pose = supervised & (shifted == self.pose_config.pose_token_id)
         found, expected = int(at_pose.sum()), 0 if pose_targets is None else pose_targets.shape[0]
         if found != expected:
             raise ValueError(f"{found} supervised <pose6D> tokens, but {expected} pose targets")
+        predicting = nn.functional.pad(supervised, (0, 1))
+        unplaced = pictures.tokens.sum() + pictures.pooled.sum() if blank and pictures is not None else None
+        with self._running(input_poses, input_pose_mask, trains=True, blank=unplaced) as kept:
+            # keys and values of a training step are for no later step, and logits of other positions for nobody
+            output = self.vlm(
+                input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=predicting, use_cache=False, **text
+            )
+        states = kept[0]
+        token_loss = text_loss(output.logits, shifted[supervised], num_items_in_batch)
+        loss = self.pose_config.text_loss_weight * token_loss
+        result = LlavaPoseOutput(image_tokens=seen)
         if found and pose_targets is not None:
             poses, terms = pose_loss(
-                self.read_poses(predicting[at_pose], seen, at_pose.nonzero()[:, 0]),
+                self.read_poses(states[at_pose[supervised]], seen, at_pose.nonzero()[:, 0]),
                 pose_targets,
-                self.config,
+                self.pose_config,
                 self.pose_head.representation,
                 num_poses_in_batch,
             )
         else:
-            poses = self._run_pose_head(states[:, 0], seen)
+            poses = self._run_pose_head(states[:1], seen, supervised.nonzero()[:1, 0])
             terms = dict.fromkeys(POSE_TERMS, poses.detach())
         result.loss = loss + poses
-        result.loss_terms |= terms
+        result.loss_terms = {"text": token_loss.detach(), **terms}
         return result
 
-    def _run_pose_head(self, states: Tensor, seen: ImageTokens | None) -> Tensor:
-        """Zero, through the head: a batch without a pose must not leave other processes waiting."""
-        output = self.read_poses(states, seen)
+    def _run_pose_head(self, states: Tensor, seen: ImageTokens | None, rows: Tensor) -> Tensor:
+        """Return zero, through the head: a batch without a pose must not leave other processes waiting."""
+        output = self.read_poses(states, seen, rows)
         # not through the rotation: its gradient need not be finite for a state that means no pose
         return 0.0 * (output.raw_rotation.sum() + output.location.sum() + output.confidence_logit.sum())
 
+    @torch.inference_mode()
+    def answer(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        input_poses: Tensor | None = None,
+        input_pose_mask: Tensor | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> GeneratedAnswer:
+        """Return what the backbone's own ``generate`` writes, and the state from which it predicted each token.
+
+        Args:
+            input_ids: (batch, length) prompts, padded on the left.
+            inputs: of :meth:`see`, if there are pictures.
+            options: of ``generate``.
+        """
+        pictures = self.see(inputs) if inputs else None
+        text = self.inputs_of_text(input_ids, pictures, inputs)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        with self._running(input_poses, input_pose_mask) as states:
+            sequences = cast(Any, self.vlm).generate(input_ids=input_ids, attention_mask=mask, **text, **options)
+        return GeneratedAnswer(
+            sequences[:, input_ids.shape[1] :],
+            torch.stack([step[:, -1] for step in states], 1),
+            self.image_tokens(input_ids, pictures),
+        )
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write a checkpoint: the backbone's own, whole or as an adapter, with the pose parts beside it.
+
+        Args:
+            state_dict: this model's weights, where they are not at hand in it (ZeRO-3).
+            kwargs: for the backbone's ``save_pretrained``.
+        """
+        state = cast(Mapping[str, Tensor], self.state_dict() if state_dict is None else state_dict)
+        of_backbone = {
+            name.removeprefix("backbone."): weight for name, weight in state.items() if name.startswith("backbone.")
+        }
+        if hasattr(self.backbone, "get_base_model"):
+            kwargs["save_embedding_layers"] = False  # PEFT would ask the hub whether the vocabulary has grown
+        cast(Any, self.backbone).save_pretrained(folder, state_dict=of_backbone, **kwargs)
+        ours = {name: weight.detach().cpu().contiguous() for name, weight in pose_state(state).items()}
+        save_file(ours, Path(folder) / POSE_WEIGHTS, metadata={"format": "pt"})
+        self.pose_config.save(folder)
+
+
+def pose_parts(config: LlavaPoseConfig) -> nn.ModuleDict:
+    """Return the pose parts by name, with weights that mean nothing yet."""
+    parts: dict[str, nn.Module] = {
+        "pose_head": PoseHead(config),
+        "pose_encoder": PoseEncoder(config),
+        "pose_token_embedding": PoseTokenEmbedding(config.embedding_size),
+        "pose_token_output": PoseTokenOutput(config.hidden_size),
+    }
+    return nn.ModuleDict(parts)
+
+
+def pose_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the pose parts among those of a model."""
+    return {name: weight for name, weight in state.items() if name.partition(".")[0] in POSE_PARTS}
+
 
 __all__ = [
+    "POSE_PARTS",
+    "POSE_WEIGHTS",
+    "GeneratedAnswer",
     "LlavaPoseForConditionalGeneration",
-    "LlavaPoseModel",
     "LlavaPoseOutput",
-    "LlavaPoseProjector",
+    "pose_parts",
+    "pose_state",
 ]

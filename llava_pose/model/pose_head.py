@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +42,21 @@ class PoseHeadOutput:
         )
         return [Pose(*row) for row in torch.cat([angles, location], -1).tolist()]
 
+    def of(self, rows: Sequence[int]) -> PoseHeadOutput:
+        """Return the answers of these rows."""
+        index = list(rows)
+        return PoseHeadOutput(*(part[index] for part in self._parts()))
+
+    def replaced(self, rows: Sequence[int], others: PoseHeadOutput) -> PoseHeadOutput:
+        """Return these answers with others in the places of some rows."""
+        parts = [part.clone() for part in self._parts()]
+        for part, other in zip(parts, others._parts(), strict=True):
+            part[list(rows)] = other
+        return PoseHeadOutput(*parts)
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.raw_rotation, self.rotation, self.location, self.confidence_logit
+
     @property
     def confidence(self) -> Tensor:
         """(n,) in [0, 1]."""
@@ -51,9 +68,9 @@ class ImageTokens:
     """What a pose head may see of the pictures, row by row of a batch.
 
     Attributes:
-        tokens: (rows, T, hidden size), what the language model is given of them, in the order they stand in.
+        tokens: (rows, T, embedding size), what the language model is given of them, in the order they stand in.
         there: (rows, T) booleans: a row with fewer tokens than others has some that are none.
-        pooled: (rows, channels), the mean of what the tower gives, before the projector; 0 without a picture.
+        pooled: (rows, channels), the mean of what the tower gives, before the connector; 0 without a picture.
     """
 
     tokens: Tensor
@@ -61,25 +78,40 @@ class ImageTokens:
     pooled: Tensor
 
     @classmethod
-    def of_embeddings(cls, embeddings: Tensor, at_image: Tensor, patches: Tensor) -> ImageTokens:
-        """Those of (batch, length, hidden size) at the (batch, length) booleans.
+    def of_pictures(cls, at_image: Tensor, tokens: Tensor, pooled: Tensor, counts: Sequence[int]) -> ImageTokens:
+        """Those of pictures whose tokens stand at the (batch, length) booleans, row by row.
 
         Args:
-            patches: (images, rows, columns, channels) from the tower, in the order of their tokens. Where no token stands,
-                there may be any.
+            tokens: (n, embedding size) of all pictures, in the order of their places.
+            pooled: (pictures, channels).
+            counts: tokens of each picture. Where no token stands, there may be any.
         """
         longest = int(at_image.sum(1).max()) if len(at_image) else 0
         order = (~at_image).int().argsort(dim=1, stable=True)[:, :longest]
-        tokens = embeddings.gather(1, order[..., None].expand(-1, -1, embeddings.shape[-1]))
+        index = (at_image.flatten().cumsum(0) - 1).view_as(at_image).gather(1, order)
+        there = at_image.gather(1, order) & (index < len(tokens))  # a token that generate drew is no picture
+        # none of them are taken in the same way, and so have a gradient: ZeRO-3 frees weights as gradients reach their inputs
+        if len(tokens) or not longest:
+            tokens = tokens[index.clamp(0, max(0, len(tokens) - 1))]
+        else:
+            tokens = tokens.new_zeros(*order.shape, tokens.shape[-1])
         # a product, so that pictures without a token have a gradient of zero: ZeRO-3 needs the same gradients everywhere
-        shares = patches.new_zeros(len(at_image), len(patches))
-        if longest and len(patches):  # a token that generate drew is no picture
-            row_of_token = at_image.nonzero()[:, 0]
-            row_of_image = row_of_token[:: len(row_of_token) // len(patches)]
-            shares[row_of_image, torch.arange(len(patches), device=patches.device)] = 1.0
+        shares = pooled.new_zeros(len(at_image), len(pooled))
+        if bool(there.any()):
+            first = torch.tensor([0, *itertools.accumulate(counts)][:-1], device=at_image.device)
+            shares[at_image.nonzero()[first, 0], torch.arange(len(pooled), device=pooled.device)] = 1.0
             shares = shares / shares.sum(1, keepdim=True).clamp_min(1.0)
-        pooled = shares @ patches.mean((1, 2))
-        return cls(tokens, at_image.gather(1, order), pooled)
+        return cls(tokens, there, shares @ pooled)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageTokens]) -> ImageTokens:
+        """Return those of several batches as one."""
+        longest = max(part.tokens.shape[1] for part in parts)
+        return cls(
+            torch.cat([F.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1])) for part in parts]),
+            torch.cat([F.pad(part.there, (0, longest - part.there.shape[1])) for part in parts]),
+            torch.cat([part.pooled for part in parts]),
+        )
 
     def of(self, rows: Tensor) -> ImageTokens:
         """Of these rows, one for each of n states."""
@@ -113,11 +145,11 @@ class PictureAttention(nn.Module):
 
     def __init__(self, config: LlavaPoseConfig):
         super().__init__()
-        size, width = config.text_config.hidden_size, config.pose_head_hidden_size
+        size, width = config.embedding_size, config.pose_head_hidden_size
         self.heads = config.pose_head_attention_heads
         self.norm = nn.LayerNorm(size)
-        self.place = nn.Embedding(max(1, config.image_seq_length), size)
-        self.query = nn.Linear(size, width)
+        self.place = nn.Embedding(config.image_places, size)
+        self.query = nn.Linear(config.hidden_size, width)
         self.key = nn.Linear(size, width, bias=False)
         self.value = nn.Linear(size, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
@@ -136,7 +168,7 @@ class PictureAttention(nn.Module):
 
 
 class ZeroStartLinear(nn.Linear):
-    """A linear layer that a fresh model starts at zero (``LlavaPoseForConditionalGeneration._init_weights``)."""
+    """A linear layer that a fresh model starts at zero (``LlavaPoseForConditionalGeneration.draw_weights``)."""
 
 
 class PooledFeatures(nn.Module):
@@ -146,8 +178,8 @@ class PooledFeatures(nn.Module):
 
     def __init__(self, config: LlavaPoseConfig, outputs: int):
         super().__init__()
-        self.norm = nn.LayerNorm(config.patch_channels)
-        self.linear = ZeroStartLinear(config.patch_channels, outputs)
+        self.norm = nn.LayerNorm(config.pooled_size)
+        self.linear = ZeroStartLinear(config.pooled_size, outputs)
 
     def forward(self, seen: ImageTokens) -> Tensor:
         """(n, outputs) to add to the head's; zero for a row without a picture."""
@@ -165,7 +197,7 @@ class PoseHead(nn.Module):
     def __init__(self, config: LlavaPoseConfig):
         super().__init__()
         self.representation = rotation_representation(config.rotation)
-        size = config.text_config.hidden_size
+        size = config.hidden_size
         outputs = self.representation.size + _LOCATION_SIZE + 1
         self.norm = nn.LayerNorm(size)
         self.look = PictureAttention(config) if config.pose_head_attention_heads else None
@@ -230,10 +262,10 @@ class PoseEncoder(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(9 + _LOCATION_SIZE, config.pose_head_hidden_size)
         self.act = nn.GELU()
-        self.linear_2 = ZeroStartLinear(config.pose_head_hidden_size, config.text_config.hidden_size)
+        self.linear_2 = ZeroStartLinear(config.pose_head_hidden_size, config.embedding_size)
 
     def forward(self, poses: Tensor) -> Tensor:
-        """(n, 6) azimuth, elevation, theta (radians) and normalised location -> (n, hidden size)."""
+        """(n, 6) azimuth, elevation, theta (radians) and normalised location -> (n, embedding size)."""
         rotation = rotation_matrix(*poses[:, :3].float().unbind(-1)).flatten(-2)
         features = torch.cat([rotation, torch.nan_to_num(poses[:, 3:].float(), nan=0.0)], -1)
         return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.weight.dtype))))
@@ -246,21 +278,21 @@ class PoseTokenRow(nn.Module):
     optimiser nor a checkpoint holds every row for the sake of one.
     """
 
-    def __init__(self, config: LlavaPoseConfig):
+    def __init__(self, size: int):
         super().__init__()
-        self.change = nn.Parameter(torch.zeros(1, config.text_config.hidden_size))
+        self.change = nn.Parameter(torch.zeros(1, size))
 
 
 class PoseTokenEmbedding(PoseTokenRow):
-    """Of the embedding."""
+    """The change of the embedding's row."""
 
     def forward(self, at_token: Tensor) -> Tensor:
-        """(batch, length) booleans at `<pose6D>` -> (batch, length, hidden size) to add to the embeddings."""
+        """(batch, length) booleans at `<pose6D>` -> (batch, length, embedding size) to add to the embeddings."""
         return at_token[..., None].to(self.change.dtype) @ self.change
 
 
 class PoseTokenOutput(PoseTokenRow):
-    """Of the output layer."""
+    """The change of the output layer's row."""
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., hidden size) states -> (...) to add to the logits of `<pose6D>`."""

@@ -1,28 +1,31 @@
-"""The processor: pictures and chats in, model inputs out; labels from the chat template's own offsets."""
+"""Pictures and chats in, model inputs out, by the backbone's own processor; labels from its chat template's own offsets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import TemplateError
+from PIL import Image
 from tokenizers import AddedToken
-from transformers import LlavaProcessor
-from transformers.image_utils import get_image_size, to_numpy_array
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from llava_pose.data.chat_templates import CHAT_TEMPLATES as CHAT_TEMPLATES
 from llava_pose.data.conversation import IGNORE_INDEX, IMAGE_TOKEN, POSE_TOKEN, ChatTooLongError
 from llava_pose.errors import InputError
 
-SPECIAL_TOKENS = (
-    AddedToken(IMAGE_TOKEN, special=True, normalized=False),
-    # The space before it is part of it. Else a lone space would be the token that predicts it, whose state pretrained models
-    # fill with activations hundreds of times larger than what they know of the picture (Sun et al., "Massive activations
-    # in large language models", COLM 2024).
-    AddedToken(POSE_TOKEN, special=True, normalized=False, lstrip=True),
-)
+# The space before it is part of it. Else a lone space would be the token that predicts it, whose state pretrained models
+# fill with activations hundreds of times larger than what they know of the picture (Sun et al., "Massive activations
+# in large language models", COLM 2024).
+POSE_ADDED_TOKEN = AddedToken(POSE_TOKEN, special=True, normalized=False, lstrip=True)
+# what a processor gives beside the inputs of pictures
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "offset_mapping", "labels")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,24 @@ class EncodedChat:
     Attributes:
         input_ids: (length,) int64.
         labels: (length,) int64; -100 outside the assistant's answers.
+        pictures: what the backbone is given of the chat's picture, as its image processor makes it.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Expansion:
+    """A picture's token that ended at a place of a text, and by how many characters it grew."""
+
+    end: int
+    growth: int
+
+    def moved(self, place: int) -> int:
+        """Return where a place of the text stands now."""
+        return place + self.growth if place >= self.end else place
 
 
 def input_size(image_processor: Any) -> tuple[int, int]:
@@ -70,67 +87,97 @@ def keep_borders(image_processor: Any) -> None:
         set_input_size(image_processor, height)
 
 
-class LlavaPoseProcessor(LlavaProcessor):
-    """LLaVA's processor with `<pose6D>` and with image tokens merged m x m."""
+class LlavaPoseProcessor:
+    """A backbone's own processor, whose tokenizer knows `<pose6D>`, with labels for training."""
 
-    def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        patch_size: int | None = None,
-        vision_feature_select_strategy: str | None = None,
-        chat_template: str | None = None,
-        image_token: str = IMAGE_TOKEN,
-        num_additional_image_tokens: int = 0,
-        vision_merge: int = 1,
-        **kwargs,
-    ):
-        """See LlavaProcessor. vision_merge: as the model's config has it.
+    def __init__(self, processor: ProcessorMixin):
+        """
+        Args:
+            processor: with a fast tokenizer, an image processor and a chat template.
 
         Raises:
-            InputError: the tokenizer does not know `<image>` or `<pose6D>`.
+            InputError: one of these is missing, or the tokenizer does not know `<pose6D>` or the image token.
         """
-        for token in (image_token, POSE_TOKEN):
-            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+        self.processor: Any = processor
+        self.tokenizer: PreTrainedTokenizerBase = self.processor.tokenizer
+        self.image_processor: Any = self.processor.image_processor
+        self.image_token: str = getattr(processor, "image_token", IMAGE_TOKEN)
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise InputError("the tokenizer has no character offsets, by which labels are placed; give its fast form")
+        if self.chat_template is None:
+            raise InputError("the processor has no chat template; take the one of an instruction-tuned model")
+        for token in (self.image_token, POSE_TOKEN):
+            if self.tokenizer.convert_tokens_to_ids(token) in (None, self.tokenizer.unk_token_id):
                 raise InputError(f"the tokenizer does not know {token}; make a base with llava-pose assemble")
-        super().__init__(
-            image_processor,
-            tokenizer,
-            patch_size=patch_size,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            chat_template=chat_template,
-            image_token=image_token,
-            num_additional_image_tokens=num_additional_image_tokens,
-            **kwargs,
-        )
         # `encode` would give a piece of white space first with some sentencepiece tokenizers
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        self.pose_token_id = tokenizer.convert_tokens_to_ids(POSE_TOKEN)
-        self.vision_merge = vision_merge
-
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        height, width = get_image_size(to_numpy_array(image_inputs["pixel_values"][image_idx]))
-        return self.image_token * self.count_image_tokens(height, width)
-
-    def count_image_tokens(self, height: int, width: int) -> int:
-        """Image tokens of a picture of this size, pixels, as the tower gets it."""
-        cell = self.patch_size * self.vision_merge
-        tokens = (height // cell) * (width // cell)
-        if self.vision_feature_select_strategy == "full":
-            return tokens + self.num_additional_image_tokens
-        return tokens
+        self.pose_token_id: int = self.tokenizer.convert_tokens_to_ids(POSE_TOKEN)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of what the tower gets."""
-        return input_size(self.image_processor)
+    def chat_template(self) -> str | None:
+        """The processor's chat template, or its tokenizer's."""
+        template = self.processor.chat_template or self.tokenizer.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    @property
+    def has_own_template(self) -> bool:
+        """Whether the chat template is one of ``llava-pose assemble``'s own, which hold all special tokens."""
+        return self.chat_template in CHAT_TEMPLATES.values()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write the backbone's processor."""
+        self.processor.save_pretrained(folder)
+
+    # Pictures
+
+    @cached_property
+    def expanded_image(self) -> str | None:
+        """What a picture's token becomes in a text, where it is the same for every picture, and None elsewhere."""
+        found = {self._seen(picture)[0] for picture in _pictures_to_try()}
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def _image_processor_suffices(self) -> bool:
+        """Whether the image processor gives by itself what the processor gives of a picture. It takes a third of the time."""
+        if self.expanded_image is None:
+            return False
+        for picture in _pictures_to_try():
+            alone, with_text = self._seen_alone(picture), self._seen(picture)[1]
+            if alone.keys() != with_text.keys() or not all(torch.equal(alone[name], with_text[name]) for name in alone):
+                return False
+        return True
+
+    def image_ids(self, picture: Image.Image) -> np.ndarray:
+        """Return the token ids that stand for this picture."""
+        ids = self.tokenizer(self._seen(picture)[0], add_special_tokens=False)["input_ids"]
+        return np.asarray(ids, dtype=np.int64)
+
+    def picture_inputs(self, picture: Image.Image) -> dict[str, Tensor]:
+        """Return what the backbone is given of one picture."""
+        return self._seen_alone(picture) if self._image_processor_suffices else self._seen(picture)[1]
+
+    def blank(self) -> dict[str, Tensor]:
+        """Return the inputs of a black picture, which keep a tower that trains running where a batch has no picture."""
+        inputs = self.picture_inputs(Image.new("RGB", (64, 64)))
+        return {name: torch.zeros_like(v) if torch.is_floating_point(v) else v for name, v in inputs.items()}
+
+    # Chats
 
     def encode_chat(
-        self, messages: Sequence[dict[str, str]], *, max_length: int | None = None, where: str = "chat"
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        picture: Image.Image | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        max_length: int | None = None,
+        where: str = "chat",
     ) -> EncodedChat:
-        """Token ids and labels of a chat; only the assistant's answers and what ends them are supervised.
+        """Return token ids and labels of a chat; only the assistant's answers and what ends them are supervised.
 
         Labels come from character offsets of the rendered template, never from splitting text at words.
+
+        Args:
+            messages: {"role", "content"}; `<image>` stands in a text where the picture does.
+            picture: for its `<image>`; it can be left out where every picture has the same tokens.
 
         Raises:
             InputError: there is no turn or no question first, no token is supervised, the chat is longer than max_length
@@ -140,36 +187,78 @@ class LlavaPoseProcessor(LlavaProcessor):
         if not messages:
             raise InputError(f"{where}: the chat has no turn")
         try:
-            text = self.render(messages)
+            text = self.render(messages, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
             raise InputError(f"{where}: the chat template refuses the chat ({error})") from error
         spans = self.answer_spans(messages, text, where=where)
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoding, pictures, expansion = self._tokens(text, picture, where)
         ids = np.asarray(encoding["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         supervised = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
+            start, end = (expansion.moved(place) for place in (start, end))
             # a token may hold the last character of the prompt too, such as the space that a prompt ends with
             supervised |= (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0])
         if spans and not supervised.any():
             raise InputError(f"{where}: no token of the answer is supervised; is the answer empty?")
         labels = np.where(supervised, ids, IGNORE_INDEX)
-        repeats = np.where(ids == self.image_token_id, self.count_image_tokens(*self.image_size), 1)
-        ids, labels = np.repeat(ids, repeats), np.repeat(labels, repeats)
         if max_length is not None and len(ids) > max_length:
             raise ChatTooLongError(
                 f"{where}: {len(ids)} tokens are more than max_length={max_length}; raise it or shorten the text"
             )
-        return EncodedChat(ids, labels)
+        return EncodedChat(ids, labels, pictures)
 
-    def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
-        """The chat as the text of the chat template, `<image>` not yet expanded."""
-        return self.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    def _tokens(self, text: str, picture: Image.Image | None, where: str) -> tuple[Any, dict[str, Tensor], _Expansion]:
+        """Return the encoding of a text with its picture's tokens, the inputs of the picture, and what was put in."""
+        options = {"add_special_tokens": self._adds_special_tokens(text), "return_offsets_mapping": True}
+        count = text.count(self.image_token)
+        if count > 1:
+            raise InputError(f"{where}: {count} pictures in the chat; a chat can have one")
+        if not count:
+            return self.tokenizer(text, **options), {}, _Expansion(len(text), 0)
+        inputs: dict[str, Tensor] = {}
+        expanded = self.expanded_image
+        if picture is not None and self._image_processor_suffices:
+            inputs = self._seen_alone(picture)
+        elif picture is not None:
+            expanded, inputs = self._seen(picture)
+        if expanded is None:
+            raise InputError(f"{where}: `<image>` in the text, but no picture, whose size decides about its tokens")
+        before, after = text.split(self.image_token)
+        moved = _Expansion(len(before) + len(self.image_token), len(expanded) - len(self.image_token))
+        return self.tokenizer(before + expanded + after, **options), inputs, moved
+
+    def _seen(self, picture: Image.Image) -> tuple[str, dict[str, Tensor]]:
+        """Return what the token of a picture becomes in a text, and what the backbone is given of the picture."""
+        seen = self.processor(
+            images=[picture], text=[self.image_token], return_text_replacement_offsets=True, return_tensors="pt"
+        )
+        inputs = {name: v for name, v in seen.items() if name not in _OF_TEXT and isinstance(v, Tensor)}
+        return seen["text_replacement_offsets"][0][0]["replacement"], inputs
+
+    def _seen_alone(self, picture: Image.Image) -> dict[str, Tensor]:
+        return {
+            name: v for name, v in self.image_processor([picture], return_tensors="pt").items() if isinstance(v, Tensor)
+        }
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """Return whether the tokenizer puts its own first token before a rendered chat, as ``apply_chat_template`` has it."""
+        begin = self.tokenizer.bos_token
+        return not self.has_own_template and not (begin is not None and text.startswith(begin))
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        """Return the chat as the text of the chat template, the picture's token not yet expanded."""
+        return self.processor.apply_chat_template(
+            [{**message, "content": _parts(message["content"])} for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            chat_template=self.chat_template,
+        )
 
     def answer_spans(
-        self, messages: Sequence[dict[str, str]], text: str, *, where: str = "chat"
+        self, messages: Sequence[Mapping[str, Any]], text: str, *, where: str = "chat"
     ) -> list[tuple[int, int]]:
-        """Character spans (start, end) of the assistant's answers, their end tokens included, in the rendered chat.
+        """Return character spans (start, end) of the assistant's answers, their end tokens included, in the rendered chat.
 
         Raises:
             InputError: the chat begins with an answer, or the chat template is not a plain concatenation of turns.
@@ -189,6 +278,26 @@ class LlavaPoseProcessor(LlavaProcessor):
                 raise InputError(f"{where}: the chat template rewrites earlier turns; labels cannot be placed with it")
             spans.append((len(before), len(until)))
         return spans
+
+
+def _pictures_to_try() -> list[Image.Image]:
+    """Return pictures of unlike sizes, with something to be seen in them."""
+    shades = Image.linear_gradient("L").convert("RGB")
+    return [shades.resize(size) for size in ((48, 48), (96, 640), (1400, 1000))]
+
+
+def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return a turn's text as chat templates of transformers have it: parts of text, and pictures between them."""
+    if not isinstance(content, str):
+        return content
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(content.split(IMAGE_TOKEN)):
+        if number:
+            parts.append({"type": "image"})
+            text = text.removeprefix("\n")  # a template says itself what stands between picture and text
+        if text or not content:
+            parts.append({"type": "text", "text": text})
+    return parts
 
 
 __all__ = ["CHAT_TEMPLATES", "EncodedChat", "LlavaPoseProcessor"]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -70,6 +71,27 @@ def try_apart(path: str | os.PathLike[str], files: str, attempt: Callable[[], ob
         raise
     except Exception:  # which this process meets in its turn
         logger.debug("%s: the trial of %s failed", folder, files, exc_info=True)
+
+
+@contextmanager
+def at_most(seconds: float, what: str) -> Iterator[None]:
+    """Let what is done take so much time of the processor and no more. For :func:`try_apart`, in its child alone.
+
+    Raises:
+        InputError: ``what`` takes more.
+    """
+
+    def end(*_: object) -> NoReturn:
+        raise InputError(
+            f"{what} takes more than {seconds:g} seconds, which no sound one needs; take it from its source again"
+        )
+
+    signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def on_meta(path: str | os.PathLike[str], model_class: Any, config: Any = None) -> PreTrainedModel:

@@ -17,8 +17,11 @@ from PIL import Image, ImageOps
 from torch import nn
 from tqdm import tqdm
 
+from llava_pose.data.collator import joined_pictures
 from llava_pose.data.images import check_picture, load_rgb
 from llava_pose.errors import InputError
+from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
+from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.utils.distributed import broadcast, gathered_parameters, this_place
 from llava_pose.utils.files import inside, of_split, reserve, write_json
 from llava_pose.utils.output_folder import own_folder
@@ -27,7 +30,7 @@ logger = logging.getLogger(__name__)
 _BLOCK = 16
 _BLOCKS_TO_FLUSH = 8
 # of a tower's config: where it came from, and the dtype that its weights tell
-_NO_MATTER = ("_name_or_path", "transformers_version", "dtype")
+_NO_MATTER = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
 
 
 class FeatureCache:
@@ -41,7 +44,7 @@ class FeatureCache:
         self,
         folder: Path,
         images: Sequence[str],
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         *,
         flips: bool,
         dtype: type[np.floating] = np.float16,
@@ -50,7 +53,7 @@ class FeatureCache:
         Args:
             folder: of this fingerprint.
             images: names of pictures.
-            shape: (rows, columns, channels) of one picture's patches.
+            shape: of one picture's patches, (…, channels).
             flips: whether mirror images are held too.
             dtype: of the numbers that are held.
 
@@ -81,11 +84,16 @@ class FeatureCache:
         return differs
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(…, channels) of one picture's patches."""
+        return self._shape[2:]
+
+    @property
     def nbytes(self) -> int:
         return self._features.nbytes
 
     def __getitem__(self, key: tuple[str, bool]) -> np.ndarray:
-        """(rows, columns, channels) of (picture, mirrored)."""
+        """(…, channels) of (picture, mirrored)."""
         name, mirrored = key
         return self._features[self._row[name], int(mirrored)]
 
@@ -103,7 +111,7 @@ class FeatureCache:
 
         Args:
             load: row -> picture.
-            extract: pictures -> (n, rows, columns, channels).
+            extract: pictures -> (n, …, channels).
             share: (index, count): of ``count`` processes that fill this cache together, this is number ``index``.
 
         Raises:
@@ -157,12 +165,19 @@ def fingerprint(tower: nn.Module, settings: Any, data: Path, images: Sequence[st
     return digest.hexdigest()[:24]
 
 
+def can_cache(model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor) -> bool:
+    """Return whether a frozen tower's features can be kept: the backbone makes image tokens of patches by a module of its
+    own, and of as many for every picture.
+    """
+    return model.connector is not None and processor.expanded_image is not None
+
+
 def build_feature_cache(
     cache_dir: str | os.PathLike[str],
     data: str | os.PathLike[str],
     images: Sequence[str],
-    model: Any,
-    image_processor: Any,
+    model: LlavaPoseForConditionalGeneration,
+    processor: LlavaPoseProcessor,
     *,
     flips: bool,
     device: torch.device | str = "cpu",
@@ -180,17 +195,17 @@ def build_feature_cache(
     data = Path(data)
     for name in images:
         check_picture(*of_split(data, name))
-    tower = model.config.vision_config.to_dict()
+    of_backbone = {k: v for k, v in model.config.to_dict().items() if k != "text_config" and k not in _NO_MATTER}
+    tower = model.config.vision_config.to_dict() if hasattr(model.config, "vision_config") else {}
     settings = {
         # weights do not say everything: CLIPs of the same shapes differ in their activation
-        "tower": {name: value for name, value in tower.items() if name not in _NO_MATTER},
-        "layers": model.config.vision_feature_layer,
-        "strategy": model.config.vision_feature_select_strategy,
-        "image_processor": image_processor.to_dict(),
+        **of_backbone,
+        "vision_config": {name: value for name, value in tower.items() if name not in _NO_MATTER},
+        "image_processor": processor.image_processor.to_dict(),
         "flips": flips,
     }
-    name = fingerprint(model.model.vision_tower, settings, data, images)
-    extract = patch_extractor(model, image_processor, device)
+    name = fingerprint(model.tower, settings, data, images)
+    extract = patch_extractor(model, processor, device)
     shape = extract([load_rgb(inside(*of_split(data, images[0])))]).shape[1:]
     cache = FeatureCache(Path(cache_dir) / name, images, shape, flips=flips)
     if share[0] == 0:
@@ -207,8 +222,8 @@ def fill_together(
     cache_dir: str | os.PathLike[str] | None,
     data: str | os.PathLike[str],
     images: Iterable[str],
-    model: Any,
-    image_processor: Any,
+    model: LlavaPoseForConditionalGeneration,
+    processor: LlavaPoseProcessor,
     *,
     flips: bool,
     device: torch.device | str,
@@ -229,30 +244,25 @@ def fill_together(
     folder = Path(cache_dir or Path(data) / ".features")
     if place.nodes > 1:  # a memory map must not be written from two machines
         folder = folder / f"node{place.node}"
-    tower = model.model.vision_tower
-    with gathered_parameters(tower.parameters()):
-        tower.to(device)
+    # with the connector, which is run for its input, and takes no time
+    parts = [model.tower, *([] if model.connector is None else [model.connector])]
+    with gathered_parameters([parameter for part in parts for parameter in part.parameters()]):
+        for part in parts:
+            part.to(device)
         share = (place.index, place.count)
-        cache = build_feature_cache(
-            folder, data, names, model, image_processor, flips=flips, device=device, share=share
-        )
+        cache = build_feature_cache(folder, data, names, model, processor, flips=flips, device=device, share=share)
     broadcast(None)  # the others have computed their share too
     return cache
 
 
 def patch_extractor(
-    model: Any, image_processor: Any, device: torch.device | str
+    model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor, device: torch.device | str
 ) -> Callable[[list[Image.Image]], np.ndarray]:
-    """A function from pictures to the tower's patches (n, rows, columns, channels) in float32."""
+    """A function from pictures to what the connector is given of them, (n, …, channels), in float32."""
 
     @torch.inference_mode()
     def extract(pictures: list[Image.Image]) -> np.ndarray:
-        was_training = model.model.vision_tower.training
-        model.model.vision_tower.eval()
-        pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
-        dtype = next(model.model.vision_tower.parameters()).dtype
-        patches = model.model.extract_patches(pixels.to(device=device, dtype=dtype)).float().cpu().numpy()
-        model.model.vision_tower.train(was_training)
-        return patches
+        inputs = joined_pictures([processor.picture_inputs(picture) for picture in pictures])
+        return model.patches({name: value.to(device) for name, value in inputs.items()}).float().cpu().numpy()
 
     return extract

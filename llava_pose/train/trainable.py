@@ -1,4 +1,7 @@
-"""What trains: all of the language model, LoRA on it, or nothing; the tower on request; projector and head always."""
+"""What trains: all of the language model, LoRA on it, or nothing; the tower on request; connector and pose parts always.
+
+The parts are the backbone's own: its decoder, its encoder of images, and the connector, which is what is neither.
+"""
 
 from __future__ import annotations
 
@@ -10,89 +13,140 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from llava_pose.errors import InputError
-from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
-
-ALWAYS_TUNED = (
-    "multi_modal_projector",
-    "pose_head",
-    "pose_encoder",
-    "pose_token_embedding",
-    "pose_token_output",
-)
+from llava_pose.model.checkpoint_files import CONFIG_FILE, loading
+from llava_pose.model.loading import built
+from llava_pose.model.modeling import POSE_PARTS, LlavaPoseForConditionalGeneration
+from llava_pose.model.trial import try_apart
 
 
-def nf4_config() -> BitsAndBytesConfig:
-    """Return how QLoRA keeps the base: the language model's blocks in four bits, all that is round them as it is."""
+def nf4_config(base: str) -> BitsAndBytesConfig:
+    """Return how QLoRA keeps a base: the language model's blocks in four bits, all that is round them as it is.
+
+    Raises:
+        InputError: its config cannot be read.
+    """
+    with loading(f"{base}: cannot load the model"):
+        try_apart(base, CONFIG_FILE, lambda: built(base))
+        model = built(base)
+    blocks = f"{_blocks_prefix(model)}."
+    beside = {
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.startswith(blocks)
+    }
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
-        # names from the root: bitsandbytes matches their beginning
-        llm_int8_skip_modules=[
-            "model.vision_tower",
-            "model.multi_modal_projector",
-            "pose_head",
-            "pose_encoder",
-            "lm_head",
-        ],
+        llm_int8_skip_modules=sorted(beside),
     )
 
 
-def lora_targets(model: LlavaPoseForConditionalGeneration) -> str:
-    """A regular expression for every linear layer of the language model's blocks, and for nothing else.
+def _blocks_prefix(vlm: Any) -> str:
+    """Return the name in a backbone of the list of its language model's blocks.
+
+    Raises:
+        InputError: the language model has no such list.
+    """
+    decoder = vlm.get_decoder()
+    lists = [name for name, module in decoder.named_children() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        raise InputError(
+            f"{type(decoder).__name__}: has no list of blocks, which LoRA would go on; train it --language full"
+        )
+    # of several, such as those of a few dense layers first, the one that holds most
+    largest = max(lists, key=lambda name: sum(p.numel() for p in getattr(decoder, name).parameters()))
+    return f"{_name_in(vlm, decoder)}.{largest}"
+
+
+def _name_in(vlm: nn.Module, part: nn.Module) -> str:
+    return next(name for name, module in vlm.named_modules() if module is part)
+
+
+def lora_targets(vlm: Any) -> str:
+    """Return a regular expression for every linear layer of the language model's blocks, and for nothing else.
 
     Anchored on the language model: a suffix such as "q_proj" would also match layers of the vision tower.
     """
-    prefix = "model.language_model.layers."
+    prefix = f"{_blocks_prefix(vlm)}."
     names = {
         name.removeprefix(prefix).partition(".")[2]
-        for name, module in model.named_modules()
+        for name, module in vlm.named_modules()
         if name.startswith(prefix) and isinstance(module, nn.Linear)
     }
     return rf"{re.escape(prefix)}\d+\.({'|'.join(re.escape(name) for name in sorted(names))})"
 
 
+def connector_modules(vlm: Any) -> list[str]:
+    """Return the names in a backbone of the modules with weights that belong to neither tower nor language model."""
+    parts = [
+        module
+        for module in (vlm.get_encoder(modality="image"), vlm.get_decoder(), vlm.get_output_embeddings())
+        if module
+    ]
+    known = {id(module) for part in parts for module in part.modules()}
+    found: list[str] = []
+
+    def search(name: str, module: nn.Module) -> None:
+        inside = {id(each) for each in module.modules()}
+        if not inside & known:
+            if any(True for _ in module.parameters()):
+                found.append(name)
+        elif id(module) not in known:
+            for child_name, child in module.named_children():
+                search(f"{name}.{child_name}".removeprefix("."), child)
+
+    search("", vlm)
+    return found
+
+
 def add_lora(
     model: LlavaPoseForConditionalGeneration, *, r: int, alpha: float, dropout: float, tune_vision: bool
-) -> nn.Module:
-    """Wrap LoRA round the language model; projector, head and the `<pose6D>` rows train beside it.
+) -> LlavaPoseForConditionalGeneration:
+    """Put LoRA on the language model; connector, pose parts and the `<pose6D>` vectors train beside it.
+
+    The adapter is one of the backbone, as PEFT makes it; what trains whole is saved in it.
 
     Raises:
         InputError: an adapter landed outside the language model.
     """
     from peft import LoraConfig, get_peft_model
 
+    vlm = model.vlm
+    blocks = _blocks_prefix(vlm)
+    whole = connector_modules(vlm)
+    if tune_vision:
+        whole.append(_name_in(vlm, model.tower))
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and only divides it
         lora_dropout=dropout,
-        target_modules=lora_targets(model),
-        modules_to_save=[*ALWAYS_TUNED, *(["vision_tower"] if tune_vision else [])],
+        target_modules=lora_targets(vlm),
+        modules_to_save=whole or None,
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(model, config)
-    strays = [n for n, _ in wrapped.named_parameters() if "lora_" in n and ".language_model.layers." not in n]
+    model.backbone = get_peft_model(vlm, config)
+    strays = [n for n, _ in vlm.named_parameters() if "lora_" in n and not n.startswith(f"{blocks}.")]
     if strays:
         raise InputError(f"LoRA landed outside the language model: {strays[0]}")
-    return wrapped
+    return model
 
 
 def freeze_for(
     model: LlavaPoseForConditionalGeneration, *, language: str, tune_embeddings: bool, tune_vision: bool
 ) -> None:
     """Set requires_grad for a run without LoRA."""
-    model.requires_grad_(False)
-    for name in ALWAYS_TUNED:
-        _find(model, name).requires_grad_(True)
-    if language == "full":
-        model.model.language_model.requires_grad_(True)
-        model.lm_head.requires_grad_(True)
-        if not tune_embeddings:
-            model.get_input_embeddings().requires_grad_(False)
-            if model.config.tie_word_embeddings:
-                model.lm_head.requires_grad_(False)
-    if tune_vision:
-        model.model.vision_tower.requires_grad_(True)
+    vlm = model.vlm
+    tower, decoder, embedding, output = (
+        model.tower,
+        model.decoder,
+        vlm.get_input_embeddings(),
+        vlm.get_output_embeddings(),
+    )
+    model.requires_grad_(True)  # what is left of the backbone is its connector
+    tower.requires_grad_(tune_vision)
+    for part in (decoder, embedding, output):
+        part.requires_grad_(language == "full")
+    if language == "full" and not tune_embeddings:
+        embedding.requires_grad_(False)  # and a tied output layer with it
 
 
 def train_in_float32(model: nn.Module) -> None:
@@ -102,22 +156,24 @@ def train_in_float32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def _find(model: LlavaPoseForConditionalGeneration, name: str) -> nn.Module:
-    return getattr(model, name) if hasattr(model, name) else getattr(model.model, name)
-
-
-def part_of(parameter_name: str) -> str:
-    """The part with a learning rate of its own that a parameter belongs to.
+def parts_of(model: LlavaPoseForConditionalGeneration) -> dict[str, str]:
+    """Return, for each parameter by name, the part with a learning rate of its own that it belongs to.
 
     Returns:
-        "new" (projector, pose head, pose encoder, the vectors of `<pose6D>`), "vision" (the tower) or "language".
+        "new" (connector and pose parts), "vision" (the tower) or "language".
     """
-    if any(f"{name}." in parameter_name for name in ALWAYS_TUNED):
-        return "new"
-    return "vision" if "vision_tower." in parameter_name else "language"
+    of_tower = {id(parameter) for parameter in model.tower.parameters()}
+    language = (model.decoder, model.vlm.get_input_embeddings(), model.vlm.get_output_embeddings())
+    of_language = {id(parameter) for part in language for parameter in part.parameters()}
+    found = {}
+    for name, parameter in model.named_parameters():
+        ours = name.partition(".")[0] in POSE_PARTS
+        part = "vision" if id(parameter) in of_tower else "language" if id(parameter) in of_language else "new"
+        found[name] = "new" if ours else part
+    return found
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
-    """Trainable and all parameters, under ZeRO-3 too, where a shard knows its full size."""
+    """Return trainable and all parameters, under ZeRO-3 too, where a shard knows its full size."""
     sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in model.parameters()]
     return {"trainable": sum(n for n, tuned in sizes if tuned), "all": sum(n for n, _ in sizes)}

@@ -31,12 +31,13 @@ from llava_pose.data.collator import SAMPLE_NAMES
 from llava_pose.data.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.errors import InputError, NonFiniteLossError, RunError
 from llava_pose.model.checkpoint_files import first_sentence, loading
-from llava_pose.model.loading import ADAPTER_WEIGHTS
+from llava_pose.model.loading import ADAPTER_WEIGHTS, load_weights
+from llava_pose.model.modeling import POSE_WEIGHTS, LlavaPoseForConditionalGeneration, pose_state
 from llava_pose.train.checkpoints import StopAtSignal
 from llava_pose.train.length_groups import LengthGroups
 from llava_pose.train.progress import TrainingProgress
 from llava_pose.train.saved_states import require_fitting_states
-from llava_pose.train.trainable import part_of
+from llava_pose.train.trainable import parts_of
 from llava_pose.utils.distributed import broadcast, gathered_parameters, is_first_process, sum_over_processes
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class PoseTrainer(ResumableTrainer):
     def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
         """
         Args:
-            learning_rates: of the parts of :func:`llava_pose.train.trainable.part_of`; the others have that of the run.
+            learning_rates: of the parts of :func:`llava_pose.train.trainable.parts_of`; the others have that of the run.
         """
         super().__init__(*args, **kwargs)
         self.learning_rates = dict(learning_rates or {})
@@ -220,15 +221,29 @@ class PoseTrainer(ResumableTrainer):
             self._terms = {}
         super().log(logs, *args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """As Trainer's, which knows models of transformers and PEFT alone."""
+        if self.args.should_save:
+            model: Any = self.accelerator.unwrap_model(self.model)
+            folder = output_dir or self.args.output_dir
+            model.save_pretrained(folder, state_dict=state_dict)
+            cast(Any, self.processing_class).save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As Trainer's, of a checkpoint of ours."""
+        with _resuming(resume_from_checkpoint):
+            load_weights(cast(LlavaPoseForConditionalGeneration, model or self.model), Path(resume_from_checkpoint))
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As Trainer's, with learning rates of their own for parts of the model."""
         if self.optimizer is None and self.learning_rates:
             source: Any = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(source))
             groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            parts = parts_of(source)
             for name, parameter in source.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((part_of(name), name in decayed), []).append(parameter)
+                    groups.setdefault((parts[name], name in decayed), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, source)
             self.optimizer = optimizer_class(
                 [
@@ -292,23 +307,27 @@ def last_loss(log: Path) -> float | None:
     return losses[-1] if losses else None
 
 
-def require_saved_adapter(model: nn.Module, folder: Path) -> None:
-    """Read a saved adapter back and compare it with the model: names, shapes and values.
+def require_saved_adapter(model: LlavaPoseForConditionalGeneration, folder: Path) -> None:
+    """Read a saved adapter and the pose parts beside it back and compare them with the model: names, shapes and values.
 
     Every process must call it: where ZeRO-3 has sharded the weights, all gather them, one after the other.
-
-    Args:
-        model: as PEFT wrapped it.
 
     Raises:
         LostWeightsError: on every process.
     """
     from peft import get_peft_model_state_dict
 
+    adapted: Any = model.backbone
     # tensors by the model's own names, not the state dict that was saved: under ZeRO-3 it may be what is wrong
-    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    expected = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
-    file = folder / ADAPTER_WEIGHTS
+    tensors = {**dict(adapted.named_buffers()), **dict(adapted.named_parameters())}
+    for file, expected in (
+        (folder / ADAPTER_WEIGHTS, get_peft_model_state_dict(adapted, state_dict=tensors, save_embedding_layers=False)),
+        (folder / POSE_WEIGHTS, pose_state(dict(model.named_parameters()))),
+    ):
+        _require_saved(file, expected)
+
+
+def _require_saved(file: Path, expected: Mapping[str, torch.Tensor]) -> None:
     reads = is_first_process()
     problem, stored = None, {}
     try:

@@ -149,7 +149,7 @@ class PoseTrainingArguments(PoseRunOptions, RunArguments):  # type: ignore[misc]
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The learning rates of the parts that have one of their own (:func:`llava_pose.train.trainable.part_of`)."""
+        """The learning rates of the parts that have one of their own (:func:`llava_pose.train.trainable.parts_of`)."""
         rates = {"new": self.new_module_learning_rate, "vision": self.vision_learning_rate}
         return {part: rate for part, rate in rates.items() if rate is not None}
 

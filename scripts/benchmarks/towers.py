@@ -32,12 +32,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel
 
+from llava_pose.compact.modeling import space_to_depth
 from llava_pose.data.images import load_rgb
 from llava_pose.data.records import ObjectRecord, read_records
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import NO_CODE, SAFE
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
-from llava_pose.model.modeling import space_to_depth
 from llava_pose.model.rotation import ROTATION_NAMES, RotationRepresentation, rotation_representation
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import angles_from_rotation

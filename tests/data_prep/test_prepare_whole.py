@@ -128,7 +128,9 @@ def prepared(raw_dataset: Any, tmp_path: Path) -> Path:
 
 def test_instruct_and_the_samples_of_training_take_it(prepared: Path, tiny_base: Path, tmp_path: Path) -> None:
     from llava_pose.data.dataset import PoseDataset, read_samples
-    from llava_pose.model.loading import load_processor
+    from llava_pose.data.images import load_rgb
+    from llava_pose.model.processors import load_processor
+    from llava_pose.utils.files import inside, of_split
 
     result = instruct(InstructConfig(data=str(prepared), out=str(tmp_path / "train.json"), questions_per_object=2))
     samples = read_samples(result.path)
@@ -146,9 +148,10 @@ def test_instruct_and_the_samples_of_training_take_it(prepared: Path, tiny_base:
             else:
                 assert sample["poses"] == [records[name].pose.to_dict()]
             assert sample["viewport"] == records[name].viewport * records[name].focal
-    encoded = PoseDataset(samples, prepared, load_processor(tiny_base), flip=True)
-    pictures = [encoded[i].image for i in range(len(encoded))]
+    pictures = [load_rgb(inside(*of_split(prepared, sample["image"]))) for sample in samples]
     assert all(picture.size == (128, 128) for picture in pictures)
+    encoded = PoseDataset(samples, prepared, load_processor(tiny_base), flip=True)
+    assert all("pixel_values" in encoded[i].pictures for i in range(len(encoded)))
 
 
 def test_predict_and_sheet_take_it(prepared: Path, tiny_base: Path, tmp_path: Path) -> None:

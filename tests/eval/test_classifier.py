@@ -381,7 +381,7 @@ def test_the_backbone_is_a_tower(recipe, tmp_path):
     tower = Path(recipe["output_dir"]) / "backbone"
     base = assemble(AssembleConfig(out=str(tmp_path / "base"), preset="tiny", vision=str(tower)))
     expected = AutoModel.from_pretrained(tower).state_dict()
-    found = load_model(base).model.vision_tower.state_dict()
+    found = load_model(base).tower.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 

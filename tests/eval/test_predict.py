@@ -23,7 +23,9 @@ from llava_pose.data.conversation import to_messages
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, read_records, write_records
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.model.loading import load_full, load_processor
+from llava_pose.inference.scoring import tree_scores
+from llava_pose.model.loading import load_full
+from llava_pose.model.processors import load_processor
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.config import read_yaml
@@ -112,7 +114,7 @@ def other_weights(config: PredictConfig, folder: Path) -> PredictConfig:
     shutil.copytree(config.checkpoint, checkpoint)
     settings = settings_file(config.out, "predict")
     settings.write_text(settings.read_text().replace(config.checkpoint, str(checkpoint)))
-    weights = checkpoint / "model.safetensors"
+    weights = checkpoint / "pose_head.safetensors"
     tensors = load_file(weights)
     tensors[next(name for name in tensors if "pose_head" in name)].flatten()[0] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
@@ -404,6 +406,7 @@ def test_a_description_is_asked_as_instruct_writes_it(
             return seen[-1]
 
     predictor = Watched.from_checkpoint(whole["pose"].checkpoint, device="cpu")
+    seen.clear()  # of the question that a checkpoint is tried with
     image = Image.open(five / "val" / "diningtable" / "4.png")
     description = categories.get("diningtable").description
     [answer] = predictor.predict([image], ["dining table"], descriptions=[description], viewports=[180.0])
@@ -542,7 +545,9 @@ def test_no_logits_are_kept(tiny_base: Path, five: Path, task: str) -> None:
     model = predictor._model
     vocabulary = model.config.text_config.vocab_size
     computed: list[int] = []
-    hook = model.lm_head.register_forward_hook(lambda _, __, logits: computed.append(logits.numel() // vocabulary))
+    assert predictor._scores is tree_scores  # which is found out by scoring a small picture
+    output = model.vlm.get_output_embeddings()
+    hook = output.register_forward_hook(lambda _, __, logits: computed.append(logits.numel() // vocabulary))
     records = read_records(five, "val")
     images = [Image.open(five / "val" / record.file_name).convert("RGB") for record in records]
     candidates = {"car": "a car", "cup": "a cup"} if task == "joint" else {}

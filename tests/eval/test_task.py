@@ -338,7 +338,7 @@ def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Pat
     assert asked["task"] == "joint"
     assert asked["candidates"] == load_classifier(output / "general")[0].config.categories == sorted(CATEGORIES)
     taught = load_classifier(output / "general")[0].backbone.state_dict()
-    tower = load_full(output / "llava-pose" / "base").model.vision_tower.state_dict()
+    tower = load_full(output / "llava-pose" / "base").tower.state_dict()
     assert all(torch.equal(value, tower[name]) for name, value in taught.items())
     assert {sample["category"] for sample in json.loads((output / "llava-pose" / "train.json").read_text())} == set(
         CATEGORIES

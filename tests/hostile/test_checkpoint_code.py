@@ -19,7 +19,8 @@ from llava_pose.backbones.tiny import tiny_tokenizer
 from llava_pose.cli import main
 from llava_pose.data.records import ObjectRecord, Pose, write_records
 from llava_pose.errors import InputError
-from llava_pose.model.loading import load_full, load_processor
+from llava_pose.model.loading import load_full
+from llava_pose.model.processors import load_processor
 from llava_pose.train.trainable import add_lora
 from scripts import convert_deit3, fetch_small_weights
 
@@ -123,7 +124,6 @@ def parts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     tokenizer.save_pretrained(root / "language")
     for name in ("base", "llava"):
         shutil.copytree(tiny_base, root / name)
-    change_json(root / "llava" / "config.json", model_type="llava")
     model = add_lora(load_full(tiny_base, dtype=torch.float32), r=2, alpha=4, dropout=0.0, tune_vision=False)
     model.save_pretrained(root / "adapter")
     load_processor(tiny_base).save_pretrained(root / "adapter")

@@ -29,7 +29,8 @@ from llava_pose.cli import main
 from llava_pose.data.records import read_predictions
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.model.loading import load_full, load_processor, require_fit, require_tower
+from llava_pose.model.loading import load_full, require_fit, require_tower
+from llava_pose.model.processors import load_processor
 from tests.conftest import REPOSITORY
 
 Change = Callable[[Path], Any]
@@ -88,8 +89,8 @@ CONFIG = {
     "quantised by what it is not": changed(
         "config.json", "quantization_config", to={"quant_method": "bitsandbytes", "load_in_4bit": True}
     ),
-    "a model within itself": changed("config.json", "text_config", "model_type", to="llava_pose"),
-    "heads are true": changed("config.json", "pose_head_attention_heads", to=True),
+    "a model within itself": changed("config.json", "text_config", "model_type", to="compact_llava"),
+    "heads are true": changed("pose_config.json", "pose_head_attention_heads", to=True),
     "no layer of the tower": changed("config.json", "vision_feature_layer", to=[]),
     "a layer that the tower has not": changed("config.json", "vision_feature_layer", to=10**9),
     "the last layer but one, of other channels": changed("config.json", "vision_feature_layer", to=-2),
@@ -121,10 +122,20 @@ CONFIG = {
     "width of a tower in words": changed("config.json", "vision_config", "hidden_sizes", to=["a", "b"]),
     "merge in words": changed("config.json", "vision_merge", to="two"),
     "negative merge": changed("config.json", "vision_merge", to=-2),
-    "head of a trillion": changed("config.json", "pose_head_hidden_size", to=10**12),
-    "negative head": changed("config.json", "pose_head_hidden_size", to=-1),
-    "unknown rotation": changed("config.json", "rotation", to="quaternion"),
-    "rotation of a list": changed("config.json", "rotation", to=[1]),
+    "head of a trillion": changed("pose_config.json", "pose_head_hidden_size", to=10**12),
+    "negative head": changed("pose_config.json", "pose_head_hidden_size", to=-1),
+    "unknown rotation": changed("pose_config.json", "rotation", to="quaternion"),
+    "rotation of a list": changed("pose_config.json", "rotation", to=[1]),
+    "pose weights cut off": lambda f: os.truncate(f / "pose_head.safetensors", 100),
+    "pose weights are a fifo": replaced("pose_head.safetensors", os.mkfifo),
+    "pose weights are not there": lambda f: (f / "pose_head.safetensors").unlink(),
+    "pose parts without a config": lambda f: (f / "pose_config.json").unlink(),
+    "pose parts' config is a fifo": replaced("pose_config.json", os.mkfifo),
+    "pose parts' config is a list": written("pose_config.json", b"[]"),
+    "pose parts on another connector": changed("pose_config.json", "connector", to="vision_tower.evil"),
+    "pose parts on a connector of a number": changed("pose_config.json", "connector", to=7),
+    "pose parts on the language model": changed("pose_config.json", "connector", to="causal_lm"),
+    "places of a trillion": changed("pose_config.json", "image_places", to=10**12),
     "another file of weights": changed("config.json", "transformers_weights", to="../model.safetensors"),
 }
 WEIGHTS = {
@@ -139,7 +150,7 @@ WEIGHTS = {
         (f / "model.safetensors.index.json").write_text("{}"),
     ),
     "a weight is NaN": lambda f: set_weight(f, "lm_head", float("nan")),
-    "a weight is infinite": lambda f: set_weight(f, "pose_head.linear_2.bias", float("inf")),
+    "a weight is infinite": lambda f: set_weight(f, "pose_head.linear_2.bias", float("inf"), "pose_head.safetensors"),
 }
 PROCESSOR = {
     "template without end": written(
@@ -164,10 +175,13 @@ PROCESSOR = {
     "merge of another model": changed("processor_config.json", "vision_merge", to=2),
     "processor is a list": written("processor_config.json", b"[]"),
     "processor of another encoding": written("processor_config.json", b'{"a": "\xe9"}'),
-    "pose token of a billion": changed("config.json", "pose_token_id", to=10**9),
-    "no pose token": changed("config.json", "pose_token_id", to=None),
-    "image token in words": changed("config.json", "image_token_index", to="image"),
-    "negative image token": changed("config.json", "image_token_index", to=-1),
+    "pose token of a billion": changed("pose_config.json", "pose_token_id", to=10**9),
+    "no pose token": changed("pose_config.json", "pose_token_id", to=None),
+    "image token in words": changed("pose_config.json", "image_token_id", to="image"),
+    "negative image token": changed("pose_config.json", "image_token_id", to=-1),
+    "another image token": changed("pose_config.json", "image_token_id", to=9),
+    "the backbone's image token in words": changed("config.json", "image_token_index", to="image"),
+    "the backbone's image token is another": changed("config.json", "image_token_index", to=9),
     "tokenizer is a list": written("tokenizer.json", b"[]"),
     "tokenizer is cut off": lambda f: os.truncate(f / "tokenizer.json", 1000),
     "tokenizer is a fifo": replaced("tokenizer.json", os.mkfifo),
@@ -175,11 +189,11 @@ PROCESSOR = {
 }
 
 
-def set_weight(folder: Path, name: str, value: float) -> None:
-    weights = load_file(folder / "model.safetensors")
+def set_weight(folder: Path, name: str, value: float, file: str = "model.safetensors") -> None:
+    weights = load_file(folder / file)
     key = next((key for key in weights if key.startswith(name)), min(weights))
     weights[key].view(-1)[0] = value
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / file, metadata={"format": "pt"})
 
 
 def refused(load: Callable[[], Any], folder: Path) -> str:
@@ -341,10 +355,10 @@ def test_answers_that_are_not_finite_are_counted_and_end_predict_with_1(
         raw_dataset.add(name, split="val")
     data = prepare(PrepareConfig(str(raw_dataset.root), str(tmp_path / "prepared"), size=64, workers=1))
     folder = Path(shutil.copytree(tiny_base, tmp_path / "overflows"))
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(folder / "pose_head.safetensors")
     weights["pose_head.linear_2.bias"].fill_(3e38)
     weights["pose_head.linear_2.weight"].fill_(3e38)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "pose_head.safetensors", metadata={"format": "pt"})
     out = tmp_path / "predictions.jsonl"
     command = ["predict", "--checkpoint", str(folder), "--data", str(data), "--out", str(out)]
     for _ in range(2):  # the second finds all answered, and ends in the same way

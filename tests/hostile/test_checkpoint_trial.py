@@ -20,7 +20,8 @@ from eval.systems.network import load_backbone
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.errors import InputError
 from llava_pose.model import trial
-from llava_pose.model.loading import load_full, load_image_processor, load_model, load_processor
+from llava_pose.model.loading import load_full, load_model
+from llava_pose.model.processors import load_image_processor, load_processor
 from llava_pose.model.trial import try_apart
 from llava_pose.train.trainable import add_lora
 

@@ -6,6 +6,7 @@ and a test could not tell right from wrong.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -24,8 +25,10 @@ from transformers import (
 )
 
 from llava_pose.backbones.tiny import tiny_tokenizer
+from llava_pose.compact import CompactLlavaConfig, CompactLlavaForConditionalGeneration, CompactLlavaProcessor
+from llava_pose.data.conversation import IMAGE_TOKEN
 from llava_pose.model import LlavaPoseConfig, LlavaPoseForConditionalGeneration, LlavaPoseProcessor
-from llava_pose.model.processing import CHAT_TEMPLATES, SPECIAL_TOKENS
+from llava_pose.model.processing import CHAT_TEMPLATES, POSE_ADDED_TOKEN
 
 # ids in a model that no tokenizer goes with
 VOCABULARY, PAD_ID, IMAGE_ID, POSE_ID = 40, 0, 3, 4
@@ -56,16 +59,19 @@ def clip_config() -> CLIPVisionConfig:
     )
 
 
-def small_config(
-    vision: PreTrainedConfig | None = None,
+def small_model(
     *,
+    vision: PreTrainedConfig | None = None,
+    seed: int = 0,
     vocabulary: int = VOCABULARY,
     image_id: int = IMAGE_ID,
     pose_id: int = POSE_ID,
     tied: bool = False,
     **changes: Any,
-) -> LlavaPoseConfig:
-    """ConvNeXt (its last layer, 2 x 2 patches of a 64-pixel picture) and a Llama of two layers, unless told otherwise."""
+) -> LlavaPoseForConditionalGeneration:
+    """A compact LLaVA with pose parts in evaluation mode, its new modules drawn at a size that shows: ConvNeXt (its last
+    layer, 2 x 2 patches of a 64-pixel picture) and a Llama of two layers, unless told otherwise.
+    """
     text = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -77,35 +83,38 @@ def small_config(
         tie_word_embeddings=tied,
         pad_token_id=PAD_ID,
     )
-    values: dict[str, Any] = {
-        "vision_feature_layer": -1,
-        "pose_head_hidden_size": 16,
-        "pose_head_attention_heads": 2,
-        "pose_head_pooled_features": True,
-        "projector_norm": True,
-        **changes,
-    }
+    ours = {field.name for field in dataclasses.fields(LlavaPoseConfig)}
+    values: dict[str, Any] = {"vision_feature_layer": -1, "projector_norm": True}
+    values |= {name: value for name, value in changes.items() if name not in ours}
     if vision is None:
         vision = convnext_config()
         values.setdefault("vision_feature_size", CONVNEXT_CHANNELS[-1])
-    return LlavaPoseConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image_id,
-        pose_token_id=pose_id,
-        tie_word_embeddings=tied,
-        **values,
+    config = CompactLlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=image_id, tie_word_embeddings=tied, **values
     )
-
-
-def small_model(
-    config: LlavaPoseConfig | None = None, *, seed: int = 0, **changes: Any
-) -> LlavaPoseForConditionalGeneration:
-    """A model of :func:`small_config` in evaluation mode, its new modules drawn at a size that shows."""
+    pose_config = {
+        "pose_head_hidden_size": 16,
+        "pose_head_attention_heads": 2,
+        "pose_head_pooled_features": True,
+        "image_places": 4,
+        "connector": "multi_modal_projector",
+        **{name: value for name, value in changes.items() if name in ours},
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlavaPoseForConditionalGeneration(config or small_config(**changes))
-        for module in (model.model.multi_modal_projector, model.pose_head):
+        model = LlavaPoseForConditionalGeneration(
+            CompactLlavaForConditionalGeneration(config),
+            LlavaPoseConfig(
+                pose_token_id=pose_id,
+                image_token_id=image_id,
+                hidden_size=32,
+                embedding_size=32,
+                pooled_size=config.patch_channels,
+                **pose_config,
+            ),
+        )
+        model.draw_weights()
+        for module in (model.connector, model.pose_head):
             for parameter in module.parameters():
                 if parameter.dim() == 2:
                     torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -117,8 +126,8 @@ def project_tokenizer() -> LlamaTokenizer:
     """The tiny base's tokenizer with all tokens of both templates. Read only: it is made once for all tests."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = tiny_tokenizer(Path(folder))
-    marks = [AddedToken(t, special=True, normalized=False) for t in ("<|im_start|>", "<|im_end|>")]
-    tokenizer.add_tokens([*SPECIAL_TOKENS, *marks], special_tokens=True)
+    image, *marks = (AddedToken(t, special=True, normalized=False) for t in (IMAGE_TOKEN, "<|im_start|>", "<|im_end|>"))
+    tokenizer.add_tokens([image, POSE_ADDED_TOKEN, *marks], special_tokens=True)
     return tokenizer
 
 
@@ -132,10 +141,12 @@ def small_processor(
 ) -> LlavaPoseProcessor:
     """The processor of the small models; ``template`` is a name of ``CHAT_TEMPLATES`` or a template itself."""
     return LlavaPoseProcessor(
-        image_processor=ViTImageProcessor(size={"height": side, "width": side}),
-        tokenizer=tokenizer or project_tokenizer(),
-        chat_template=CHAT_TEMPLATES.get(template, template),
-        **{"patch_size": patch_size, "vision_feature_select_strategy": "default", **changes},
+        CompactLlavaProcessor(
+            image_processor=ViTImageProcessor(size={"height": side, "width": side}),
+            tokenizer=tokenizer or project_tokenizer(),
+            chat_template=CHAT_TEMPLATES.get(template, template),
+            **{"patch_size": patch_size, "vision_feature_select_strategy": "default", **changes},
+        )
     )
 
 
@@ -143,7 +154,7 @@ def model_for(processor: LlavaPoseProcessor, **changes: Any) -> LlavaPoseForCond
     """A small model that knows the processor's tokens."""
     return small_model(
         vocabulary=-(-len(processor.tokenizer) // 64) * 64,
-        image_id=processor.image_token_id,
+        image_id=processor.processor.image_token_id,
         pose_id=processor.pose_token_id,
         **changes,
     )

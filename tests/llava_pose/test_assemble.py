@@ -43,7 +43,11 @@ from transformers import (
 from llava_pose.backbones.assemble import AssembleConfig, assemble, main
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.loading import load_full, load_model, load_processor
+from llava_pose.model.configuration import LlavaPoseConfig
+from llava_pose.model.loading import load_full, load_model
+from llava_pose.model.modeling import POSE_WEIGHTS
+from llava_pose.model.processing import input_size
+from llava_pose.model.processors import load_processor
 from tests.llava_pose.small_models import project_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -181,10 +185,10 @@ def test_a_base_of_any_tower(tower, language, tmp_path: Path, name, layers, merg
     )
     model, processor = load_model(folder), load_processor(folder)
     pixels = pixels_of(processor, picture())
-    assert processor.count_image_tokens(*processor.image_size) == model.config.image_seq_length == tokens
-    assert model.config.patch_channels == channels
+    assert len(processor.image_ids(picture())) == model.config.image_seq_length == tokens
+    assert model.config.patch_channels == model.pose_config.pooled_size == channels
     with torch.inference_mode():
-        patches = model.model.extract_patches(pixels)
+        patches = model.patches({"pixel_values": pixels})
         part = AutoModel.from_pretrained(tower(name)).eval()
         part = getattr(part, "vision_model", part)
         states = part(pixels, output_hidden_states=True).hidden_states
@@ -204,7 +208,7 @@ def test_a_base_of_any_tower(tower, language, tmp_path: Path, name, layers, merg
     assert kept == channels
 
     chat = processor.encode_chat([{"role": "user", "content": f"{IMAGE_TOKEN}\nWhat is this?"}])
-    assert int((chat.input_ids == processor.image_token_id).sum()) == tokens
+    assert int((chat.input_ids == model.pose_config.image_token_id).sum()) == tokens
     with torch.inference_mode():
         seen, other = (
             model(input_ids=torch.from_numpy(chat.input_ids)[None], pixel_values=p).logits for p in (pixels, -pixels)
@@ -228,15 +232,16 @@ def test_the_language_model_is_whole_in_the_base(tower, language, tmp_path: Path
     model, processor = load_model(folder), load_processor(folder)
     alone = LANGUAGES[name][1].from_pretrained(source).eval()
     rows = alone.config.vocab_size
-    assert model.get_input_embeddings().weight.shape[0] == model.lm_head.weight.shape[0]
-    assert model.lm_head.weight.shape[0] == (rows if free else -(-(rows + 2) // 64) * 64)
-    assert processor.image_token_id, processor.pose_token_id == (len(bare_vocabulary()), len(bare_vocabulary()) + 1)
-    assert model.config.pose_token_id == processor.pose_token_id
+    embedding, output = model.vlm.get_input_embeddings().weight, model.vlm.get_output_embeddings().weight
+    assert embedding.shape[0] == output.shape[0] == (rows if free else -(-(rows + 2) // 64) * 64)
+    added = len(processor.tokenizer)  # of which Qwen's tokenizer has one by itself
+    assert (model.pose_config.image_token_id, processor.pose_token_id) == (added - 2, added - 1)
+    assert model.pose_config.pose_token_id == processor.pose_token_id
     assert model.config.tie_word_embeddings == tied
-    assert (model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()) == tied
+    assert (output.data_ptr() == embedding.data_ptr()) == tied
     if depth is not None:
         alone.model.layers = alone.model.layers[:depth]
-    assert len(model.model.language_model.layers) == (depth or 3)
+    assert len(model.decoder.layers) == (depth or 3)
     chat = processor.encode_chat(
         [{"role": "user", "content": "What is the pose of the car?"}, {"role": "assistant", "content": "It is known."}]
     )
@@ -252,11 +257,11 @@ def test_the_seed_decides_about_the_new_weights(tower, language, tmp_path: Path)
         assemble(AssembleConfig(out=str(tmp_path / str(index)), seed=seed, **parts))
         for index, seed in enumerate((3, 3, 4))
     ]
-    first, same, other = (load_file(folder / WEIGHTS) for folder in bases)
+    first, same, other = ({**load_file(folder / WEIGHTS), **load_file(folder / POSE_WEIGHTS)} for folder in bases)
     assert [key for key, value in first.items() if not torch.equal(value, same[key])] == []
     different = {key.split(".")[0] for key, value in first.items() if not torch.equal(value, other[key])}
     assert different == {"model", "pose_head", "pose_encoder"}  # the projector is in "model"
-    assert all(torch.equal(v, other[k]) for k, v in first.items() if "vision_tower" in k or "language_model" in k)
+    assert all(torch.equal(v, other[k]) for k, v in first.items() if "vision_tower" in k or "causal_lm" in k)
 
 
 def test_a_fresh_base_is_what_its_settings_say(tower, language, tmp_path: Path):
@@ -272,9 +277,9 @@ def test_a_fresh_base_is_what_its_settings_say(tower, language, tmp_path: Path):
         )
     )
     model, processor = load_model(folder), load_processor(folder)
-    assert (model.config.rotation, model.pose_head.linear_1.out_features) == ("rot6d", 12)
+    assert (model.pose_config.rotation, model.pose_head.linear_1.out_features) == ("rot6d", 12)
     assert model.pose_head.look.heads == 4
-    assert (processor.image_size, model.config.image_seq_length) == ((128, 128), 16)
+    assert (input_size(processor.image_processor), model.config.image_seq_length) == ((128, 128), 16)
     assert processor.render([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>user")
     assert "image_size: 128" in (folder / "assemble.yaml").read_text()
     assert not model.pose_token_embedding.change.any()
@@ -369,24 +374,26 @@ def test_a_llava_answers_as_before(llava: Path, llava_base: Path):
 def test_a_llava_gets_its_pictures_as_from_its_own_processor(llava: Path, llava_base: Path):
     theirs, processor = LlavaProcessor.from_pretrained(llava), load_processor(llava_base)
     text = processor.render(CHAT[:1], add_generation_prompt=True)
-    expected, ours = (p(images=[picture(500)], text=[text], return_tensors="pt") for p in (theirs, processor))
+    expected = theirs(images=[picture(500)], text=[text], add_special_tokens=False, return_tensors="pt")
+    ours = processor.encode_chat(CHAT[:1], picture(500), add_generation_prompt=True)
     assert int((expected["input_ids"] == LLAVA_IMAGE_ID).sum()) == LLAVA_IMAGE_TOKENS
-    assert torch.equal(expected["input_ids"], ours["input_ids"])
-    assert torch.equal(expected["pixel_values"], ours["pixel_values"])
+    assert expected["input_ids"][0].tolist() == ours.input_ids.tolist()
+    assert torch.equal(expected["pixel_values"], ours.pictures["pixel_values"])
     encoded = processor.encode_chat(CHAT).input_ids
-    assert encoded[: ours["input_ids"].shape[1]].tolist() == ours["input_ids"][0].tolist()
+    assert encoded[: len(ours.input_ids)].tolist() == ours.input_ids.tolist()
 
 
 def test_a_llava_keeps_its_weights_and_gives_the_token_a_free_row(llava: Path, llava_base: Path):
-    before, after = load_file(llava / WEIGHTS), load_full(llava_base, dtype=torch.float32).state_dict()
+    before, after = load_file(llava / WEIGHTS), load_full(llava_base, dtype=torch.float32).vlm.state_dict()
     model, processor = LlavaForConditionalGeneration.from_pretrained(llava), load_processor(llava_base)
     assert [key for key, value in model.state_dict().items() if not torch.equal(value, after[key])] == []
     assert len(before) == len(model.state_dict())
-    assert (processor.image_token_id, processor.pose_token_id) == (LLAVA_IMAGE_ID, LLAVA_POSE_ID)
+    assert (processor.processor.image_token_id, processor.pose_token_id) == (LLAVA_IMAGE_ID, LLAVA_POSE_ID)
     config = json.loads((llava_base / "config.json").read_text())
-    assert (config["pose_token_id"], config["text_config"]["vocab_size"]) == (LLAVA_POSE_ID, LLAVA_ROWS)
+    assert (config["model_type"], config["text_config"]["vocab_size"]) == ("llava", LLAVA_ROWS)
+    assert LlavaPoseConfig.load(llava_base).pose_token_id == LLAVA_POSE_ID
     assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "default")
-    assert config["image_seq_length"] == LLAVA_IMAGE_TOKENS == processor.count_image_tokens(LLAVA_SIDE, LLAVA_SIDE)
+    assert config["image_seq_length"] == LLAVA_IMAGE_TOKENS == len(processor.image_ids(picture(500)))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -401,7 +408,7 @@ def test_a_llava_without_a_free_row_gets_more(tmp_path: Path, tied):
     ours, processor = load_model(out), load_processor(out)
     theirs = LlavaForConditionalGeneration.from_pretrained(source).eval()
     assert processor.pose_token_id == rows
-    assert ours.config.text_config.vocab_size == ours.lm_head.weight.shape[0] == -(-(rows + 1) // 64) * 64
+    assert ours.config.text_config.vocab_size == ours.vlm.lm_head.weight.shape[0] == -(-(rows + 1) // 64) * 64
     ids = torch.from_numpy(processor.encode_chat(CHAT[:1]).input_ids)[None]
     pixels = pixels_of(processor, picture(100))
     with torch.inference_mode():
@@ -428,8 +435,8 @@ def test_a_llava_in_half_precision_stays_so(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({}, "give either --vision and --language, or --llava, or --preset tiny"),
-        ({"preset": "tiny", "llava": "L"}, "give either --vision and --language, or --llava, or --preset tiny"),
+        ({}, "give either --vlm, or --vision and --language, or --preset tiny"),
+        ({"preset": "tiny", "llava": "L"}, "give either --vlm, or --vision and --language, or --preset tiny"),
         ({"preset": "tiny", "language": "L"}, "give either"),
         ({"llava": "L", "vision": "V"}, "give either"),
         ({"preset": "tiny", "vision": "V"}, "--vision V: "),
@@ -479,7 +486,7 @@ def test_a_part_in_the_wrong_place_is_named(tower, language, llava: Path, tmp_pa
     out = str(tmp_path / "base")
     with pytest.raises(InputError, match=r"--language .*convnext: cannot be loaded"):
         assemble(AssembleConfig(out=out, vision=str(tower("convnext")), language=str(tower("convnext"))))
-    with pytest.raises(InputError, match=r"--llava .*llama.*: a llama model, not a llava one"):
+    with pytest.raises(InputError, match=r"--llava .*llama.*: .*no processor of pictures and text"):
         assemble(AssembleConfig(out=out, llava=str(language())))
 
 
@@ -510,12 +517,12 @@ def test_a_part_must_be_whole(tower, language, llava: Path, tmp_path: Path, opti
 def test_a_llava_and_its_tokenizer_must_agree(llava: Path, tmp_path: Path):
     broken = shutil.copytree(llava, tmp_path / "broken")
     change_json(broken / "config.json", image_token_index=7, image_token_id=7)
-    with pytest.raises(InputError, match="the tokenizer's <image> is 32000, the model's 7"):
+    with pytest.raises(InputError, match=r"puts no image token of a llava model \(7\) into a text"):
         assemble(AssembleConfig(out=str(tmp_path / "base"), llava=str(broken)))
 
 
 def test_the_command(tmp_path: Path, capsys):
     assert main(["--preset", "tiny", "--out", str(tmp_path / "tiny"), "--rotation", "svd9d"]) == 0
-    assert load_full(tmp_path / "tiny").config.rotation == "svd9d"
+    assert load_full(tmp_path / "tiny").pose_config.rotation == "svd9d"
     assert main(["--out", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: give either --vision and --language")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: give either --vlm, or --vision and --language")

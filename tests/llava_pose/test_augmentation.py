@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 
 from eval.systems.record_images import RecordImages
 from llava_pose.data.augmentation import Augmentation
-from llava_pose.data.dataset import PoseDataset
+from llava_pose.data.dataset import EncodedSample, PoseDataset
 from llava_pose.data.images import PADDING_COLOUR
 from llava_pose.data.records import Pose, pose_targets_of, read_records
-from llava_pose.model.loading import load_processor
+from llava_pose.model.processors import load_processor
 from llava_pose.pose.geometry import geodesic_angle_of_poses, project_points
 
 WIDTH, HEIGHT, VIEWPORT = 160, 120, 700.0
@@ -104,6 +104,10 @@ def test_what_is_drawn_varies_within_bounds():
 # In training
 
 
+def pixels_of(item: EncodedSample) -> np.ndarray:
+    return item.pictures["pixel_values"].numpy()
+
+
 def test_samples_have_so_many_changed_pictures_each(training_data, base: Path):
     samples = [s for s in training_data.samples if s.get("flippable")][:2]
     samples[0]["kinds"], samples[1]["kinds"] = ["pose"], ["caption"]
@@ -113,9 +117,9 @@ def test_samples_have_so_many_changed_pictures_each(training_data, base: Path):
     assert len(changed) == 3 * len(plain) == 12
     for item in range(12):
         one, again, before = changed[item], changed[item], plain[item % 4]
-        np.testing.assert_array_equal(np.asarray(one.image), np.asarray(again.image))
+        np.testing.assert_array_equal(pixels_of(one), pixels_of(again))
         np.testing.assert_array_equal(one.input_ids, before.input_ids)
-        assert not np.array_equal(np.asarray(one.image), np.asarray(before.image))
+        assert not np.array_equal(pixels_of(one), pixels_of(before))
         sample = samples[plain.items[item % 4][0]]
         if sample["kinds"] == ["caption"]:  # words may say how it leans: other light alone
             np.testing.assert_array_equal(one.pose_targets, before.pose_targets)
@@ -129,7 +133,7 @@ def test_samples_have_so_many_changed_pictures_each(training_data, base: Path):
         found = one.pose_targets[0].tolist()
         assert float(geodesic_angle_of_poses(np.array(found[:3]), np.array(expected[:3]))) < 1e-5
         assert found[3:] == pytest.approx(expected[3:], abs=1e-5)
-    assert len({one.image.tobytes() for one in changed}) == 12
+    assert len({pixels_of(one).tobytes() for one in changed}) == 12
 
 
 def test_a_classifier_sees_so_many_changed_pictures_each(training_data, base: Path):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator, joined_pictures
 from llava_pose.data.conversation import IGNORE_INDEX
 from llava_pose.data.dataset import EncodedSample
+from llava_pose.model.processing import input_size
 from tests.llava_pose.small_models import CONVNEXT_CHANNELS, model_for, small_processor
+
+IMAGE_TOKEN_ID = small_processor().tokenizer.convert_tokens_to_ids("<image>")
 
 
 def pose_rows(*values: float) -> np.ndarray:
@@ -23,10 +24,10 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
 
-def sample(name: str, *texts: str, learned=(), given=(), image: Any = None) -> EncodedSample:
+def sample(name: str, *texts: str, learned=(), given=(), image: Image.Image | None = None) -> EncodedSample:
     turns = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
-    chat = small_processor().encode_chat(turns)
-    return EncodedSample(name, chat.input_ids, chat.labels, pose_rows(*learned), pose_rows(*given), image)
+    chat = small_processor().encode_chat(turns, image)
+    return EncodedSample(name, chat.input_ids, chat.labels, pose_rows(*learned), pose_rows(*given), chat.pictures)
 
 
 def three(images: bool = True) -> list[EncodedSample]:
@@ -108,8 +109,8 @@ def test_pictures_are_what_the_image_processor_makes_of_each():
     batch = PoseCollator(processor)(samples)
     assert batch["pixel_values"].shape == (3, 3, 64, 64)
     assert "image_patches" not in batch
-    for row, one in enumerate(samples):
-        alone = processor.image_processor([one.image], return_tensors="pt")["pixel_values"][0]
+    for row in range(3):
+        alone = processor.image_processor([picture(row)], return_tensors="pt")["pixel_values"][0]
         assert torch.equal(batch["pixel_values"][row], alone)
 
 
@@ -118,28 +119,41 @@ def test_pictures_of_those_that_have_one():
     samples[1] = sample("b", "Hello?", "Hello.")
     batch = PoseCollator(small_processor())(samples)
     assert batch["pixel_values"].shape[0] == 2
-    assert (batch["input_ids"] == small_processor().image_token_id).sum(1).tolist() == [4, 0, 4]
+    assert (batch["input_ids"] == IMAGE_TOKEN_ID).sum(1).tolist() == [4, 0, 4]
 
 
-def test_cached_patches_are_passed_on_in_float32():
+def test_cached_patches_are_passed_on():
     samples = three()
-    for seed, one in enumerate(samples):
-        one.image = np.random.default_rng(seed).normal(size=(2, 2, 12)).astype(np.float16)
-    batch = PoseCollator(small_processor(), runs_tower=False)(samples)
+    patches = torch.randn(3, 2, 2, 12)
+    for row, one in enumerate(samples):
+        one.pictures = {"image_patches": patches[row : row + 1]}
+    batch = PoseCollator(small_processor())(samples)
     assert "pixel_values" not in batch
-    assert batch["image_patches"].dtype == torch.float32
-    assert np.array_equal(batch["image_patches"].numpy(), np.stack([one.image for one in samples]).astype(np.float32))
+    assert torch.equal(batch["image_patches"], patches)
 
 
-@pytest.mark.parametrize("runs_tower", [True, False])
-def test_a_batch_without_pictures_gets_a_blank_only_where_the_tower_runs(runs_tower: bool):
-    batch = PoseCollator(small_processor(), runs_tower=runs_tower)(three(images=False))
-    assert "image_patches" not in batch
-    if runs_tower:
-        assert batch["pixel_values"].shape == (1, 3, *small_processor().image_size)
-        assert not batch["pixel_values"].any()
-    else:
-        assert "pixel_values" not in batch
+def test_a_batch_without_pictures_gets_the_blank_and_no_other_does():
+    processor = small_processor()
+    collator = PoseCollator(processor, blank=processor.blank())
+    batch = collator(three(images=False))
+    assert batch["pixel_values"].shape == (1, 3, *input_size(processor.image_processor))
+    assert not batch["pixel_values"].any()
+    assert collator(three())["pixel_values"].shape[0] == 3
+    assert "pixel_values" not in PoseCollator(processor)(three(images=False))
+
+
+def test_pictures_of_unlike_numbers_are_filled_up_with_zeros():
+    """Tiles and sides differ between pictures of some backbones; grids, sizes or masks beside them say which are real."""
+    one = {"pixel_values": torch.ones(1, 2, 3, 4, 4), "image_sizes": torch.tensor([[4, 4]])}
+    other = {"pixel_values": torch.ones(1, 1, 3, 4, 6), "image_sizes": torch.tensor([[4, 6]])}
+    joined = joined_pictures([one, other])
+    assert joined["pixel_values"].shape == (2, 2, 3, 4, 6)
+    assert torch.equal(joined["pixel_values"][0, :, :, :, :4], one["pixel_values"][0])
+    assert torch.equal(joined["pixel_values"][1, 0], other["pixel_values"][0, 0])
+    assert joined["pixel_values"].sum() == 2 * 3 * 16 + 3 * 24
+    assert joined["image_sizes"].tolist() == [[4, 4], [4, 6]]
+    rows = [{"pixel_values": torch.ones(count, 5)} for count in (3, 2)]  # patches of several pictures in one row
+    assert joined_pictures(rows)["pixel_values"].shape == (5, 5)
 
 
 @pytest.mark.parametrize("images", [True, False])
@@ -152,10 +166,10 @@ def test_pictures_and_their_patches_give_the_same_loss(images: bool):
         del seen[SAMPLE_NAMES]
         loss = model(**seen).loss
         if images:
-            patches = model.model.extract_patches(seen["pixel_values"]).numpy()
+            patches = model.patches(seen)
             assert patches.shape[-1] == CONVNEXT_CHANNELS[-1]
-            for one, features in zip(samples, patches, strict=True):
-                one.image = features
-        known = PoseCollator(processor, runs_tower=False)(samples)
+            for row, one in enumerate(samples):
+                one.pictures = {"image_patches": patches[row : row + 1]}
+        known = PoseCollator(processor)(samples)
         del known[SAMPLE_NAMES]
         torch.testing.assert_close(model(**known).loss, loss)

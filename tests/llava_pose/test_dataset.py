@@ -66,6 +66,15 @@ def text_of(item: Any) -> str:
     return small_processor().tokenizer.decode(item.input_ids)
 
 
+def pixels_of(item: Any) -> torch.Tensor:
+    return item.pictures["pixel_values"]
+
+
+def pixels_in(data: Path, *, mirrored: bool = False) -> torch.Tensor:
+    picture = Image.open(data / PICTURE)
+    return small_processor().picture_inputs(ImageOps.mirror(picture) if mirrored else picture)["pixel_values"]
+
+
 # Samples
 
 
@@ -77,7 +86,7 @@ def test_a_sample_encoded(data: Path):
     assert item.input_poses.shape == (0, 6)
     assert item.pose_targets.dtype == np.float32
     assert item.pose_targets[0].tolist() == numbers(POSE)
-    assert item.image.tobytes() == Image.open(data / PICTURE).tobytes()
+    assert torch.equal(pixels_of(item), pixels_in(data))
 
 
 def test_poses_of_questions_are_input_and_those_of_answers_are_learned(data: Path):
@@ -92,7 +101,7 @@ def test_poses_of_questions_are_input_and_those_of_answers_are_learned(data: Pat
 
 def test_a_sample_without_a_picture(data: Path):
     (item,) = dataset(data, sample("Hello?", "Hello.", poses=[], image=None))
-    assert item.image is None
+    assert item.pictures == {}
     assert item.pose_targets.shape == item.input_poses.shape == (0, 6)
 
 
@@ -120,7 +129,9 @@ def test_only_what_may_be_flipped_is_and_only_where_asked(data: Path):
 def test_picture_pose_and_text_are_mirrored_together(data: Path):
     texts = ("<image>\nIs the one on the right, at <pose6D>, upright?", "Right. Its left side shows at <pose6D>.")
     plain, mirrored = dataset(data, sample(*texts, poses=[OTHER, POSE]), flip=True)
-    assert mirrored.image.tobytes() == ImageOps.mirror(plain.image).tobytes() != plain.image.tobytes()
+    assert torch.equal(pixels_of(plain), pixels_in(data))
+    assert torch.equal(pixels_of(mirrored), pixels_in(data, mirrored=True))
+    assert not torch.equal(pixels_of(mirrored), pixels_of(plain))
     assert "on the right" in text_of(plain)
     assert "on the left, at <pose6D>, upright?" in space_poses(text_of(mirrored))
     assert "Left. Its right side" in text_of(mirrored)

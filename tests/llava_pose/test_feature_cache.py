@@ -47,9 +47,11 @@ def clip() -> LlavaPoseForConditionalGeneration:
     return small_model(vision=clip_config(), vision_feature_layer=-2)
 
 
-def build(data: Path, model: LlavaPoseForConditionalGeneration, *, flips: bool = True, **processor) -> FeatureCache:
-    image_processor = ViTImageProcessor(**{**PROCESSOR, **processor})
-    return build_feature_cache(data / "cache", data, IMAGES, model, image_processor, flips=flips)
+def build(data: Path, model: LlavaPoseForConditionalGeneration, *, flips: bool = True, **changes) -> FeatureCache:
+    processor = small_processor()
+    for name, value in changes.items():
+        setattr(processor.image_processor, name, value)
+    return build_feature_cache(data / "cache", data, IMAGES, model, processor, flips=flips)
 
 
 @torch.no_grad()
@@ -57,7 +59,7 @@ def computed(data: Path, model: LlavaPoseForConditionalGeneration, name: str, *,
     picture = load_rgb(data / name)
     picture = ImageOps.mirror(picture) if mirrored else picture
     pixels = ViTImageProcessor(**PROCESSOR)([picture], return_tensors="pt")["pixel_values"]
-    return model.model.extract_patches(pixels)[0].numpy()
+    return model.patches({"pixel_values": pixels})[0].numpy()
 
 
 # A cache filled without a tower: the feature of a row is its number, negative for the mirror image
@@ -121,19 +123,20 @@ def test_samples_get_the_features_of_their_picture_and_orientation(data: Path, c
     items = list(PoseDataset(samples, data, processor, flip=True, cache=cache))
     wanted = [(IMAGES[0], False), (IMAGES[3], False), (IMAGES[3], True)]
     assert len(items) == len(wanted)
-    assert all(np.array_equal(item.image, cache[key]) for item, key in zip(items, wanted, strict=True))
+    for item, key in zip(items, wanted, strict=True):
+        assert np.array_equal(item.pictures["image_patches"][0].numpy(), cache[key].astype(np.float32))
 
 
 def test_a_tower_in_training_gives_what_it_gives_in_use_and_goes_on_training(data: Path):
     model = small_model(vision=clip_config(), vision_feature_layer=-2)
     model.config.vision_config.attention_dropout = 0.9
-    for module in model.model.vision_tower.modules():
+    for module in model.tower.modules():
         if hasattr(module, "dropout") and isinstance(module.dropout, float):
             module.dropout = 0.9
     model.train()
-    assert model.model.vision_tower.training
+    assert model.tower.training
     cache = build(data, model)
-    assert model.model.vision_tower.training
+    assert model.tower.training
     model.eval()
     expected = computed(data, model, IMAGES[0], mirrored=False)
     np.testing.assert_allclose(cache[IMAGES[0], False], expected, atol=2e-3 * np.abs(expected).max())
@@ -169,7 +172,7 @@ def touched_picture(data: Path, model) -> dict:
 
 def one_weight(data: Path, model) -> dict:
     with torch.no_grad():
-        next(iter(model.model.vision_tower.parameters())).view(-1)[0] += 0.01
+        next(iter(model.tower.parameters())).view(-1)[0] += 0.01
     return {}
 
 
@@ -213,8 +216,8 @@ def test_the_rest_of_the_model_does_not_matter(data: Path):
     """Or every training run would compute the features anew."""
     model = small_model(vision=clip_config(), vision_feature_layer=-2)
     before = build(data, model)
-    torch.nn.init.normal_(model.lm_head.weight)
-    model.config.rotation_loss_weight = 3.0
+    torch.nn.init.normal_(model.vlm.get_output_embeddings().weight)
+    model.pose_config.rotation_loss_weight = 3.0
     assert build(data, model).folder == before.folder
 
 

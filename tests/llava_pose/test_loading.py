@@ -21,9 +21,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model import LlavaPoseForConditionalGeneration
-from llava_pose.model.loading import ADAPTER_CONFIG, load_full, load_model, load_processor, unwrap_model
-from llava_pose.train.trainable import ALWAYS_TUNED, add_lora
+from llava_pose.model.configuration import POSE_CONFIG, LlavaPoseConfig
+from llava_pose.model.loading import ADAPTER_CONFIG, load_full, load_model
+from llava_pose.model.modeling import POSE_PARTS, POSE_WEIGHTS
+from llava_pose.model.processors import load_processor
+from llava_pose.train.trainable import add_lora
 
 BASES = ["base", "other_base"]  # tied and untied embeddings, norm and no norm, two kinds of towers and templates
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -45,21 +47,18 @@ def stir(model: nn.Module, *, only_trained: bool = False) -> None:
 def outputs_of(model: nn.Module, folder: Path) -> dict[str, torch.Tensor]:
     """Logits and poses of one picture with a pose in the question."""
     processor = load_processor(folder)
-    chat = processor.encode_chat(CHAT)
-    ids = torch.from_numpy(chat.input_ids)[None]
     coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    inner = unwrap_model(model)
+    chat = processor.encode_chat(CHAT, Image.fromarray(coarse))
+    ids = torch.from_numpy(chat.input_ids)[None]
     with torch.inference_mode():
         output = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=processor.image_processor([Image.fromarray(coarse)], return_tensors="pt")["pixel_values"],
+            **chat.pictures,
             input_poses=torch.tensor([[0.5, 0.2, -0.1, 0.3, 0.05, -0.1]]),
             input_pose_mask=(ids == processor.pose_token_id) & torch.from_numpy(chat.labels == -100)[None],
         )
-        poses = inner.read_poses(
-            output.last_hidden_state[0, -3:], output.image_tokens, torch.zeros(3, dtype=torch.long)
-        )
+        poses = model.read_poses(output.states[0, -3:], output.image_tokens, torch.zeros(3, dtype=torch.long))
     return {
         "logits": output.logits,
         "rotation": poses.rotation,
@@ -140,11 +139,12 @@ def test_an_adapter_comes_back_on_its_base(adapter, request, name, tune_vision):
 
 
 def test_one_folder_holds_all_that_trained(adapter):
-    """Projector, head and the rows of the token lie beside the adapter, in one file; the base's own weights do not."""
+    """The connector is in the adapter, the pose parts lie beside it; the base's own weights do not."""
     folder, _ = adapter()
     keys = load_file(folder / ADAPTER_WEIGHTS)
-    assert {name for name in ALWAYS_TUNED if any(f".{name}." in key for key in keys)} == set(ALWAYS_TUNED)
-    assert [key for key in keys if "lora_" not in key and not any(f".{name}." in key for name in ALWAYS_TUNED)] == []
+    assert any(".multi_modal_projector." in key for key in keys)
+    assert [key for key in keys if "lora_" not in key and ".multi_modal_projector." not in key] == []
+    assert {key.partition(".")[0] for key in load_file(folder / POSE_WEIGHTS)} == set(POSE_PARTS)
     assert not (folder / WEIGHTS).exists()
 
 
@@ -169,12 +169,12 @@ def test_attention_is_torchs_own_unless_asked_for(request, name):
     """SDPA in every part that has attention; no flash-attn, which is hard to install; eager where somebody wants it."""
     folder = request.getfixturevalue(name)
     model = load_model(folder)
-    parts = [model, model.model.language_model, model.model.vision_tower]
+    parts = [model.vlm, model.decoder, model.tower]
     attending = [part for part in parts if part._supports_sdpa]
-    assert model.model.language_model in attending
+    assert model.decoder in attending
     assert {part.config._attn_implementation for part in attending} == {"sdpa"}
     assert "flash_attn" not in sys.modules
-    eager = load_model(folder, attn_implementation="eager").model.language_model
+    eager = load_model(folder, attn_implementation="eager").decoder
     assert eager.config._attn_implementation == "eager"
 
 
@@ -194,12 +194,12 @@ def reshaped(key: str) -> Callable[[dict[str, torch.Tensor]], Any]:
 
 
 @pytest.mark.parametrize(
-    "key",
+    ("file", "key"),
     [
-        "pose_head.linear_2.weight",
-        "pose_token_output.change",
-        "model.multi_modal_projector.linear_1.bias",
-        "model.language_model.layers.1.mlp.up_proj.weight",
+        (POSE_WEIGHTS, "pose_head.linear_2.weight"),
+        (POSE_WEIGHTS, "pose_token_output.change"),
+        (WEIGHTS, "model.multi_modal_projector.linear_1.bias"),
+        (WEIGHTS, "model.causal_lm.model.layers.1.mlp.up_proj.weight"),
     ],
 )
 @pytest.mark.parametrize(
@@ -207,30 +207,37 @@ def reshaped(key: str) -> Callable[[dict[str, torch.Tensor]], Any]:
     [(removed, "1 weights are missing"), (reshaped, "1 weights are of another shape")],
     ids=["missing", "another shape"],
 )
-def test_a_full_checkpoint_is_loaded_whole_or_not_at_all(full_checkpoint, key, change, what):
+def test_a_full_checkpoint_is_loaded_whole_or_not_at_all(full_checkpoint, file, key, change, what):
     folder, _ = full_checkpoint()
-    change_weights(folder / WEIGHTS, change(key))
+    change_weights(folder / file, change(key))
     with pytest.raises(InputError) as caught:
         load_model(folder)
-    assert str(caught.value).startswith(f"{folder}: {what}")
+    place = folder if file == WEIGHTS else folder / file
+    assert str(caught.value).startswith(f"{place}: {what}")
     assert key in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_weight_too_many_is_named(full_checkpoint):
     folder, _ = full_checkpoint()
-    change_weights(folder / WEIGHTS, added("pose_head.linear_3.weight"))
-    with pytest.raises(InputError, match=r"1 weights are not of this model: pose_head\.linear_3\.weight"):
-        load_model(folder)
+    for file, key in ((WEIGHTS, "model.linear_3.weight"), (POSE_WEIGHTS, "pose_head.linear_3.weight")):
+        before = load_file(folder / file)
+        change_weights(folder / file, added(key))
+        with pytest.raises(InputError, match=rf"1 weights are not of this model: {key}"):
+            load_model(folder)
+        save_file(before, folder / file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("change", [removed, added, reshaped])
-@pytest.mark.parametrize("part", ["pose_head.linear_2.weight", "lora_B.weight", "pose_token_embedding.change"])
+@pytest.mark.parametrize(
+    "part", ["multi_modal_projector.linear_2.weight", "lora_B.weight", "pose_token_embedding.change"]
+)
 def test_an_adapter_is_loaded_whole_or_not_at_all(adapter, change, part):
     folder, _ = adapter()
-    key = next(key for key in load_file(folder / ADAPTER_WEIGHTS) if key.endswith(part))
+    file = folder / (POSE_WEIGHTS if part.startswith("pose") else ADAPTER_WEIGHTS)
+    key = next(key for key in load_file(file) if key.endswith(part))
     key = key if change is not added else key.replace(part, f"other.{part}")
-    change_weights(folder / ADAPTER_WEIGHTS, change(key))
+    change_weights(file, change(key))
     with pytest.raises(InputError) as caught:
         load_model(folder)
     assert str(folder) in str(caught.value)
@@ -303,7 +310,7 @@ def test_another_kind_of_model_is_refused(tmp_path: Path):
     LlamaForCausalLM(
         LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     ).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=rf"^{tmp_path}: a llama model, not a llava_pose one"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: a llama model without pose parts"):
         load_model(tmp_path)
 
 
@@ -314,13 +321,13 @@ def test_auto_classes_know_the_model(full_checkpoint):
     """In a process of its own, which has imported nothing of the model before."""
     folder, model = full_checkpoint()
     program = (
-        "import sys, llava_pose.model\n"
+        "import sys, llava_pose.compact\n"
         "from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor\n"
         "folder = sys.argv[1]\n"
         "config, processor = AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)\n"
         "model = AutoModelForImageTextToText.from_pretrained(folder)\n"
         "for one in (config, processor, model): print(type(one).__module__, type(one).__name__)\n"
-        "print(config.rotation, processor.pose_token_id, model.pose_head.linear_2.weight.double().sum().item())\n"
+        "print(config.vision_merge, processor.image_token_id, model.model.causal_lm.lm_head.weight.double().sum().item())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder)],
@@ -330,12 +337,12 @@ def test_auto_classes_know_the_model(full_checkpoint):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    expected = model.pose_head.linear_2.weight.double().sum().item()
+    expected = model.vlm.get_output_embeddings().weight.double().sum().item()
     assert done.stdout.splitlines() == [
-        "llava_pose.model.configuration LlavaPoseConfig",
-        "llava_pose.model.processing LlavaPoseProcessor",
-        "llava_pose.model.modeling LlavaPoseForConditionalGeneration",
-        f"{model.config.rotation} {model.config.pose_token_id} {expected}",
+        "llava_pose.compact.configuration CompactLlavaConfig",
+        "llava_pose.compact.processing CompactLlavaProcessor",
+        "llava_pose.compact.modeling CompactLlavaForConditionalGeneration",
+        f"{model.config.vision_merge} {model.pose_config.image_token_id} {expected}",
     ]
 
 
@@ -345,7 +352,7 @@ def test_import_brings_in_torch_only_with_the_model():
         "print('torch' in sys.modules, 'transformers' in sys.modules)\n"
         "from llava_pose import LlavaPoseConfig\n"
         "from transformers import AutoConfig\n"
-        "print(AutoConfig.for_model('llava_pose').__class__ is LlavaPoseConfig)\n"
+        "print(AutoConfig.for_model('compact_llava').__class__.__name__ == 'CompactLlavaConfig')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True
@@ -353,15 +360,48 @@ def test_import_brings_in_torch_only_with_the_model():
     assert done.stdout.split() == ["False", "False", "True"], done.stderr
 
 
-def test_from_pretrained_of_the_class_itself(full_checkpoint):
+def test_the_configuration_comes_back_as_it_was(full_checkpoint):
     folder, model = full_checkpoint("other_base")
-    again = LlavaPoseForConditionalGeneration.from_pretrained(folder).eval()
-    assert_same_outputs(model, again, folder)
+    again = load_model(folder)
     ours, theirs = (
         {key: value for key, value in one.config.to_dict().items() if key not in ("_name_or_path", "dtype")}
         for one in (again, model)
     )
     assert ours == theirs
+    assert LlavaPoseConfig.load(folder) == again.pose_config == model.pose_config
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"pose_head_hidden_size": 10**12}, "pose_config.json: cannot be used"),
+        ({"pose_head_hidden_size": 32}, "weights are of another shape"),
+        ({"hidden_size": "many"}, "'hidden_size' must be"),
+        ({"embedding_size": 64}, "embedding_size is 64, and the backbone's is 32"),
+        ({"image_places": 0}, "'image_places' must be"),
+        ({"connector": "evil"}, "connector 'evil' is no module of the backbone"),
+        ({"rotation": "quaternion"}, "'rotation' must be one of"),
+        ({"pose_token_id": 10**9}, "pose_token_id is 1000000000, and the vocabulary has"),
+        ({"image_token_id": -1}, "'image_token_id' must be"),
+        ({"hidden_size": None}, "'hidden_size' must"),
+        ({"strange": 1}, "there is no field 'strange'"),
+        ({"confidence_threshold": float("nan")}, "confidence_threshold|not JSON"),
+    ],
+)
+def test_a_configuration_of_pose_parts_that_makes_no_sense_is_a_sentence(full_checkpoint, values, match):
+    folder, _ = full_checkpoint()
+    change_json(folder / POSE_CONFIG, **values)
+    with pytest.raises(InputError, match=match) as caught:
+        load_model(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_an_older_version_is_said_to_be_one(full_checkpoint):
+    folder, _ = full_checkpoint()
+    change_json(folder / "config.json", model_type="llava_pose")
+    with pytest.raises(InputError, match=rf"^{folder}: a checkpoint of an older LLaVA-pose.* make its base again"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -375,10 +415,10 @@ def test_a_processor_comes_back_as_it_was(request, tmp_path: Path, name):
         np.testing.assert_array_equal(one.labels, other.labels)
         assert first.render(chat, add_generation_prompt=True) == again.render(chat, add_generation_prompt=True)
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    pixels = [p.image_processor([picture], return_tensors="pt")["pixel_values"] for p in (first, again)]
-    assert torch.equal(*pixels)
-    for what in ("pose_token_id", "image_token_id", "patch_size", "vision_merge", "image_size", "chat_template"):
-        assert getattr(first, what) == getattr(again, what), what
+    assert torch.equal(*(p.picture_inputs(picture)["pixel_values"] for p in (first, again)))
+    for what in ("image_token_id", "patch_size", "vision_merge", "chat_template"):
+        assert getattr(first.processor, what) == getattr(again.processor, what), what
+    assert (first.pose_token_id, first.expanded_image) == (again.pose_token_id, again.expanded_image)
     assert again.tokenizer.padding_side == "left"  # the side to generate with
 
 

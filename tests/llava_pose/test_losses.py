@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig
 
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
@@ -18,9 +17,9 @@ SVD = rotation_representation("svd9d")
 
 
 def config(**weights: float) -> LlavaPoseConfig:
-    text = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    return LlavaPoseConfig(text_config=text, vision_config=vision, **weights)
+    return LlavaPoseConfig(
+        pose_token_id=1, image_token_id=2, hidden_size=16, embedding_size=16, pooled_size=8, **weights
+    )
 
 
 def targets(count: int) -> torch.Tensor:

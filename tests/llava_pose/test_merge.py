@@ -16,7 +16,8 @@ from transformers import BitsAndBytesConfig
 from llava_pose.backbones.merge import MergeConfig, main, merge, probe, require_same_outputs
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.model.loading import load_full, load_model, load_processor
+from llava_pose.model.loading import load_full, load_model
+from llava_pose.model.processors import load_processor
 from llava_pose.train.trainable import add_lora
 from tests.llava_pose.conftest import run_training
 
@@ -97,7 +98,7 @@ def test_an_adapter_of_a_quantised_base_is_merged_into_the_whole_one(recipe, tmp
 def test_a_base_that_is_stored_quantised_is_refused(base: Path, tmp_path: Path):
     adapter = save_adapter(base, tmp_path / "adapter")
     four_bits = BitsAndBytesConfig(
-        load_in_4bit=True, llm_int8_skip_modules=["model.vision_tower", "lm_head", "pose_head"]
+        load_in_4bit=True, llm_int8_skip_modules=["model.vision_tower", "model.causal_lm.lm_head"]
     )
     load_full(base, quantization_config=four_bits).save_pretrained(tmp_path / "quantised")
     with pytest.raises(InputError, match=r"quantization_config is .*; give the whole base with --base"):
@@ -107,9 +108,9 @@ def test_a_base_that_is_stored_quantised_is_refused(base: Path, tmp_path: Path):
 def test_a_merge_that_answers_otherwise_is_not_kept(base: Path, tmp_path: Path):
     """In two bytes a weight of 70,000 is infinite: the merged model is another one."""
     adapter = save_adapter(base, tmp_path / "adapter")
-    file = adapter / "adapter_model.safetensors"
+    file = adapter / "pose_head.safetensors"
     weights = load_file(file)
-    key = next(key for key in weights if key.endswith("pose_head.linear_2.bias"))
+    key = "pose_head.linear_2.bias"
     weights[key][0] = 70_000.0
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(
@@ -126,7 +127,7 @@ def test_a_part_that_was_lost_is_seen(base: Path, tmp_path: Path, part: str):
     adapter = save_adapter(base, tmp_path / "adapter")
     processor = load_processor(adapter)
     wanted = probe(load_model(adapter, dtype=torch.float32), processor)
-    other = load_model(adapter, dtype=torch.float32).merge_and_unload()
+    other = load_model(adapter, dtype=torch.float32).merged()
     assert require_same_outputs(wanted, probe(other, processor), torch.float32) < 1e-4
     lost(other, load_full(base, dtype=torch.float32), part)
     with pytest.raises(InputError, match="differs from the adapter's"):
@@ -135,7 +136,7 @@ def test_a_part_that_was_lost_is_seen(base: Path, tmp_path: Path, part: str):
 
 def lost(model: nn.Module, base: Any, part: str) -> None:
     if part == "lora":
-        layers = (each.model.language_model.layers[1].mlp.down_proj for each in (model, base))
+        layers = (each.decoder.layers[1].mlp.down_proj for each in (model, base))
     else:
         layers = (each.pose_head.linear_2 for each in (model, base))
     ours, theirs = layers

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llava_pose.compact.modeling import space_to_depth
 from llava_pose.model import LlavaPoseForConditionalGeneration
 from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss
-from llava_pose.model.modeling import space_to_depth
 from llava_pose.model.rotation import ROTATION_NAMES
 from tests.llava_pose.small_models import (
     CLIP_PATCH,
@@ -93,15 +93,15 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_a_pose_is_read_from_the_state_that_predicts_its_token(model):
     batch = training_batch()
-    output = model(**batch)
+    output, read = model(**batch), model(**without_labels(batch))
     learned = (batch["labels"] == POSE_ID).nonzero()
     assert learned.shape[0] == 3
     for shift, same in ((1, True), (0, False)):
-        states = output.last_hidden_state[learned[:, 0], learned[:, 1] - shift]
+        states = read.states[learned[:, 0], learned[:, 1] - shift]
         _, terms = pose_loss(
-            model.read_poses(states, output.image_tokens, learned[:, 0]),
+            model.read_poses(states, read.image_tokens, learned[:, 0]),
             batch["pose_targets"],
-            model.config,
+            model.pose_config,
             model.pose_head.representation,
             None,
         )
@@ -147,13 +147,24 @@ def test_a_fresh_encoder_changes_nothing_and_a_trained_one_the_answer(model):
         assert torch.equal(*answers) == (not differs)
 
 
+def embeddings(model: LlavaPoseForConditionalGeneration, ids: Tensor, **given: Tensor) -> Tensor:
+    """What the backbone's token embedding gives, with all that is added to it."""
+    seen: list[Tensor] = []
+    watch = model.vlm.get_input_embeddings().register_forward_hook(lambda _, args, output: seen.append(output))
+    try:
+        model(input_ids=ids, **given)
+    finally:
+        watch.remove()
+    return seen[0]
+
+
 @torch.no_grad()
 def test_each_input_pose_goes_to_its_own_token(model):
     ids = torch.tensor([[1, POSE_ID, 5, POSE_ID], [1, 6, POSE_ID, 7]])
     given = poses(3)
     mask = ids == POSE_ID
-    embedded = model.embed_inputs(ids, input_poses=given, input_pose_mask=mask)
-    plain = model.embed_inputs(ids)
+    embedded = embeddings(model, ids, input_poses=given, input_pose_mask=mask)
+    plain = embeddings(model, ids)
     torch.testing.assert_close((embedded - plain)[mask], model.pose_encoder(given), rtol=1e-4, atol=1e-5)
     assert torch.equal(embedded[~mask], plain[~mask])
 
@@ -193,13 +204,14 @@ def test_parts_of_a_step_add_up_to_it(model):
 
 @torch.no_grad()
 def test_with_labels_no_logits_and_no_cache_are_kept_and_without_them_no_loss(model):
-    assert model.config.text_config.use_cache
+    assert model.config.get_text_config().use_cache
     taught = model(**training_batch())
     assert taught.logits is None
     assert taught.past_key_values is None
     asked = model(**without_labels(training_batch()))
     assert asked.loss is None
     assert asked.logits.shape == (*training_batch()["input_ids"].shape, model.config.text_config.vocab_size)
+    assert asked.states.shape[:2] == asked.logits.shape[:2]
     last = model(**without_labels(training_batch()), logits_to_keep=1).logits
     torch.testing.assert_close(last, asked.logits[:, -1:])
     some = model(**without_labels(training_batch()), logits_to_keep=torch.tensor([2, 4])).logits
@@ -222,18 +234,21 @@ def test_every_module_has_a_gradient_whatever_the_batch_holds(rotation: str, lef
     assert torch.isfinite(loss)
     without = [name for name, p in model.named_parameters() if p.grad is None]
     # the tower's last norm is behind the layers that are used
-    assert all(name.startswith("model.vision_tower.") and "layernorm" in name for name in without)
+    assert all(name.startswith("backbone.model.vision_tower.") and "layernorm" in name for name in without)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
 
 
 def test_what_a_batch_does_not_hold_has_no_effect(model):
-    batch = training_batch((1,))
+    batch = {
+        **training_batch((1,)),
+        "pixel_values": torch.zeros(1, 3, IMAGE_SIDE, IMAGE_SIDE),
+    }  # as the collator has it
     model.zero_grad()
     output = model(**batch)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(output.loss_terms["text"].item())
     assert all(output.loss_terms[name] == 0 for name in POSE_TERMS)
-    for module in (model.pose_head, model.pose_encoder, model.model.multi_modal_projector):
+    for module in (model.pose_head, model.pose_encoder, model.connector):
         assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
     model.zero_grad()
 
@@ -249,7 +264,7 @@ def test_a_blank_picture_changes_nothing(model):
 @pytest.mark.parametrize("pooled", [True, False])
 def test_an_image_token_that_was_drawn_is_no_picture(pooled: bool):
     model = small_model(pose_head_pooled_features=pooled)
-    ids = torch.tensor([[5, model.config.image_token_id, 6]])
+    ids = torch.tensor([[5, model.pose_config.image_token_id, 6]])
     assert model(input_ids=ids).logits.isfinite().all()
 
 
@@ -258,11 +273,11 @@ def test_a_blank_picture_moves_no_batch_norm():
     vision = EfficientNetLiteConfig(image_size=IMAGE_SIDE, stem_channels=4, stages=[[1, 3, 2, 2, 4]], hidden_size=6)
     vision.patch_size = 4
     model = small_model(vision=vision, vision_feature_size=4, vision_feature_layer=1).train()
-    before = {name: buffer.clone() for name, buffer in model.model.vision_tower.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in model.tower.named_buffers()}
     model(**training_batch((1,)), pixel_values=torch.zeros(1, 3, IMAGE_SIDE, IMAGE_SIDE)).loss.backward()
-    assert model.model.vision_tower.training
-    assert all(torch.equal(buffer, before[name]) for name, buffer in model.model.vision_tower.named_buffers())
-    assert all(p.grad is not None for p in model.model.vision_tower.stem.parameters()), "it runs all the same"
+    assert model.tower.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.tower.named_buffers())
+    assert all(p.grad is not None for p in model.tower.stem.parameters()), "it runs all the same"
 
 
 # What must change nothing
@@ -272,7 +287,7 @@ def test_a_blank_picture_moves_no_batch_norm():
 def test_padding_on_either_side_gives_the_same(model):
     right, left = training_batch(), training_batch(left=True)
     torch.testing.assert_close(model(**left).loss, model(**right).loss, rtol=1e-4, atol=1e-4)
-    states = [model(**without_labels(batch)).last_hidden_state[batch["attention_mask"] == 1] for batch in (right, left)]
+    states = [model(**without_labels(batch)).states[batch["attention_mask"] == 1] for batch in (right, left)]
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
 
 
@@ -284,13 +299,13 @@ def test_a_sample_gives_the_same_alone_and_in_a_batch(model, left: bool):
     for row in range(3):
         alone = model(**without_labels(training_batch((row,))))
         kept = batch["attention_mask"][row] == 1
-        torch.testing.assert_close(together.last_hidden_state[row, kept], alone.last_hidden_state[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(together.states[row, kept], alone.states[0], rtol=0, atol=1e-4)
         torch.testing.assert_close(together.logits[row, kept], alone.logits[0], rtol=0, atol=1e-4)
         rotations = [
             model.read_poses(states, output.image_tokens, torch.full((len(states),), index)).rotation
             for states, output, index in (
-                (together.last_hidden_state[row, kept], together, row),
-                (alone.last_hidden_state[0], alone, 0),
+                (together.states[row, kept], together, row),
+                (alone.states[0], alone, 0),
             )
         ]
         torch.testing.assert_close(*rotations, rtol=0, atol=1e-3)
@@ -299,7 +314,7 @@ def test_a_sample_gives_the_same_alone_and_in_a_batch(model, left: bool):
 @torch.no_grad()
 def test_patches_computed_before_give_the_same(model):
     batch = training_batch()
-    patches = model.model.extract_patches(batch.pop("pixel_values"))
+    patches = model.patches({"pixel_values": batch.pop("pixel_values")})
     torch.testing.assert_close(model(**batch, image_patches=patches).loss, model(**training_batch()).loss)
 
 
@@ -308,13 +323,13 @@ def test_patches_computed_before_give_the_same(model):
 def test_gradient_checkpointing_gives_the_same_gradients(frozen: bool, reentrant: bool):
     model = trained(small_model()).train()
     if frozen:  # as under LoRA: nothing of the language model learns, gradients pass through it
-        model.model.requires_grad_(False)
-        model.model.multi_modal_projector.requires_grad_(True)
+        model.backbone.requires_grad_(False)
+        model.connector.requires_grad_(True)
     model(**training_batch()).loss.backward()
     expected = gradients(model)
     model.zero_grad()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    assert any(getattr(module, "gradient_checkpointing", False) for module in model.model.language_model.modules())
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.decoder.modules())
     model(**training_batch()).loss.backward()
     found = gradients(model)
     assert set(found) == set(expected)
@@ -340,7 +355,9 @@ def prompt(rows: tuple[int, ...]) -> dict[str, Any]:
 def generate(model: LlavaPoseForConditionalGeneration, batch: dict[str, Any], **options: Any) -> Tensor:
     """The new tokens of a greedy answer."""
     values = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": PAD_ID, "suppress_tokens": [IMAGE_ID], **options}
-    return model.generate(**batch, **values)[:, batch["input_ids"].shape[1] :]
+    inputs = {name: batch[name] for name in ("pixel_values", "image_patches") if name in batch}
+    rest = {name: value for name, value in batch.items() if name not in inputs}
+    return model.answer(**rest, inputs=inputs, **values).tokens
 
 
 def test_an_answer_stops_at_its_end_token_and_at_the_limit(model):
@@ -374,28 +391,28 @@ def test_generation_takes_patches_for_pictures(model):
     batch = prompt((0, 1, 2))
     expected = generate(model, batch, eos_token_id=None)
     with torch.no_grad():
-        patches = model.model.extract_patches(batch.pop("pixel_values"))
+        patches = model.patches({"pixel_values": batch.pop("pixel_values")})
     assert torch.equal(generate(model, {**batch, "image_patches": patches}, eos_token_id=None), expected)
 
 
 @torch.no_grad()
 def test_the_state_at_the_step_that_emits_the_token_is_the_one_that_training_reads():
     model = small_model()
-    answer = model.generate(
-        **prompt((2,)),
+    question = prompt((2,))
+    answer = model.answer(
+        question["input_ids"],
+        inputs={"pixel_values": question["pixel_values"]},
         max_new_tokens=6,
         do_sample=False,
         pad_token_id=PAD_ID,
         eos_token_id=None,
         suppress_tokens=[token for token in range(40) if token not in (POSE_ID, 20)],
-        output_hidden_states=True,
-        return_dict_in_generate=True,
     )
     start = len(QUESTIONS[2])
-    ids = answer.sequences
-    whole = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels(2)[[1]]).last_hidden_state[0]
+    ids = torch.cat([question["input_ids"], answer.tokens], 1)
+    whole = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels(2)[[1]]).states[0]
     for step in range(6):
-        torch.testing.assert_close(answer.hidden_states[step][-1][0, -1], whole[start + step - 1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(answer.states[0, step], whole[start + step - 1], rtol=0, atol=1e-4)
 
 
 # The rows of the token
@@ -404,14 +421,16 @@ def test_the_state_at_the_step_that_emits_the_token_is_the_one_that_training_rea
 @torch.no_grad()
 def test_the_row_of_the_token_is_added_to_its_logit_and_its_embedding_alone(model):
     states = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
-    difference = model.next_token_logits(states) - model.lm_head(states)
+    output = model.vlm.get_output_embeddings()
+    difference = output(states) - nn.functional.linear(states, output.weight)
     torch.testing.assert_close(
         difference[..., POSE_ID], states @ model.pose_token_output.change[0], rtol=1e-4, atol=1e-4
     )
     difference[..., POSE_ID] = 0
     assert not difference.any()
     ids = torch.arange(40)[None]
-    difference = model.embed_inputs(ids) - model.get_input_embeddings()(ids)
+    embedding = model.vlm.get_input_embeddings()
+    difference = embedding(ids) - nn.functional.embedding(ids, embedding.weight)
     torch.testing.assert_close(difference[0, POSE_ID], model.pose_token_embedding.change[0], rtol=1e-4, atol=1e-5)
     difference[:, POSE_ID] = 0
     assert not difference.any()
@@ -433,22 +452,22 @@ def test_merging_patches_keeps_neighbours_together():
 @torch.no_grad()
 def test_patches_of_a_transformer_are_its_tokens_without_the_class_token():
     model = small_model(vision=clip_config(), vision_feature_layer=[-2, -1])
-    states = model.model.vision_tower(pixels(2), output_hidden_states=True).hidden_states
+    states = model.tower(pixels(2), output_hidden_states=True).hidden_states
     side = IMAGE_SIDE // CLIP_PATCH
-    patches = model.model.extract_patches(pixels(2))
+    patches = model.patches({"pixel_values": pixels(2)})
     assert patches.shape == (2, side, side, 16)
     for index, layer in enumerate((-2, -1)):
         assert torch.equal(patches[..., index * 8 : index * 8 + 8].flatten(1, 2), states[layer][:, 1:])
     whole = small_model(vision=clip_config(), vision_feature_layer=-2, vision_feature_select_strategy="full")
-    assert whole.model.extract_patches(pixels(2)).shape == (2, 1, side**2 + 1, 8)
+    assert whole.patches({"pixel_values": pixels(2)}).shape == (2, 1, side**2 + 1, 8)
 
 
 @torch.no_grad()
 def test_finer_maps_of_a_convolutional_tower_are_folded_onto_the_coarsest():
     fine, coarse = CONVNEXT_CHANNELS[-2:]
     model = small_model(vision_feature_layer=[-2, -1], vision_feature_size=4 * fine + coarse)
-    states = model.model.vision_tower(pixels(1), output_hidden_states=True).hidden_states
-    patches = model.model.extract_patches(pixels(1))
+    states = model.tower(pixels(1), output_hidden_states=True).hidden_states
+    patches = model.patches({"pixel_values": pixels(1)})
     assert patches.shape == (1, 2, 2, 4 * fine + coarse)
     assert torch.equal(patches[0, 1, 0, -coarse:], states[-1][0, :, 1, 0])
     assert patches[0, 1, 0, : 4 * fine].tolist() == states[-2][0, :, 2:4, 0:2].permute(1, 2, 0).flatten().tolist()
@@ -468,13 +487,11 @@ def changed(**changes: Any) -> dict[str, Any]:
     [
         (changed(pose_targets=poses(2)), "3 supervised <pose6D> tokens, but 2 pose targets"),
         (changed(pose_targets=None), "3 supervised <pose6D> tokens, but 0 pose targets"),
-        (changed(pixel_values=pixels(1)), "8 image tokens in the text, but 1 images of 4 tokens"),
+        (changed(pixel_values=pixels(1)), "8 image tokens in the text, but 1 images of 4 tokens together"),
         (changed(pixel_values=None), "8 image tokens in the text, but no image"),
         (changed(input_poses=poses(2)), "1 input pose tokens, but 2 poses"),
         (changed(input_poses=None), "1 input pose tokens, but 0 poses"),
         (changed(input_pose_mask=None), "0 input pose tokens, but 1 poses"),
-        (changed(input_ids=None), "exactly one of input_ids and inputs_embeds"),
-        (changed(inputs_embeds=torch.zeros(3, 4, 32)), "exactly one of input_ids and inputs_embeds"),
     ],
 )
 def test_tokens_and_what_belongs_to_them_must_agree(model, batch: dict[str, Any], match: str):

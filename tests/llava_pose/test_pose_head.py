@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig
 
+from llava_pose.compact import CompactLlavaConfig
 from llava_pose.data.records import Pose, pose_targets_of
+from llava_pose.errors import InputError
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.pose_head import (
     ImageTokens,
@@ -28,9 +29,8 @@ PICTURE = {"width": 160.0, "height": 90.0, "viewport": 700.0}
 
 
 def config(**changes) -> LlavaPoseConfig:
-    text = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    return LlavaPoseConfig(text_config=text, vision_config=vision, pose_head_hidden_size=12, **changes)
+    sizes = {"hidden_size": 16, "embedding_size": 16, "pooled_size": 8, "pose_head_hidden_size": 12}
+    return LlavaPoseConfig(pose_token_id=1, image_token_id=2, **{**sizes, **changes})
 
 
 def batched(values: dict[str, float], count: int = 1) -> dict[str, torch.Tensor]:
@@ -38,13 +38,14 @@ def batched(values: dict[str, float], count: int = 1) -> dict[str, torch.Tensor]
 
 
 def test_configuration_refuses_an_unknown_rotation_and_a_merge_of_nothing():
-    with pytest.raises(ValueError, match=r"quaternion.*svd9d"):
+    with pytest.raises(InputError, match=r"svd9d.*quaternion"):
         config(rotation="quaternion")
     with pytest.raises(ValueError, match="vision_merge"):
-        config(vision_merge=0)
-    for heads in (5, -1):
-        with pytest.raises(ValueError, match=rf"pose_head_attention_heads {heads}: must be 0 or divide"):
-            config(pose_head_attention_heads=heads)
+        CompactLlavaConfig(vision_merge=0)
+    with pytest.raises(InputError, match="pose_head_attention_heads 5: must be 0 or divide"):
+        config(pose_head_attention_heads=5)
+    with pytest.raises(InputError, match="pose-head-attention-heads: must be at least 0, not -1"):
+        config(pose_head_attention_heads=-1)
 
 
 # A head that looks at the picture
@@ -53,7 +54,7 @@ def test_configuration_refuses_an_unknown_rotation_and_a_merge_of_nothing():
 @pytest.fixture
 def looking() -> PoseHead:
     torch.manual_seed(0)
-    head = PoseHead(config(pose_head_attention_heads=3, image_seq_length=4)).eval()
+    head = PoseHead(config(pose_head_attention_heads=3, image_places=4)).eval()
     torch.nn.init.normal_(head.look.place.weight)
     return head
 
@@ -66,9 +67,9 @@ def seen_of(tokens: torch.Tensor, there: torch.Tensor) -> ImageTokens:
 def test_image_tokens_are_taken_from_their_places_in_their_order():
     embeddings = torch.arange(3 * 5, dtype=torch.float32).view(3, 5, 1)
     at_image = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0]], dtype=torch.bool)
-    patches = torch.arange(2 * 4, dtype=torch.float32).view(2, 2, 2, 1)  # the pictures of rows 0 and 2
+    pooled = torch.tensor([[1.5], [5.5]])  # of the pictures of rows 0 and 2
     at_image[2, 3:] = True
-    seen = ImageTokens.of_embeddings(embeddings, at_image, patches)
+    seen = ImageTokens.of_pictures(at_image, embeddings[at_image], pooled, [3, 3])
     assert seen.there.tolist() == [[True] * 3, [False] * 3, [True] * 3]
     assert seen.tokens[0, :, 0].tolist() == [1, 2, 4]
     assert seen.tokens[2, :, 0].tolist() == [12, 13, 14]
@@ -77,15 +78,18 @@ def test_image_tokens_are_taken_from_their_places_in_their_order():
     assert again.tokens[:, :, 0].tolist() == [[12, 13, 14], [1, 2, 4], [1, 2, 4]]
     assert again.pooled[:, 0].tolist() == [5.5, 1.5, 1.5]
     for count in (0, 1):  # one is the blank of processes that train together
-        none = ImageTokens.of_embeddings(embeddings, torch.zeros_like(at_image), patches[:count])
+        none = ImageTokens.of_pictures(
+            torch.zeros_like(at_image), embeddings[0, : 3 * count], pooled[:count], [3][:count]
+        )
         assert none.tokens.shape == (3, 0, 1)
         assert none.pooled.tolist() == [[0.0]] * 3
 
 
 def test_of_several_pictures_in_a_row_the_mean_is_pooled():
-    embeddings, at_image = torch.zeros(2, 4, 1), torch.tensor([[True] * 4, [False, False, True, True]])
-    patches = torch.tensor([1.0, 3.0, 9.0]).view(3, 1, 1, 1)  # of two tokens each
-    assert ImageTokens.of_embeddings(embeddings, at_image, patches).pooled[:, 0].tolist() == [2.0, 9.0]
+    at_image = torch.tensor([[True] * 4, [False, False, True, True]])
+    pooled = torch.tensor([[1.0], [3.0], [9.0]])
+    for counts in ([2, 2, 2], [1, 3, 2]):
+        assert ImageTokens.of_pictures(at_image, torch.zeros(6, 1), pooled, counts).pooled[:, 0].tolist() == [2.0, 9.0]
 
 
 @torch.no_grad()
@@ -227,7 +231,7 @@ def test_fresh_encoder_says_nothing_and_takes_an_unknown_location():
 
 
 def test_rows_of_the_pose_token_start_at_zero_and_change_that_token_alone():
-    rows = PoseTokenEmbedding(config()), PoseTokenOutput(config())
+    rows = PoseTokenEmbedding(16), PoseTokenOutput(16)
     assert all(not row.change.any() for row in rows)
     embedding, output = rows
     torch.nn.init.normal_(embedding.change)

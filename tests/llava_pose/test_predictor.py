@@ -17,7 +17,8 @@ from llava_pose.data.images import PADDING_COLOUR, square_picture
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import ChatAnswer, PosePredictor
-from llava_pose.model.loading import load_full, load_processor
+from llava_pose.model.loading import load_full
+from llava_pose.model.processors import load_processor
 from llava_pose.pose.metrics import pose_error
 from llava_pose.train.trainable import add_lora
 
@@ -94,6 +95,16 @@ def test_a_batch_answers_as_its_members_alone(predictor_of, pictures, name):
     assert len(set(angles)) == len(angles)  # the model tells these pictures apart, so that the test can fail
 
 
+def test_pictures_are_scored_a_few_at_a_time_with_the_same_answers(predictor_of, pictures, monkeypatch):
+    predictor = predictor_of("base")
+    together = predictor.classify(pictures, CANDIDATES, flip=["car"])
+    monkeypatch.setattr("llava_pose.inference.predictor._MOST_LOGITS", 1)
+    for one, other in zip(predictor.classify(pictures, CANDIDATES, flip=["car"]), together, strict=True):
+        assert one.category == other.category
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        assert_same_pose(one.pose, other.pose)
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_a_batch_is_classified_as_its_members_alone(predictor_of, pictures, name):
     predictor = predictor_of(name)
@@ -147,21 +158,21 @@ def score_alone(folder: Path, image: Image.Image, names: Sequence[str]) -> tuple
     """Log probability of each whole answer up to `<pose6D>`, and what the head reads there, by one plain forward each."""
     model, processor = load_full(folder, dtype=torch.float32).eval(), load_processor(folder)
     square, _, _, _ = square_picture(image)
-    pixels = processor.image_processor([square], return_tensors="pt")["pixel_values"]
     scores, outputs = [], []
     for name in names:
         chat = processor.encode_chat(
             [
                 {"role": "user", "content": f"<image>\n{JOINT_QUESTIONS[0]}"},
                 {"role": "assistant", "content": JOINT_ANSWER.format(an_object=name, pose=POSE_TOKEN)},
-            ]
+            ],
+            square,
         )
         end = int(np.flatnonzero(chat.labels == processor.pose_token_id)[0])
         start = int(np.flatnonzero(chat.labels != -100)[0])
         ids = torch.from_numpy(chat.input_ids)[None]
         with torch.inference_mode():
-            output = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
-            outputs.append(model.read_poses(output.last_hidden_state[:, end - 1], output.image_tokens))
+            output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures)
+            outputs.append(model.read_poses(output.states[:, end - 1], output.image_tokens))
         log_probabilities = output.logits[0].log_softmax(-1)
         scores.append(sum(log_probabilities[place - 1, ids[0, place]] for place in range(start, end + 1)))
     return torch.stack(scores), outputs
@@ -216,11 +227,11 @@ def test_an_adapter_predicts_as_its_merged_model(base, tmp_path, pictures):
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if parameter.requires_grad:
-                assert "lora_" in name or "modules_to_save" in name
+                assert "lora_" in name or "modules_to_save" in name or name.startswith("pose_")
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     wrapped.save_pretrained(tmp_path / "adapter")
     load_processor(base).save_pretrained(tmp_path / "adapter")
-    wrapped.merge_and_unload().save_pretrained(tmp_path / "merged")
+    wrapped.merged().save_pretrained(tmp_path / "merged")
     load_processor(base).save_pretrained(tmp_path / "merged")
 
     adapter = PosePredictor.from_checkpoint(tmp_path / "adapter", base=str(base), device="cpu")
@@ -277,15 +288,14 @@ def plain_forward(taught, messages: list[dict], answer: ChatAnswer, image: Image
     model, processor = load_full(taught.folder, dtype=torch.float32).eval(), load_processor(taught.folder)
     turns = [{"role": m["role"], "content": m["content"]} for m in messages]
     turns[0]["content"] = f"<image>\n{turns[0]['content']}"
-    chat = processor.encode_chat([*turns, {"role": "assistant", "content": answer.text}])
+    chat = processor.encode_chat([*turns, {"role": "assistant", "content": answer.text}], image)
     prompt = processor.encode_chat(turns).input_ids if len(turns) > 1 else None
     first = int(np.flatnonzero(chat.labels != -100)[0]) if prompt is None else len(prompt) + _opening(processor)
     ids = torch.from_numpy(chat.input_ids)[None]
-    pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
-        output = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids))
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures)
         at_pose = [place for place in range(first, ids.shape[1]) if ids[0, place] == processor.pose_token_id]
-        states = output.last_hidden_state[0, [place - 1 for place in at_pose]]
+        states = output.states[0, [place - 1 for place in at_pose]]
         read = model.read_poses(states, output.image_tokens, torch.zeros(len(at_pose), dtype=torch.long))
     sizes = {name: torch.full((len(at_pose),), 160.0) for name in ("width", "height", "viewport")}
     greedy = output.logits[0, first - 1 : -1].argmax(-1).tolist()
@@ -393,15 +403,14 @@ def test_an_answer_never_holds_an_image_token(tiny_base):
     """A model that wants to say `<image>` says the next best: in the following turn it would stand for a picture."""
     model, processor = load_full(tiny_base, dtype=torch.float32).eval(), load_processor(tiny_base)
     image, question = picture(64, 64), ask("What is this?")
-    chat = processor.encode_chat([{"role": "user", "content": f"<image>\n{question[0]['content']}"}])
-    pixels = processor.image_processor([image], return_tensors="pt")["pixel_values"]
-    ids = torch.from_numpy(chat.input_ids)[None]
+    chat = processor.encode_chat([{"role": "user", "content": f"<image>\n{question[0]['content']}"}], image)
+    ids, image_id = torch.from_numpy(chat.input_ids)[None], model.pose_config.image_token_id
     with torch.inference_mode():
-        state = model(input_ids=ids, pixel_values=pixels).last_hidden_state[0, -1].clone()
+        state = model(input_ids=ids, **chat.pictures).states[0, -1].clone()
     with torch.no_grad():
-        model.get_input_embeddings().weight[processor.image_token_id] = 100 * state
-        logits = model(input_ids=ids, pixel_values=pixels).logits[0, -1]
-    assert int(logits.argmax()) == processor.image_token_id
+        model.vlm.get_input_embeddings().weight[image_id] = 100 * state
+        logits = model(input_ids=ids, **chat.pictures).logits[0, -1]
+    assert int(logits.argmax()) == image_id
     predictor = PosePredictor(model, processor)
     answer = predictor.chat(image, question, max_new_tokens=6)
     assert "<image>" not in answer.text

@@ -9,15 +9,17 @@ from PIL import Image
 from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from llava_pose.backbones.tiny import tiny_tokenizer
+from llava_pose.compact import CompactLlavaProcessor
 from llava_pose.data.conversation import IGNORE_INDEX, IMAGE_TOKEN, POSE_TOKEN, ChatTooLongError
 from llava_pose.errors import InputError
-from llava_pose.model.loading import load_processor
 from llava_pose.model.processing import CHAT_TEMPLATES, LlavaPoseProcessor, input_size
+from llava_pose.model.processors import load_processor
 from tests.llava_pose.small_models import model_for, small_processor
 
 # each turn on a line of its own, and no token that ends an answer
 PLAIN = (
-    "{% for m in messages %}{{ m.role }}> {{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}{{ m.role }}> "
+    "{% for part in m.content %}{{ '<image>\n' if part.type == 'image' else part.text }}{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant>' }}{% endif %}"
 )
 # the prompt ends with the space that sentencepiece makes part of the answer's first word
@@ -43,6 +45,10 @@ def supervised_text(processor: LlavaPoseProcessor, chat_: list[dict[str, str]]) 
     return [
         decode(encoded.input_ids[a:b], clean_up_tokenization_spaces=False) for a, b in zip(starts, ends, strict=True)
     ]
+
+
+def image_id(processor: LlavaPoseProcessor) -> int:
+    return processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -94,9 +100,9 @@ def test_pose_and_image_are_one_token_each_wherever_they_stand():
     for text in ("<pose6D>", "at <pose6D>.", "at<pose6D>at", " <pose6D> ", "\n<pose6D>\n"):
         ids = processor.encode_chat(chat(f"<image>\n{text}", text)).input_ids
         assert (ids == processor.pose_token_id).sum() == 2
-        assert (ids == processor.image_token_id).sum() == 4
+        assert (ids == image_id(processor)).sum() == 4
     near = processor.encode_chat(chat("<pose6d> <pose> <Pose6D> < pose6D>", "<image > x")).input_ids
-    assert not np.isin(near, [processor.pose_token_id, processor.image_token_id]).any()
+    assert not np.isin(near, [processor.pose_token_id, image_id(processor)]).any()
 
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
@@ -123,27 +129,30 @@ def test_as_many_image_tokens_as_the_model_gives(side: int, merge: int):
     processor = small_processor(side=side, vision_merge=merge)
     model = model_for(processor, vision_merge=merge)
     picture = Image.new("RGB", (90, 31), (40, 90, 200))
-    pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    inputs = processor.picture_inputs(picture)
     with torch.no_grad():
-        tokens = model.model.multi_modal_projector(model.model.extract_patches(pixels))
-    assert pixels.shape[-2:] == processor.image_size
-    assert processor.count_image_tokens(*processor.image_size) == tokens.shape[1] == (side // 32 // merge) ** 2
-    ids = processor.encode_chat(chat("<image>\nWhat is this?", "A car.")).input_ids
-    assert (ids == processor.image_token_id).sum() == tokens.shape[1]
+        tokens = model.see(inputs).tokens
+    assert inputs["pixel_values"].shape[-2:] == input_size(processor.image_processor)
+    assert len(processor.image_ids(picture)) == len(tokens) == (side // 32 // merge) ** 2
+    for given in (None, picture):
+        ids = processor.encode_chat(chat("<image>\nWhat is this?", "A car."), given).input_ids
+        assert (ids == image_id(processor)).sum() == len(tokens)
 
 
 def test_a_class_token_counts_where_the_whole_of_the_tower_is_taken():
     processor = small_processor(
         patch_size=16, vision_feature_select_strategy="full", num_additional_image_tokens=1, side=64
     )
-    assert processor.count_image_tokens(64, 64) == 17
+    assert processor.processor.count_image_tokens(64, 64) == 17
 
 
 def test_called_as_transformers_processors_are_it_gives_the_same_tokens():
     processor = small_processor()
     turns = chat("<image>\nWhat is this?", "A car at <pose6D>.")
     picture = Image.new("RGB", (50, 70), (9, 90, 200))
-    batch = processor(images=picture, text=processor.render(turns), add_special_tokens=False, return_tensors="pt")
+    batch = processor.processor(
+        images=picture, text=processor.render(turns), add_special_tokens=False, return_tensors="pt"
+    )
     assert batch["pixel_values"].shape == (1, 3, 64, 64)
     assert batch["input_ids"][0].tolist() == processor.encode_chat(turns).input_ids.tolist()
 
@@ -243,16 +252,17 @@ def test_a_tokenizer_without_the_tokens_is_refused(missing: str, tmp_path):
 def test_saved_and_loaded_it_is_the_same(template: str, tmp_path):
     processor = small_processor(template=template, side=128, vision_merge=2)
     processor.save_pretrained(tmp_path)
-    # load_processor takes no template of somebody else's, which may be a program without end; a program of their own can
-    again = LlavaPoseProcessor.from_pretrained(tmp_path) if template == PLAIN else load_processor(tmp_path)
-    assert type(again) is LlavaPoseProcessor
+    again = load_processor(tmp_path)
+    assert type(again.processor) is CompactLlavaProcessor
     turns = chat("<image>\nWhat is <pose6D>?", "The car is at <pose6D>.", "And é?", "Ü.", system="Be brief.")
     before, after = processor.encode_chat(turns), again.encode_chat(turns)
     assert np.array_equal(before.input_ids, after.input_ids)
     assert np.array_equal(before.labels, after.labels)
-    for name in ("vision_merge", "patch_size", "image_token_id", "pose_token_id", "image_size", "chat_template"):
-        assert getattr(again, name) == getattr(processor, name), name
-    assert again.vision_merge == 2
+    for name in ("vision_merge", "patch_size", "image_token_id", "chat_template"):
+        assert getattr(again.processor, name) == getattr(processor.processor, name), name
+    assert again.pose_token_id == processor.pose_token_id
+    assert input_size(again.image_processor) == input_size(processor.image_processor)
+    assert again.processor.vision_merge == 2
     picture = Image.effect_noise((90, 60), 80).convert("RGB")
     pixels = [p.image_processor([picture], return_tensors="pt")["pixel_values"] for p in (processor, again)]
     assert torch.equal(*pixels)

@@ -49,8 +49,10 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
+    """Of the backbone or its adapter, and of the pose parts."""
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) == 2
+    return {key: weight for file in files for key, weight in load_file(file).items()}
 
 
 def assert_same_run(folder: Path, undisturbed: Path) -> None:

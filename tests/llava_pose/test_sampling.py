@@ -11,7 +11,7 @@ import pytest
 from llava_pose.data.collator import PoseCollator
 from llava_pose.data.dataset import PoseDataset
 from llava_pose.errors import InputError
-from llava_pose.model.loading import load_processor
+from llava_pose.model.processors import load_processor
 from llava_pose.train.length_groups import LengthGroups
 from tests.llava_pose.conftest import arguments, run_training
 from tests.llava_pose.test_training import read_log

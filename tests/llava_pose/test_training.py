@@ -24,12 +24,13 @@ from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.model.loading import load_full, load_model, load_processor
+from llava_pose.model.loading import load_full, load_model
+from llava_pose.model.processors import load_processor
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import pose_error
 from llava_pose.train.command import main
 from llava_pose.train.run_folder import DONE_MARK
-from llava_pose.train.trainable import add_lora, nf4_config, part_of
+from llava_pose.train.trainable import add_lora, nf4_config, parts_of
 from llava_pose.train.trainer import LostWeightsError, NonFiniteLossError, require_saved_adapter
 from tests.llava_pose.conftest import RECIPE, run_training
 
@@ -42,8 +43,10 @@ def read_log(folder: str | Path) -> list[dict[str, float]]:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
+    """Of the backbone or its adapter, and of the pose parts."""
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) == 2
+    return {key: weight for file in files for key, weight in load_file(file).items()}
 
 
 # A step
@@ -113,7 +116,7 @@ def test_the_text_may_weigh_more(recipe):
     (line,) = read_log(recipe["output_dir"])
     pose = line["loss_rotation"] + line["loss_location"] + 0.1 * line["loss_confidence"]
     assert line["loss"] == pytest.approx(4 * line["loss_text"] + pose, rel=1e-3)
-    assert load_model(recipe["output_dir"]).config.text_loss_weight == 4.0
+    assert load_model(recipe["output_dir"]).pose_config.text_loss_weight == 4.0
 
 
 # A recipe
@@ -285,11 +288,11 @@ def test_a_saved_adapter_is_read_back(recipe, tmp_path: Path):
             if parameter.requires_grad:
                 parameter.add_(0.1)
     model.save_pretrained(tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
     require_saved_adapter(model, tmp_path)
-    good = load_file(file)
-    lora, head = (next(key for key in good if part in key) for part in ("lora_B", "pose_head.linear_2.bias"))
-    for key in (lora, head):
+    for name, part in (("adapter_model", "lora_B"), ("pose_head", "pose_head.linear_2.bias")):
+        file = tmp_path / f"{name}.safetensors"
+        good = load_file(file)
+        key = next(key for key in good if part in key)
         for what, changes in (
             ("is missing", {key: None}),
             (r"has the shape \(0,\) instead of", {key: torch.empty(0)}),  # as ZeRO-3 leaves what is not gathered
@@ -300,12 +303,13 @@ def test_a_saved_adapter_is_read_back(recipe, tmp_path: Path):
             save_file(weights, file)
             with pytest.raises(LostWeightsError, match=rf"{file}: was read back, and {re.escape(key)} {what}"):
                 require_saved_adapter(model, tmp_path)
-    save_file({**good, "strange": torch.zeros(1)}, file)
-    with pytest.raises(LostWeightsError, match="strange is not of the model"):
-        require_saved_adapter(model, tmp_path)
-    file.write_bytes(b"torn")
-    with pytest.raises(LostWeightsError, match="cannot be read"):
-        require_saved_adapter(model, tmp_path)
+        save_file({**good, "strange": torch.zeros(1)}, file)
+        with pytest.raises(LostWeightsError, match="strange is not of the model"):
+            require_saved_adapter(model, tmp_path)
+        file.write_bytes(b"torn")
+        with pytest.raises(LostWeightsError, match="cannot be read"):
+            require_saved_adapter(model, tmp_path)
+        save_file(good, file)
 
 
 @pytest.mark.parametrize("under", ["", "below"])
@@ -318,8 +322,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(recipe, tmp_pa
 @pytest.mark.parametrize(("option", "still"), [("vision_learning_rate", "vision"), ("new_module_learning_rate", "new")])
 def test_a_part_has_a_learning_rate_of_its_own(recipe, base: Path, option: str, still: str):
     run_training({**recipe, **FULL, "max_steps": 1, option: 0.0})
-    before, after = load_model(base).state_dict(), load_model(recipe["output_dir"]).state_dict()
-    moved = {part_of(name) for name, weight in after.items() if not torch.equal(weight, before[name])}
+    trained = load_model(recipe["output_dir"])
+    before, after, parts = load_model(base).state_dict(), dict(trained.named_parameters()), parts_of(trained)
+    moved = {parts[name] for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert moved == {"language", "vision", "new"} - {still}
 
 
@@ -372,10 +377,10 @@ def test_a_few_pictures_are_learnt_by_heart(few, training_data):
 
 
 def test_qlora_learns_and_its_adapter_comes_back(few, base: Path):
-    model = load_full(base, dtype=torch.float32, quantization_config=nf4_config())
+    model = load_full(base, dtype=torch.float32, quantization_config=nf4_config(str(base)))
     quantized = {name for name, module in model.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)}
     assert quantized
-    assert [name for name in quantized if ".language_model.layers." not in name] == []
+    assert [name for name in quantized if ".causal_lm.model.layers." not in name] == []
 
     folder = run_training({**few, "quantize": "nf4", "max_steps": 40})
     log = read_log(folder)

@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from llava_pose.model import LlavaPoseForConditionalGeneration
 from llava_pose.model.efficientnet_lite import EfficientNetLiteConfig
-from llava_pose.model.loading import unwrap_model
+from llava_pose.model.modeling import POSE_PARTS
 from llava_pose.train.trainable import (
-    ALWAYS_TUNED,
     add_lora,
+    connector_modules,
     count_parameters,
     freeze_for,
     lora_targets,
-    part_of,
+    parts_of,
     train_in_float32,
 )
 from tests.llava_pose.small_models import CLIP_PATCH, IMAGE_ID, IMAGE_SIDE, POSE_ID, clip_config, small_model
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
+ALWAYS_TUNED = ("multi_modal_projector", *POSE_PARTS)
 
 
 def model(**changes) -> LlavaPoseForConditionalGeneration:
@@ -32,7 +33,7 @@ def model(**changes) -> LlavaPoseForConditionalGeneration:
 
 def room(name: str) -> str:
     """The part of the model that a parameter belongs to."""
-    parts = [*ALWAYS_TUNED, "vision_tower", "embed_tokens", "language_model", "lm_head"]
+    parts = [*ALWAYS_TUNED, "vision_tower", "embed_tokens", "lm_head", "causal_lm"]
     return next(part for part in parts if f"{part}." in name)
 
 
@@ -86,7 +87,7 @@ def test_what_trains(language: str, tune_embeddings: bool, tune_vision: bool, ti
     freeze_for(tuned, language=language, tune_embeddings=tune_embeddings, tune_vision=tune_vision)
     expected = set(ALWAYS_TUNED)
     if language == "full":
-        expected.add("language_model")
+        expected.add("causal_lm")
         if tune_embeddings:
             expected.add("embed_tokens")
         if not tied:  # a tied output layer is the embedding
@@ -118,17 +119,17 @@ def test_lora_is_on_every_linear_layer_of_the_language_model_and_nowhere_else():
     tuned = model()
     wanted = {
         name
-        for name, module in tuned.named_modules()
-        if isinstance(module, nn.Linear) and ".language_model.layers." in f".{name}"
+        for name, module in tuned.vlm.named_modules()
+        if isinstance(module, nn.Linear) and ".causal_lm.model.layers." in f".{name}"
     }
     assert len(wanted) == 14  # seven in each of two blocks
-    assert any("q_proj" in name for name, _ in tuned.model.vision_tower.named_modules())
-    matched = {name for name, _ in tuned.named_modules() if re.fullmatch(lora_targets(tuned), name)}
+    assert any("q_proj" in name for name, _ in tuned.tower.named_modules())
+    matched = {name for name, _ in tuned.vlm.named_modules() if re.fullmatch(lora_targets(tuned.vlm), name)}
     assert matched == wanted
     wrapped = add_lora(tuned, **LORA, tune_vision=False)
     adapted = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A")
-        for name, _ in wrapped.named_modules()
+        for name, _ in wrapped.backbone.named_modules()
         if name.endswith(".lora_A")
     }
     assert adapted == wanted
@@ -140,10 +141,11 @@ def test_lora_trains_with_projector_and_head_beside_it(tune_vision: bool):
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     beside = [*ALWAYS_TUNED, *(["vision_tower"] if tune_vision else [])]
     for name in trained:
-        assert (".language_model.layers." in name and ".lora_" in name) or room(name) in beside, name
-    assert {room(name) for name in trained} == {*beside, "language_model"}
+        assert (".causal_lm.model.layers." in name and ".lora_" in name) or room(name) in beside, name
+    assert {room(name) for name in trained} == {*beside, "causal_lm"}
     original = {name for name, _ in model().named_parameters() if room(name) in beside}
-    saved = {name.replace("modules_to_save.default.", "").removeprefix("base_model.model.") for name in trained}
+    assert connector_modules(model().vlm) == ["model.multi_modal_projector"]
+    saved = {name.replace("modules_to_save.default.", "").replace("base_model.model.", "") for name in trained}
     assert original <= saved  # all of each, not a part
 
 
@@ -161,19 +163,18 @@ def test_a_step_of_lora_moves_no_weight_of_the_base():
     changed = moved(wrapped)
     assert changed == {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     assert not any(room(name) in ("vision_tower", "embed_tokens", "lm_head") for name in changed)
-    assert all("lora_" in name for name in changed if room(name) == "language_model")
+    assert all("lora_" in name for name in changed if room(name) == "causal_lm")
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_of_the_embedding_one_row_learns(tied: bool):
     wrapped = add_lora(model(tied=tied), **LORA, tune_vision=False)
-    base = unwrap_model(wrapped)
     ids = torch.arange(40)[None]
     states = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
 
     def rows() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return base.embed_inputs(ids)[0], base.next_token_logits(states)
+            return wrapped.vlm.get_input_embeddings()(ids)[0], wrapped.vlm.get_output_embeddings()(states)
 
     before = rows()
     moved(wrapped)
@@ -184,19 +185,18 @@ def test_of_the_embedding_one_row_learns(tied: bool):
 
 def test_a_frozen_tower_stays_in_evaluation_while_the_rest_trains():
     """Dropout and batch norms of a tower that does not learn would show the model what it never sees in use."""
-    for tuned in (model(), add_lora(model(), **LORA, tune_vision=False)):
-        if isinstance(tuned, LlavaPoseForConditionalGeneration):
-            freeze_for(tuned, language="full", tune_embeddings=True, tune_vision=False)
+    frozen = model()
+    freeze_for(frozen, language="full", tune_embeddings=True, tune_vision=False)
+    for tuned in (frozen, add_lora(model(), **LORA, tune_vision=False)):
         tuned.train()
-        base = unwrap_model(tuned)
-        assert not any(module.training for module in base.model.vision_tower.modules())
-        assert base.training
-        assert all(module.training for module in base.model.language_model.modules())
+        assert not any(module.training for module in tuned.tower.modules())
+        assert tuned.training
+        assert all(module.training for module in tuned.decoder.modules())
         tuned.eval()
         assert not any(module.training for module in tuned.modules())
     for tuned in (model(), add_lora(model(), **LORA, tune_vision=True)):
         tuned.train()
-        assert unwrap_model(tuned).model.vision_tower.training
+        assert tuned.tower.training
 
 
 # Small parts
@@ -216,9 +216,10 @@ def test_what_trains_is_raised_to_float32_and_what_does_not_is_left():
 @pytest.mark.parametrize("lora", [False, True])
 def test_parts_are_known_by_their_names(lora: bool):
     tuned = add_lora(model(), **LORA, tune_vision=True) if lora else model()
+    parts = parts_of(tuned)
     for name, _ in tuned.named_parameters():
         expected = "new" if room(name) in ALWAYS_TUNED else "vision" if room(name) == "vision_tower" else "language"
-        assert part_of(name) == expected, name
+        assert parts[name] == expected, name
 
 
 @pytest.mark.parametrize("tune_vision", [True, False])
@@ -229,21 +230,22 @@ def test_batch_norms_follow_the_pictures_of_a_tower_that_trains_and_of_no_other(
     tuned = small_model(vision=vision, vision_feature_size=4, vision_feature_layer=1)
     freeze_for(tuned, language="frozen", tune_embeddings=True, tune_vision=tune_vision)
     tuned.train()
-    tower = tuned.model.vision_tower
+    tower = tuned.tower
     before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
     pictures = 3 + torch.randn(4, 3, IMAGE_SIDE, IMAGE_SIDE)
-    tuned.model.extract_patches(pictures)
+    tuned.see({"pixel_values": pictures})
     assert before
     changed = {name for name, buffer in tower.named_buffers() if not torch.equal(buffer, before[name])}
     assert changed == (set(before) if tune_vision else set())
     tuned.eval()
-    together = tuned.model.extract_patches(pictures)
-    torch.testing.assert_close(together[:1], tuned.model.extract_patches(pictures[:1]))
+    together = tuned.patches({"pixel_values": pictures})
+    torch.testing.assert_close(together[:1], tuned.patches({"pixel_values": pictures[:1]}))
 
 
 def test_parameters_are_counted():
     tuned = model(tied=True)
-    assert count_parameters(tuned) == {"trainable": tuned.num_parameters(), "all": tuned.num_parameters()}
+    size = sum(parameter.numel() for parameter in tuned.parameters())
+    assert count_parameters(tuned) == {"trainable": size, "all": size}
     freeze_for(tuned, language="frozen", tune_embeddings=True, tune_vision=False)
     expected = sum(parameter.numel() for name, parameter in tuned.named_parameters() if room(name) in ALWAYS_TUNED)
-    assert count_parameters(tuned) == {"trainable": expected, "all": tuned.num_parameters()}
+    assert count_parameters(tuned) == {"trainable": expected, "all": size}

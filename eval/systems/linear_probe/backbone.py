@@ -35,8 +35,8 @@ from eval.systems.network import require_backbone
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import CONFIG_FILE, NO_CODE, SAFE, building, loading, read_config, require_finite
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
-from llava_pose.model.loading import load_image_processor
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
+from llava_pose.model.processors import load_image_processor
 from llava_pose.model.trial import on_meta, try_apart
 
 LAST, LAST_FOUR, UNIFORM_FOUR = "last", "last-4", "uniform-4"

@@ -1,0 +1,158 @@
+"""What a backbone is and can, found out by running it: nothing is believed that one small picture can show."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llava_pose.data.collator import joined_pictures
+from llava_pose.data.conversation import IMAGE_TOKEN, JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOKEN
+from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.loading import embedding_shape
+from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
+from llava_pose.model.pictures import accepted_names, token_types, tokens_of_each
+from llava_pose.model.processing import EncodedChat, LlavaPoseProcessor
+
+TOLERANCE = 1e-3  # of a number's difference, as a share of the largest
+
+
+def probe_picture() -> Image.Image:
+    """Return a smooth random picture."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
+
+
+def probe_chat(processor: LlavaPoseProcessor, an_object: str = "a car") -> EncodedChat:
+    """Return a question about that picture with an answer."""
+    return processor.encode_chat(
+        [
+            {"role": "user", "content": f"{IMAGE_TOKEN}\n{JOINT_QUESTIONS[0]}"},
+            {"role": "assistant", "content": JOINT_ANSWER.format(an_object=an_object, pose=POSE_TOKEN)},
+        ],
+        probe_picture(),
+        where="the probe",
+    )
+
+
+def sizes_of(backbone: PreTrainedModel, processor: LlavaPoseProcessor) -> dict[str, Any]:
+    """Return the fields of a :class:`LlavaPoseConfig` that say what the backbone is.
+
+    Raises:
+        InputError: the backbone cannot be one.
+    """
+    kind = backbone.config.model_type
+    image_token_id = getattr(backbone.config, "image_token_id", None)
+    if image_token_id is None:
+        image_token_id = getattr(backbone.config, "image_token_index", None)
+    base: Any = backbone.base_model
+    if not isinstance(image_token_id, int) or not hasattr(base, "get_image_features"):
+        raise InputError(f"a {kind} model has no image tokens, which its language model reads beside the words")
+    if backbone.get_output_embeddings() is None or backbone.get_encoder(modality="image") in (backbone, base):
+        raise InputError(f"a {kind} model has no output layer or no vision tower of its own")
+    chat = probe_chat(processor)
+    tokens = int((chat.input_ids == image_token_id).sum())
+    if not tokens:
+        raise InputError(f"the processor puts no image token of a {kind} model ({image_token_id}) into a text")
+    states: list[Tensor] = []
+    watch = backbone.get_output_embeddings().register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    inputs = plain_inputs(backbone, chat, image_token_id)
+    try:
+        with torch.inference_mode(), loading(f"a {kind} model: does not take a picture and a question"):
+            backbone(**inputs)
+            last = base(**inputs).last_hidden_state
+    finally:
+        watch.remove()
+    connector, pooled, listed = _connector(backbone, processor)
+    size = embedding_shape(backbone)[1]
+    return {
+        "image_token_id": image_token_id,
+        "pose_token_id": processor.pose_token_id,
+        "hidden_size": states[0].shape[-1],
+        "embedding_size": size,
+        "pooled_size": pooled if connector else size,
+        "image_places": tokens,
+        "connector": connector,
+        "listed_tokens": listed,
+        "base_states": last.shape == states[0].shape and torch.equal(last, states[0]),
+    }
+
+
+def plain_inputs(backbone: PreTrainedModel, chat: EncodedChat, image_token_id: int) -> dict[str, Tensor]:
+    """Return what the backbone takes by itself of a chat, pixels and all."""
+    ids = torch.from_numpy(chat.input_ids)[None].to(backbone.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **_on(backbone, chat.pictures)}
+    return inputs | token_types(accepted_names(backbone), ids == image_token_id)
+
+
+def _connector(backbone: PreTrainedModel, processor: LlavaPoseProcessor) -> tuple[str | None, int, bool]:
+    """Find the child of the base that makes image tokens of patches, one picture as another.
+
+    Returns:
+        Its name, the channels of a patch, and whether the base gives tokens as a list; without such a child (None, 0, True).
+    """
+    base: Any = backbone.base_model
+    inside = {id(part) for half in (base.get_encoder(modality="image"), base.get_decoder()) for part in half.modules()}
+    pictures = _on(backbone, joined_pictures([processor.picture_inputs(probe_picture())] * 2))
+    taken = inspect.signature(base.get_image_features).parameters
+    given = {name: value for name, value in pictures.items() if name in taken}
+    for name, child in base.named_children():
+        if inside & {id(module) for module in child.modules()} or not list(child.parameters()):
+            continue
+        calls: list[tuple[Any, Any]] = []
+        watch = child.register_forward_hook(lambda _, args, output, calls=calls: calls.append((args, output)))
+        try:
+            with torch.inference_mode():
+                pooled = base.get_image_features(**given, return_dict=True)
+        finally:
+            watch.remove()
+        if len(calls) != 1 or len(calls[0][0]) != 1 or not isinstance(calls[0][0][0], Tensor):
+            continue
+        (patches,), output = calls[0]
+        tokens = tokens_of_each(pooled)
+        if (
+            isinstance(output, Tensor)
+            and output.dim() == 3
+            and patches.dim() >= 3
+            and len(patches) == len(output) == len(tokens) == 2
+            and all(torch.equal(one, other) for one, other in zip(tokens, output, strict=True))
+        ):
+            return name, patches.shape[-1], not isinstance(pooled.pooler_output, Tensor)
+    return None, 0, True
+
+
+def _on(backbone: PreTrainedModel, pictures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return pictures on the backbone's device and in its type."""
+    return {
+        name: value.to(backbone.device, backbone.dtype if torch.is_floating_point(value) else None)
+        for name, value in pictures.items()
+    }
+
+
+@torch.inference_mode()
+def require_same_as_plain(model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor) -> None:
+    """Compare fresh pose parts on a backbone with the backbone by itself: they change nothing before they have learned.
+
+    Raises:
+        InputError: logits differ, or the state that predicts the token is not the one that the output layer is given.
+    """
+    vlm = model.vlm
+    chat = probe_chat(processor)
+    ids = torch.from_numpy(chat.input_ids)[None].to(vlm.device)
+    pictures = {name: value.to(vlm.device) for name, value in chat.pictures.items()}
+    keep = torch.zeros_like(ids, dtype=torch.bool)
+    keep[:, -6:] = True
+    plain = vlm(**plain_inputs(vlm, chat, model.pose_config.image_token_id)).logits[keep]
+    ours = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, **pictures)
+    difference = float((plain - ours.logits).abs().max()) / max(float(plain.abs().max()), 1e-6)
+    if not difference <= TOLERANCE or ours.states.shape[:-1] != (6,):
+        raise InputError(
+            f"a {vlm.config.model_type} model: with image tokens handed over it answers otherwise than with pixels, by "
+            f"{difference:.1e} of its logits; it cannot be a backbone"
+        )

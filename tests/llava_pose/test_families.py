@@ -1,0 +1,186 @@
+"""Families of vision-language models, from `assemble` to the merged checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from llava_pose.backbones.assemble import AssembleConfig, assemble
+from llava_pose.backbones.merge import MergeConfig, merge
+from llava_pose.backbones.probe import plain_inputs, probe_chat
+from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.data.dataset import PoseDataset
+from llava_pose.inference.answer_trie import AnswerTrie
+from llava_pose.inference.predictor import PosePredictor
+from llava_pose.inference.scoring import each_scores
+from llava_pose.model.loading import load_full, load_model
+from llava_pose.model.processors import load_processor
+from llava_pose.train.trainable import freeze_for
+from tests.llava_pose.conftest import RECIPE, TrainingData, run_training
+from tests.llava_pose.vlm_families import FAMILIES
+
+FAST = ("llava", "qwen3_vl", "gemma3", "idefics3")
+CANDIDATES = {"car": "a car", "cup": "a cup", "scissors": "a pair of scissors", "cart": "a cart"}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A family's model, its base, and a short LoRA run on it."""
+
+    source: Path
+    base: Path
+    run: Path
+    samples: list[dict[str, Any]]
+    data: Path
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES],
+)
+def made(request, training_data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("family")
+    source = FAMILIES[request.param].save(folder / "source")
+    base = assemble(AssembleConfig(out=str(folder / "base"), vlm=str(source), pose_head_hidden_size=16))
+    samples = [sample for sample in training_data.samples if sample["poses"]][:2]
+    values = {
+        **RECIPE,
+        "model": str(base),
+        "data": str(training_data.prepared),
+        "train_json": str(training_data.write(folder / "train.json", samples)),
+        "output_dir": str(folder / "run"),
+        "cache_dir": str(folder / "features"),
+        "flip": False,
+    }
+    return Made(source, base, run_training(values), samples, training_data.prepared)
+
+
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    small = [rng.integers(0, 256, (5, 7, 3), dtype=np.uint8) for _ in range(2)]
+    sizes = ((64, 64), (120, 90))
+    return [Image.fromarray(one).resize(size, Image.Resampling.BICUBIC) for one, size in zip(small, sizes, strict=True)]
+
+
+def test_before_training_its_logits_are_the_plain_models(made: Made):
+    plain = AutoModelForImageTextToText.from_pretrained(made.source).eval()
+    ours, processor = load_model(made.base), load_processor(made.base)
+    chat = probe_chat(processor)
+    rows = plain.get_output_embeddings().weight.shape[0]
+    ids = torch.from_numpy(chat.input_ids)[None]
+    with torch.inference_mode():
+        expected = plain(**plain_inputs(plain, chat, ours.pose_config.image_token_id)).logits
+        found = ours(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures).logits
+    torch.testing.assert_close(found[..., :rows], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_three_steps_make_the_loss_smaller_and_are_loaded_again(made: Made):
+    log = [json.loads(line)["loss"] for line in (made.run / "log.jsonl").read_text().splitlines()]
+    assert log[2] < log[0]
+    model = load_model(made.run)
+    assert any(bool(weight.any()) for name, weight in model.named_parameters() if "lora_B" in name)
+    assert bool(model.pose_token_output.change.any())
+    assert bool(model.pose_token_embedding.change.any())
+
+
+def test_gradients_reach_every_part(made: Made):
+    model, processor = load_full(made.base, dtype=torch.float32), load_processor(made.base)
+    freeze_for(model, language="full", tune_embeddings=True, tune_vision=True)
+    data = PoseDataset(made.samples, made.data, processor)
+    batch = PoseCollator(processor)([data[index] for index in range(len(data))])
+    del batch[SAMPLE_NAMES]
+    model.train()(**batch).loss.backward()
+    parts = {
+        "head": model.pose_head,
+        "input vector": model.pose_token_embedding,
+        "output vector": model.pose_token_output,
+        "language model": model.decoder,
+        "tower": model.tower,
+    }
+    for name, part in parts.items():
+        assert any(p.grad is not None and bool(p.grad.any()) for p in part.parameters()), name
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in part.parameters()), name
+
+
+def test_a_batch_answers_as_its_members_alone(made: Made):
+    predictor = PosePredictor.from_checkpoint(made.run, device="cpu")
+    objects = ["car", "pair of scissors"]
+    together = predictor.predict(pictures(), objects)
+    for picture, name, answer in zip(pictures(), objects, together, strict=True):
+        [alone] = predictor.predict([picture], [name])
+        assert answer.pose.angles == pytest.approx(alone.pose.angles, abs=1e-3)
+        assert answer.confidence == pytest.approx(alone.confidence, abs=1e-4)
+    assert together[0].pose.angles != together[1].pose.angles
+
+
+def test_categories_score_as_each_answer_alone(made: Made):
+    predictor = PosePredictor.from_checkpoint(made.run, device="cpu")
+    together = predictor.classify(pictures(), CANDIDATES)
+    for picture, answer in zip(pictures(), together, strict=True):
+        _, [square] = predictor._squares([picture], None)
+        answers = predictor._joint_answers(square, list(CANDIDATES.values()))
+        with torch.inference_mode():
+            scores, _, _ = each_scores(
+                predictor._model,
+                AnswerTrie(answers),
+                answers,
+                predictor._processor.pose_token_id,
+                predictor._pictures([square]),
+                1,
+            )
+        expected = dict(zip(CANDIDATES, scores[0].softmax(-1).tolist(), strict=True))
+        assert answer.probabilities == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_states_of_an_answer_are_those_of_teacher_forcing(made: Made):
+    model, processor = load_model(made.run), load_processor(made.run)
+    question = [{"role": "user", "content": "<image>\nWhat is this and what is its pose?"}]
+    chat = processor.encode_chat(question, pictures()[1], add_generation_prompt=True)
+    ids = torch.from_numpy(chat.input_ids)[None]
+    answer = model.answer(
+        ids, inputs=chat.pictures, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0
+    )
+    whole = torch.cat([ids, answer.tokens], 1)
+    with torch.inference_mode():
+        forced = model(input_ids=whole, attention_mask=torch.ones_like(whole), **chat.pictures).states
+    start = ids.shape[1] - 1
+    torch.testing.assert_close(answer.states[0], forced[0, start : start + 5], rtol=1e-3, atol=1e-3)
+
+
+def test_merged_it_is_a_plain_model_that_says_the_token_by_itself(made: Made, tmp_path: Path):
+    """In a process that has imported nothing of ours."""
+    merged = merge(MergeConfig(checkpoint=str(made.run), out=str(tmp_path / "merged")))
+    adapter, processor = load_model(made.run, dtype=torch.float32), load_processor(made.run)
+    chat = probe_chat(processor)
+    ids = torch.from_numpy(chat.input_ids)[None]
+    with torch.inference_mode():
+        expected = adapter(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures).logits
+    assert not bool(load_model(merged).pose_token_output.change.any())
+    inputs = plain_inputs(adapter.vlm, chat, adapter.pose_config.image_token_id)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    program = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForImageTextToText\n"
+        "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1]).eval()\n"
+        "inputs = torch.load(sys.argv[2])\n"
+        "with torch.inference_mode(): torch.save(model(**inputs).logits, sys.argv[3])\n"
+        "assert not any(name.startswith('llava_pose') for name in sys.modules)\n"
+    )
+    words = [str(merged), str(tmp_path / "inputs.pt"), str(tmp_path / "logits.pt")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-3, atol=1e-3)
