@@ -206,7 +206,7 @@ def predict_batch(
     viewports = [record.viewport * record.focal for record in records]
     if candidates:
         mirrored = {name for name in candidates if _category(name, config).mirror_axis == "x"} if config.flip else None
-        answers = predictor.classify(images, candidates, viewports=viewports, flip=mirrored)
+        answers = predictor.classify(images, candidates, viewports=viewports, flip=mirrored, probabilities=False)
     else:
         asked = [_category(record.category, config) for record in records]
         names = [object_words(category)["object"] for category in asked]

@@ -18,6 +18,8 @@ class AnswerTrie:
         position_ids: (length,) int64.
         visible: (length, length) booleans: row may attend to column.
         shared: tokens of the common prefix.
+        parents: for each place the one before it, -1 for the first.
+        children: the nodes behind a place, where there are some.
         leaves: (sequences,) places of the last token of each sequence.
         scored: (m,) places whose next-token distribution is needed.
         membership: (sequences, steps) booleans: which steps of :meth:`transitions` make up a sequence.
@@ -37,7 +39,7 @@ class AnswerTrie:
             shared -= 1  # so that there is a node to be the leaf
         if shared < 1:
             raise ValueError("the answers must share a beginning, their question at least")
-        self._parents: list[int] = list(range(-1, shared - 1))
+        self.parents: list[int] = list(range(-1, shared - 1))
         tokens = lists[0][:shared]
         children: dict[tuple[int, int], int] = {}
         paths: list[list[int]] = []
@@ -48,19 +50,22 @@ class AnswerTrie:
                 if key not in children:
                     children[key] = len(tokens)
                     tokens.append(token)
-                    self._parents.append(place)
+                    self.parents.append(place)
                 place = children[key]
                 path.append(place)
             paths.append(path)
         leaves = [path[-1] if path else shared - 1 for path in paths]
-        inner = set(self._parents)
+        inner = set(self.parents)
         if len(set(leaves)) != len(leaves) or any(leaf in inner for leaf in leaves):
             raise ValueError("an answer is the same as another, or the beginning of one: answers must end alike")
         self.shared = shared
         self.input_ids = np.asarray(tokens, dtype=np.int64)
         self.leaves = np.asarray(leaves, dtype=np.int64)
-        self.position_ids, self.visible = _layout(self._parents)
+        self.position_ids, self.visible = _layout(self.parents)
         self._nodes = list(range(shared, len(tokens)))
+        self.children: dict[int, list[int]] = {}
+        for node in self._nodes:
+            self.children.setdefault(self.parents[node], []).append(node)
         self.scored = np.asarray([shared - 1, *self._nodes], dtype=np.int64)
         steps = {node: index for index, node in enumerate(self._nodes)}
         self.membership = np.zeros((len(lists), len(self._nodes) + len(leaves)), dtype=bool)
@@ -71,7 +76,7 @@ class AnswerTrie:
     def transitions(self, end_token: int) -> tuple[np.ndarray, np.ndarray]:
         """Every step as (row of ``scored`` it is predicted at, token); the last ones end each sequence in ``end_token``."""
         row = {place: index for index, place in enumerate(self.scored.tolist())}
-        parents = [row[self._parents[node]] for node in self._nodes] + [row[leaf] for leaf in self.leaves.tolist()]
+        parents = [row[self.parents[node]] for node in self._nodes] + [row[leaf] for leaf in self.leaves.tolist()]
         tokens = [int(self.input_ids[node]) for node in self._nodes] + [end_token] * len(self.leaves)
         return np.asarray(parents, dtype=np.int64), np.asarray(tokens, dtype=np.int64)
 

@@ -36,6 +36,7 @@ from llava_pose.data.images import assumed_viewport, square_picture
 from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
+from llava_pose.inference.best_first import best_answers, finds_the_best
 from llava_pose.inference.scoring import PROBED, Scores, best_scores, tree_scores
 from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.loading import load_model, require_fit, require_tower
@@ -44,6 +45,7 @@ from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.model.processors import load_processor, picture_to_try
 
+_MOST_KEPT = 1 << 30  # numbers of a cache: two gigabytes in 16 bits
 _MOST_LOGITS = 1 << 27  # numbers at a time: half a gigabyte, and as much again for their logarithms
 
 
@@ -238,8 +240,9 @@ class PosePredictor:
         *,
         viewports: Sequence[float] | None = None,
         flip: Collection[str] | None = None,
+        probabilities: bool = True,
     ) -> list[PoseAnswer]:
-        """Category and pose together: the candidates' answers are scored over one trie, in one forward pass.
+        """Category and pose together: the candidates' answers are scored by the tokens up to and with `<pose6D>`.
 
         The pose is the one read at the end of the winning answer.
 
@@ -248,6 +251,8 @@ class PosePredictor:
             flip: given, the mirror images are asked about too, and what a candidate scores is the mean of both; so is the
                 pose, where the candidate is one of these. Only objects whose plane of symmetry is x = 0 have a pose in
                 the mirror, while a left-handed guitar is a guitar.
+            probabilities: whether they are wanted, of all candidates; without them the same winner is found by a search,
+                which takes less time the more candidates there are.
 
         Raises:
             InputError: there is no candidate, or two are called the same.
@@ -258,28 +263,55 @@ class PosePredictor:
             twice = sorted(candidates.values(), key=list(candidates.values()).count)[-1]
             raise InputError(f"two categories to choose from are both called {twice!r}; leave one of them out")
         frames, squares = self._squares(images, viewports)
-        names = list(candidates)
-        scores, states, seen = self._scored(squares, list(candidates.values()))
-        mirrored = None
-        if flip is not None:
-            mirrored = self._scored([ImageOps.mirror(square) for square in squares], list(candidates.values()))
-            scores = (scores + mirrored[0]) / 2
-        probabilities = scores.softmax(-1)
-        best = scores.argmax(-1)
-        rows = torch.arange(len(images), device=self._device)
-        output = self._model.read_poses(states[rows, best], seen)
-        both = [row for row, index in enumerate(best.tolist()) if mirrored is not None and names[index] in (flip or ())]
-        if mirrored is not None and both:
+        views = [squares, *([] if flip is None else [[ImageOps.mirror(square) for square in squares]])]
+        names, called = list(candidates), list(candidates.values())
+        rows = None
+        if probabilities or not self._can_search:
+            of_views = [self._scored(view, called) for view in views]
+            scores = sum(view[0] for view in of_views) / len(views)
+            rows = cast(Tensor, scores).softmax(-1).tolist()
+            best = cast(Tensor, scores).argmax(-1)
+            index = torch.arange(len(images), device=self._device)
+            found = [(states[index, best], seen) for _, states, seen in of_views]
+        else:
+            best, found = self._searched(views, called)
+        output = self._model.read_poses(*found[0])
+        both = [row for row, place in enumerate(best.tolist()) if names[place] in (flip or ())]
+        if both:
+            states, seen = found[1]
             chosen = torch.tensor(both, device=self._device)
-            of_mirror = self._model.read_poses(
-                mirrored[1][chosen, best[chosen]], None if mirrored[2] is None else mirrored[2].of(chosen)
-            )
-            output = self._with_mirrored(output, both, of_mirror)
-        answers = self._answers(output, frames, [names[i] for i in best.tolist()])
+            mirrored = self._model.read_poses(states[chosen], None if seen is None else seen.of(chosen))
+            output = self._with_mirrored(output, both, mirrored)
+        answered = self._answers(output, frames, [names[place] for place in best.tolist()])
+        if rows is None or not probabilities:
+            return answered
         return [
             replace(answer, probabilities=dict(zip(names, row, strict=True)))
-            for answer, row in zip(answers, probabilities.tolist(), strict=True)
+            for answer, row in zip(answered, rows, strict=True)
         ]
+
+    def _searched(
+        self, views: Sequence[Sequence[Image.Image]], candidates: Sequence[str]
+    ) -> tuple[Tensor, list[tuple[Tensor, ImageTokens | None]]]:
+        """Return (objects,) the likeliest candidates, and for each view the states that predict the pose, and what the head
+        sees of the pictures.
+        """
+        trie, text = AnswerTrie(self._joint_answers(views[0][0], candidates)), self._model.config.get_text_config()
+        # keys and values of a picture, at most
+        kept = 2 * text.num_hidden_layers * text.hidden_size * len(trie.input_ids)
+        rows = max(1, _MOST_KEPT // (kept * len(views)))
+        parts = []
+        for start in range(0, len(views[0]), rows):
+            batch = [view[start : start + rows] for view in views]
+            inputs = self._pictures([square for view in batch for square in view])
+            token = self._processor.pose_token_id
+            parts.append(best_answers(self._model, trie, token, inputs, len(batch[0]), len(views)))
+        found: list[tuple[Tensor, ImageTokens | None]] = []
+        for view in range(len(views)):
+            seen = [part.seen[view] for part in parts]
+            joined = None if seen[0] is None else ImageTokens.joined(cast(list[ImageTokens], seen))
+            found.append((torch.cat([part.states[view] for part in parts]), joined))
+        return torch.cat([part.best for part in parts]), found
 
     def _scored(self, squares: Sequence[Image.Image], candidates: Sequence[str]) -> Scores:
         """Return (batch, candidates) log probabilities, the states (batch, candidates, hidden) that predict the pose, and
@@ -309,8 +341,20 @@ class PosePredictor:
     @cached_property
     def _scores(self) -> Any:
         """The way in which this backbone scores answers."""
-        answers = self._joint_answers(PROBED, ["a car", "a pair of scissors", "an armchair"])
-        return best_scores(self._model, self._processor, answers)
+        return best_scores(self._model, self._processor, self._probed_answers())
+
+    @cached_property
+    def _can_search(self) -> bool:
+        """Whether the likeliest answer can be searched for: pictures have as many tokens, and a cache goes with a tree."""
+        if self._scores is not tree_scores or self._processor.expanded_image is None:
+            return False
+        answers, token = self._probed_answers(), self._processor.pose_token_id
+        trie, inputs = AnswerTrie(answers), self._pictures([PROBED])
+        scores = tree_scores(self._model, trie, answers, token, inputs, 1)
+        return finds_the_best(self._model, trie, token, inputs, scores)
+
+    def _probed_answers(self) -> list[np.ndarray]:
+        return self._joint_answers(PROBED, ["a car", "a pair of scissors", "an armchair"])
 
     @torch.inference_mode()
     def chat(

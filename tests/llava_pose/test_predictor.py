@@ -98,11 +98,30 @@ def test_a_batch_answers_as_its_members_alone(predictor_of, pictures, name):
 def test_pictures_are_scored_a_few_at_a_time_with_the_same_answers(predictor_of, pictures, monkeypatch):
     predictor = predictor_of("base")
     together = predictor.classify(pictures, CANDIDATES, flip=["car"])
-    monkeypatch.setattr("llava_pose.inference.predictor._MOST_LOGITS", 1)
-    for one, other in zip(predictor.classify(pictures, CANDIDATES, flip=["car"]), together, strict=True):
-        assert one.category == other.category
+    for most in ("_MOST_LOGITS", "_MOST_KEPT"):
+        monkeypatch.setattr(f"llava_pose.inference.predictor.{most}", 1)
+    scored = predictor.classify(pictures, CANDIDATES, flip=["car"])
+    searched = predictor.classify(pictures, CANDIDATES, flip=["car"], probabilities=False)
+    for one, another, other in zip(scored, searched, together, strict=True):
+        assert one.category == another.category == other.category
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
         assert_same_pose(one.pose, other.pose)
+        assert_same_pose(another.pose, other.pose)
+
+
+@pytest.mark.parametrize("flip", [None, ["car", "cup", "cart"]])
+@pytest.mark.parametrize("name", BASES)
+def test_the_winner_that_is_searched_for_is_the_one_that_all_scores_give(predictor_of, pictures, name, flip):
+    predictor = predictor_of(name)
+    assert predictor._can_search
+    more = {**CANDIDATES, **{f"kind {n}": f"a {word} {n}" for n in range(30) for word in ("car", "cup")}}
+    for candidates in (CANDIDATES, more, {"car": "a car"}):
+        searched = predictor.classify(pictures, candidates, flip=flip, probabilities=False)
+        for one, other in zip(searched, predictor.classify(pictures, candidates, flip=flip), strict=True):
+            assert one.category == other.category
+            assert one.probabilities is None
+            assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
+            assert_same_pose(one.pose, other.pose)
 
 
 @pytest.mark.parametrize("name", BASES)
