@@ -24,6 +24,7 @@ from llava_pose.model.loading import load_full, load_model
 from llava_pose.model.processors import load_image_processor, load_processor
 from llava_pose.model.trial import try_apart
 from llava_pose.train.trainable import add_lora
+from llava_pose.utils import apart as module_apart
 
 Change = Callable[[Path], Any]
 
@@ -263,8 +264,8 @@ def test_a_child_that_does_not_come_back_is_a_sentence(attempt: Callable[[], Any
 
 def test_a_child_that_only_waits_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "SECONDS", 0.2)
-    monkeypatch.setattr(trial, "_LONGEST_WAIT", 1)
-    monkeypatch.setattr(trial, "_limit", lambda: None)
+    monkeypatch.setattr(module_apart, "_LONGEST_WAIT", 1)
+    monkeypatch.setattr(module_apart, "_limit", lambda memory, seconds: None)
     refused(lambda: try_apart(tmp_path, "a.json", lambda: time.sleep(600)), tmp_path)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
