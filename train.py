@@ -65,6 +65,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
         )
         if model_args.text_loss_weight is not None:
             model.pose_config.text_loss_weight = model_args.text_loss_weight
+        model.pose_config.add_taught(samples)
 
         # What trains: connector and pose parts always, the language model and the tower as the arguments have it
         if model_args.language == "lora":

@@ -342,7 +342,8 @@ main = command(
     PredictConfig,
     run,
     prog="llava-pose predict",
-    description="Predict poses (and categories) for every object of a prepared split, one forward pass a batch.",
+    description="Predict poses (and categories) for every object of a prepared split, one forward pass a batch. For "
+    "photographs without annotations see llava-pose predict photo.jpg --help.",
     example="llava-pose predict --checkpoint runs/first --data prepared --split val --out predictions.jsonl",
 )
 

@@ -17,6 +17,7 @@ _EXPORTS = {
     "LlavaPoseForConditionalGeneration": "llava_pose.model",
     "LlavaPoseProcessor": "llava_pose.model",
     "PosePredictor": "llava_pose.inference.predictor",
+    "pipeline": "llava_pose.inference.pipeline",
 }
 __all__ = [*_EXPORTS, "__version__"]
 

@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "neural-mesh": ("eval.systems.neural_mesh.command", "Train NMM-Sphere or NOVUM and predict with it."),
     },
     "evaluate": {
-        "predict": ("eval.predict", "Predict every object of a split with a checkpoint."),
+        "predict": ("eval.predict", "Predict photographs, or every object of a prepared split."),
         "vlm-api": ("eval.systems.vlm_api", "Predict with a vision-language model behind an OpenAI-compatible server."),
         "orient-anything": ("eval.systems.orient_anything", "Bring Orient Anything's answers into our convention."),
         "benchmark": ("eval.benchmark.command", "Train, predict and compare a list of systems: Tables 1 to 3."),
@@ -61,6 +61,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
     },
 }
+_OF_FILES = {"predict": "llava_pose.inference.photos"}  # what a command does where its first word is a file
 COMMANDS: dict[str, tuple[str, str]] = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -95,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     quiet_others()  # some speak while they are imported
     try:
+        if words[0] in _OF_FILES and words[1:] and not words[1].startswith("-"):
+            return import_module(_OF_FILES[words[0]]).main(words[1:])
         return command_of(words[0])(words[1:])
     except KeyboardInterrupt:  # in the seconds of the import, before the stage's own main can say it
         sys.stderr.write("stopped; run the same command again to go on\n")

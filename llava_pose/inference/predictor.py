@@ -6,6 +6,7 @@ This is the boundary that chat, demo, API and evaluation share: pictures and wor
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
 from llava_pose.inference.best_first import best_answers, finds_the_best
+from llava_pose.inference.drawing import draw_axes
 from llava_pose.inference.scoring import PROBED, Scores, best_scores, tree_scores
 from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.loading import load_model, require_fit, require_tower
@@ -44,6 +46,9 @@ from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.model.processors import load_processor, picture_to_try
+from llava_pose.pose.conventions import CONVENTIONS, camera_of_pose
+from llava_pose.pose.geometry import canonicalize
+from llava_pose.pose.quaternions import matrix_to_quaternion
 
 _MOST_KEPT = 1 << 30  # numbers of a cache: two gigabytes in 16 bits
 _MOST_LOGITS = 1 << 27  # numbers at a time: half a gigabyte, and as much again for their logarithms
@@ -57,12 +62,60 @@ class PoseAnswer:
         confidence: the head's probability that the rotation is within its threshold (30 degrees by default).
         category: the category that was asked about or found.
         probabilities: over the candidates, where the category was found.
+        viewport: pixels per unit focal length of the picture.
     """
 
     pose: Pose
     confidence: float
     category: str
     probabilities: dict[str, float] | None = None
+    viewport: float | None = None
+
+    def degrees(self) -> tuple[float, float, float]:
+        """Azimuth in [0, 360), elevation and in-plane rotation."""
+        azimuth, elevation, theta = (math.degrees(angle) for angle in canonicalize(*self.pose.angles))
+        return azimuth % 360.0, elevation, theta
+
+    def matrix(self, convention: str = "opencv") -> np.ndarray:
+        """(4, 4): coordinates of the object to those of a camera that looks straight at it, in a convention of
+        ``llava_pose.pose.conventions``. Without a distance the object is at 1.
+
+        Raises:
+            InputError: there is no such convention.
+        """
+        if convention not in CONVENTIONS:
+            raise InputError(f"there is no convention {convention!r}; choose one of {', '.join(CONVENTIONS)}")
+        matrix = np.eye(4)
+        distance = 1.0 if self.pose.distance is None else self.pose.distance
+        seen = camera_of_pose(
+            **dict(zip(("azimuth", "elevation", "theta"), self.pose.angles, strict=True)),
+            **{"distance": distance, "px": 0.0, "py": 0.0, "intrinsics": (1.0, 1.0, 0.0, 0.0)},
+        )
+        matrix[:3, :3], matrix[:3, 3] = CONVENTIONS[convention].from_opencv(seen.rotation, seen.translation)
+        return matrix
+
+    def quaternion(self, convention: str = "opencv") -> list[float]:
+        """The rotation of :meth:`matrix`, in the order that the convention writes (docs/POSE.md has them)."""
+        rotation = self.matrix(convention)[:3, :3]
+        return [float(part) for part in matrix_to_quaternion(rotation, CONVENTIONS[convention].quaternion)]
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The picture that was given, with the object's axes on it: front green, up blue, left red."""
+        return draw_axes(image, self.pose, self.viewport)
+
+    def to_dict(self, convention: str = "opencv") -> dict[str, Any]:
+        """All of it in plain numbers: angles in degrees and radians, matrix, quaternion, distance, place and confidence."""
+        azimuth, elevation, theta = self.degrees()
+        return {
+            "category": self.category,
+            "confidence": self.confidence,
+            "pose": self.pose.to_dict(),
+            "degrees": {"azimuth": azimuth, "elevation": elevation, "theta": theta},
+            "convention": convention,
+            "matrix": [[float(number) for number in row] for row in self.matrix(convention)],
+            "quaternion": self.quaternion(convention),
+            "viewport": self.viewport,
+        }
 
 
 @dataclass(frozen=True)
@@ -172,6 +225,11 @@ class PosePredictor:
         with loading(f"{path}: it cannot be used"):
             predictor.predict([picture_to_try()], ["object"])
         return predictor
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories that the checkpoint was taught, as far as it says so."""
+        return self._model.pose_config.categories
 
     @torch.inference_mode()
     def predict(
@@ -495,6 +553,6 @@ class PosePredictor:
         viewport = torch.tensor([frame.viewport for frame in frames], dtype=torch.float64)
         poses = output.to_poses(width=side, height=side, viewport=viewport)
         return [
-            PoseAnswer(frame.to_picture(pose), float(confidence), name)
+            PoseAnswer(frame.to_picture(pose), float(confidence), name, viewport=frame.viewport / frame.scale)
             for frame, pose, confidence, name in zip(frames, poses, output.confidence.tolist(), names, strict=True)
         ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,7 @@ class LlavaPoseConfig:
         pose_head_pooled_features: whether the head reads the mean of the patches, too, as a pose classifier does.
         text_loss_weight, rotation_loss_weight, location_loss_weight, confidence_loss_weight: weights of the training loss.
         confidence_threshold: the head's confidence is the probability that its error is under this, radians.
+        categories, kinds: the categories and the kinds of questions that training has taught, in alphabetical order.
     """
 
     pose_token_id: NonNegativeInt
@@ -67,6 +69,8 @@ class LlavaPoseConfig:
     location_loss_weight: _Weight = 1.0
     confidence_loss_weight: _Weight = 0.1
     confidence_threshold: Annotated[float, Field(gt=0, le=math.pi)] = math.radians(30)
+    categories: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -75,6 +79,14 @@ class LlavaPoseConfig:
                 f"pose_head_attention_heads {self.pose_head_attention_heads}: must be 0 or divide pose_head_hidden_size "
                 f"{self.pose_head_hidden_size}"
             )
+
+    def add_taught(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Add the categories and kinds of training samples to those that were taught before."""
+        categories, kinds = set(self.categories), set(self.kinds)
+        for sample in samples:
+            categories.add(sample.get("category") or "")
+            kinds.update(sample.get("kinds", ()))
+        self.categories, self.kinds = sorted(categories - {""}), sorted(kinds)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write pose_config.json."""
