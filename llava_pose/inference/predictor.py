@@ -87,9 +87,15 @@ class PoseAnswer:
             raise InputError(f"there is no convention {convention!r}; choose one of {', '.join(CONVENTIONS)}")
         matrix = np.eye(4)
         distance = 1.0 if self.pose.distance is None else self.pose.distance
+        azimuth, elevation, theta = self.pose.angles
         seen = camera_of_pose(
-            **dict(zip(("azimuth", "elevation", "theta"), self.pose.angles, strict=True)),
-            **{"distance": distance, "px": 0.0, "py": 0.0, "intrinsics": (1.0, 1.0, 0.0, 0.0)},
+            azimuth=azimuth,
+            elevation=elevation,
+            theta=theta,
+            distance=distance,
+            px=0.0,
+            py=0.0,
+            intrinsics=(1.0, 1.0, 0.0, 0.0),
         )
         matrix[:3, :3], matrix[:3, 3] = CONVENTIONS[convention].from_opencv(seen.rotation, seen.translation)
         return matrix
