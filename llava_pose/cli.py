@@ -61,7 +61,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
     },
 }
-_OF_FILES = {"predict": "llava_pose.inference.photos"}  # what a command does where its first word is a file
+OF_FILES = {"predict": "llava_pose.inference.photos"}  # what a command does where its first word is a file
 COMMANDS: dict[str, tuple[str, str]] = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
@@ -96,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     quiet_others()  # some speak while they are imported
     try:
-        if words[0] in _OF_FILES and words[1:] and not words[1].startswith("-"):
-            return import_module(_OF_FILES[words[0]]).main(words[1:])
+        if words[0] in OF_FILES and words[1:] and not words[1].startswith("-"):
+            return import_module(OF_FILES[words[0]]).main(words[1:])
         return command_of(words[0])(words[1:])
     except KeyboardInterrupt:  # in the seconds of the import, before the stage's own main can say it
         sys.stderr.write("stopped; run the same command again to go on\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_pose.cli import COMMANDS
+from llava_pose.cli import COMMANDS, OF_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("llava_pose", "data_prep", "eval")
@@ -176,7 +176,8 @@ def test_no_exception_is_caught_unnamed(module: str) -> None:
 def test_commands_are_started_in_one_way() -> None:
     """A module that is a command runs with ``python -m``, too, and none but commands does."""
     commands = {module for module in LIBRARY if defines_command(module)}
-    assert commands == {module.partition(":")[0] for module, _ in COMMANDS.values()} | {"llava_pose.cli"}
+    listed = {module.partition(":")[0] for module, _ in COMMANDS.values()}
+    assert commands == listed | set(OF_FILES.values()) | {"llava_pose.cli"}
     for module in LIBRARY:
         text = MODULES[module].read_text(encoding="utf-8")
         guard = '\nif __name__ == "__main__":\n    raise SystemExit(main())\n'
