@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from llava_pose.data.collator import joined_pictures
 from llava_pose.data.conversation import (
@@ -174,6 +174,38 @@ class _Frame:
 
 
 _NO_PICTURE = _Frame(scale=1.0, left=0, top=0, side=1, viewport=1.0)
+
+
+class _Watch(StoppingCriteria):
+    """Tells what an answer says while it is written, and ends it at a pose that no word stands before: an answer has as many
+    poses as it names objects.
+
+    Args:
+        start: tokens of the prompt.
+        text_of: what tokens say.
+        on_text: as :meth:`PosePredictor.chat` takes it.
+    """
+
+    def __init__(
+        self, start: int, pose: int, text_of: Callable[[Sequence[int]], str], on_text: Callable[[str], None] | None
+    ):
+        self._start, self._pose, self._text_of, self._on_text = start, pose, text_of, on_text
+        self.has_stopped = False
+
+    def repeats(self, tokens: Sequence[int]) -> bool:
+        """Return whether the last token is a pose that follows another without a word."""
+        poses = [index for index, token in enumerate(tokens) if token == self._pose]
+        if len(poses) < 2 or poses[-1] != len(tokens) - 1:
+            return False
+        between = self._text_of(tokens[poses[-2] + 1 : -1])
+        return not any(character.isalnum() for character in between)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        tokens = input_ids[0, self._start :].tolist()
+        self.has_stopped = self.repeats(tokens)
+        if self._on_text is not None and not self.has_stopped:
+            self._on_text(self._text_of(tokens))
+        return torch.full((len(input_ids),), self.has_stopped, device=input_ids.device)
 
 
 def _require_device(device: str) -> None:
@@ -429,6 +461,7 @@ class PosePredictor:
         viewport: float | None = None,
         max_new_tokens: int = 128,
         max_seconds: float | None = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> ChatAnswer:
         """Answer the last question of a chat. Angles come from the pose head at the steps that emit `<pose6D>`.
 
@@ -437,6 +470,7 @@ class PosePredictor:
             messages: {"role": "user" | "assistant", "content": str}; a `<pose6D>` in a question needs its pose, in picture
                 pixels, in that message's "poses".
             max_seconds: after which an answer is cut off, once the question itself has been read.
+            on_text: is called with the text so far at each of its tokens, for whoever shows it as it comes.
 
         Raises:
             InputError: there is no question, poses and tokens of a question do not agree, or the chat has grown longer
@@ -458,6 +492,7 @@ class PosePredictor:
         input_poses = self._input_poses(messages, frames[0] if frames else None)
         if int(at_input_pose.sum()) != len(input_poses):
             raise InputError(f"{int(at_input_pose.sum())} {POSE_TOKEN} in the questions, but {len(input_poses)} poses")
+        watch = _Watch(ids.shape[1], self._processor.pose_token_id, self._text_of, on_text)
         generated = self._model.answer(
             ids,
             input_poses=input_poses,
@@ -465,6 +500,7 @@ class PosePredictor:
             inputs={name: value.to(self._device) for name, value in chat.pictures.items()},
             max_new_tokens=max_new_tokens,
             max_time=max_seconds,
+            stopping_criteria=StoppingCriteriaList([watch]),
             do_sample=False,
             use_cache=True,
             pad_token_id=self._processor.tokenizer.pad_token_id,
@@ -472,14 +508,13 @@ class PosePredictor:
             suppress_tokens=sorted({self._model.pose_config.image_token_id, self._image_token_id}),
         )
         tokens = generated.tokens[0].tolist()
+        if watch.repeats(tokens):
+            tokens = tokens[:-1]
         at_pose = [step for step, token in enumerate(tokens) if token == self._processor.pose_token_id]
         stops = self._stop_ids()
-        complete = bool(tokens) and tokens[-1] in stops
+        complete = watch.has_stopped or (bool(tokens) and tokens[-1] in stops)
         ending: dict[str, Any] = {"complete": complete, "took_too_long": not complete and len(tokens) < max_new_tokens}
-        hidden = set(self._processor.tokenizer.all_special_ids) | stops
-        hidden.discard(self._processor.pose_token_id)
-        said = self._processor.tokenizer.decode([token for token in tokens if token not in hidden])
-        text = space_poses(cast(str, said)).strip()
+        text = self._text_of(tokens)
         if not at_pose:
             return ChatAnswer(text, **ending)
         frame = frames[0] if frames else _NO_PICTURE
@@ -487,6 +522,13 @@ class PosePredictor:
         output = self._model.read_poses(generated.states[0, at_pose], generated.image_tokens, rows)
         answers = self._answers(output, [frame] * len(at_pose), [""] * len(at_pose))
         return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], **ending)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        """Return what an answer's tokens say, with `<pose6D>` for each pose."""
+        hidden = set(self._processor.tokenizer.all_special_ids) | self._stop_ids()
+        hidden.discard(self._processor.pose_token_id)
+        said = self._processor.tokenizer.decode([token for token in tokens if token not in hidden])
+        return space_poses(cast(str, said)).strip()
 
     def _stop_ids(self) -> set[int]:
         configured = getattr(self._model.vlm.generation_config, "eos_token_id", None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import tempfile
 from dataclasses import dataclass, field
 
 from llava_pose.errors import InputError
+from llava_pose.serve.listening import cannot_listen, require_free
 from llava_pose.utils.config import command, require
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def demo(config: DemoConfig) -> None:
         InputError: gradio is not installed, the checkpoint cannot be loaded, or the port is taken.
     """
     require(config.checkpoint, "--checkpoint")
-    _require_free(config)
+    require_free(config.host, config.port)
     try:
         from llava_pose.serve import page
     except ModuleNotFoundError as error:
@@ -80,7 +80,7 @@ def demo(config: DemoConfig) -> None:
                 blocks, host=config.host, port=config.port, share=config.share, visitors=config.visitors
             )
         except OSError as error:
-            raise _cannot_listen(config, error) from error
+            raise cannot_listen(config.host, config.port, error) from error
         try:
             logger.info(
                 f"the demo is at {public_url or url} (Ctrl-C ends it); for programs: gradio_client.Client({url!r})"
@@ -88,24 +88,6 @@ def demo(config: DemoConfig) -> None:
             blocks.block_thread()
         except KeyboardInterrupt:  # gradio sees to one that comes while it waits, and to no earlier one
             blocks.close()
-
-
-def _require_free(config: DemoConfig) -> None:
-    """Refuse a port that is taken before a checkpoint is loaded, which takes minutes for a large one."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as candidate:
-            candidate.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as the server: one just ended is no obstacle
-            candidate.bind(address)
-    except OSError as error:
-        raise _cannot_listen(config, error) from error
-
-
-def _cannot_listen(config: DemoConfig, error: OSError) -> InputError:
-    reason = error.strerror or error
-    return InputError(f"--host {config.host} --port {config.port}: cannot listen there ({reason}); choose another")
 
 
 main = command(

@@ -1,0 +1,28 @@
+"""The port that a server is to listen at."""
+
+from __future__ import annotations
+
+import socket
+
+from llava_pose.errors import InputError
+
+
+def require_free(host: str, port: int) -> None:
+    """Refuse a port that is taken before a checkpoint is loaded, which takes minutes for a large one.
+
+    Raises:
+        InputError: nothing can listen there.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as candidate:
+            # as the server: one just ended is no obstacle
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            candidate.bind(address)
+    except OSError as error:
+        raise cannot_listen(host, port, error) from error
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> InputError:
+    """Return the error of a server that cannot listen."""
+    return InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another")
