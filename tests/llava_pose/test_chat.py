@@ -25,11 +25,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
 from llava_pose.inference.predictor import PosePredictor
+from llava_pose.model.loading import load_full
 from llava_pose.pose.geometry import TWO_PI
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.chat import main
@@ -235,16 +237,39 @@ def test_at_a_terminal_a_bad_question_does_not_end_the_chat(taught):
     assert "Traceback" not in terminal.seen
 
 
-def test_ctrl_c_during_an_answer_ends_the_answer_and_not_the_chat(taught, tmp_path):
-    """A model that talks on and on, which a person stops twice."""
-    endless = tmp_path / "endless"
-    shutil.copytree(taught.folder, endless)
+def endless_copy(taught, folder: Path) -> Path:
+    """A checkpoint whose answers have no end of their own."""
+    shutil.copytree(taught.folder, folder)
     for name, value in (
         ("generation_config.json", {"eos_token_id": None}),
         ("tokenizer_config.json", {"eos_token": "<s>"}),
     ):
-        settings = json.loads((endless / name).read_text())
-        (endless / name).write_text(json.dumps({**settings, **value}))
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**settings, **value}))
+    return folder
+
+
+def test_an_answer_has_no_pose_that_no_word_stands_before(taught, tmp_path):
+    predictor = PosePredictor.from_checkpoint(endless_copy(taught, tmp_path / "endless"), device="cpu")
+    said: list[str] = []
+    picture = Image.open(taught.picture)
+    answer = predictor.chat(
+        picture, [{"role": "user", "content": CAR_QUESTION}], max_new_tokens=60, on_text=said.append
+    )
+    assert len(answer.poses) == answer.text.count("<pose6D>") == 1
+    assert answer.complete
+    assert said == sorted(said, key=len)
+    assert said[-1] == answer.text
+
+
+def test_ctrl_c_during_an_answer_ends_the_answer_and_not_the_chat(taught, tmp_path):
+    """A model that talks on and on, which a person stops twice."""
+    endless = endless_copy(taught, tmp_path / "endless")
+    # nor does it come to a pose, at the second of which an answer would end
+    weights = load_file(endless / "pose_head.safetensors")
+    model = load_full(taught.folder, dtype=torch.float32)
+    row = model.vlm.get_output_embeddings().weight[model.pose_config.pose_token_id]
+    save_file({**weights, "pose_token_output.change": -row[None].detach().clone()}, endless / "pose_head.safetensors")
     options = [str(taught.picture), "--checkpoint", str(endless), "--device", "cpu", "--max-new-tokens", "400"]
     terminal = Terminal([sys.executable, "-m", "llava_pose.cli", "chat", *options])
     terminal.wait_for("\n> ")
