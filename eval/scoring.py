@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -61,6 +61,7 @@ def score_comparison(
     return {
         "n": len(comparison.samples),
         "n_instances": outcomes[reference]["instance"].nunique(),
+        "names": names_of(outcomes[reference]["category"]),
         "thresholds_deg": [round(math.degrees(threshold), 9) for threshold in thresholds],
         "seed": seed,
         "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
@@ -78,6 +79,13 @@ def score_comparison(
 def chance_accuracy(threshold: float) -> float:
     """Return the accuracy of random rotations at a threshold in radians: (t - sin t) / pi (Miles, Biometrika 1965)."""
     return (threshold - math.sin(threshold)) / math.pi
+
+
+def names_of(scored: Iterable[str]) -> dict[str, Any]:
+    """Return what the scored categories are: how many of ImageNet3D v1's, how many it has, and the names it has not."""
+    in_v1 = {category.name for category in categories.all_categories() if category.in_v1}
+    names = set(scored)
+    return {"in_v1": len(names & in_v1), "v1": len(in_v1), "not_in_v1": sorted(names - in_v1)}
 
 
 def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None]) -> pd.DataFrame:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from eval.report.tables import Cell, Section, degrees, failures, paired_section, section, share, spoken_score
+from eval.report.tables import (
+    Cell,
+    Section,
+    degrees,
+    failures,
+    names_note,
+    paired_section,
+    section,
+    share,
+    spoken_score,
+)
 from llava_pose.pose.categories import CUSTOM_META_CLASS, META_CLASSES
 
 AVERAGE = "Avg"
@@ -73,6 +83,7 @@ def make_table(
         "title": kind.title,
         **whole,
         "n_categories": len(first["groups"]["category"]),
+        "names": scores["names"],
         "thresholds_deg": scores["thresholds_deg"],
         "scores": names,
         "columns": columns,
@@ -193,7 +204,7 @@ def _published_section(published: Mapping[str, Any]) -> Section:
 
 def report_notes(table: Table) -> list[str]:
     """Say what must be known to read the table."""
-    notes, systems = [], table["systems"]
+    notes, systems = [names_note(table["names"])], table["systems"]
     if any(system["oracle"] for system in systems.values()):
         notes.append("oracle: trained on the novel categories as well; a bound, and not compared for the best.")
     if table["n_instances"] < table["n"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from eval.report.tables import Cell, Section, bare, degrees, failures, paired_section, section, share
+from eval.report.tables import Cell, Section, bare, degrees, failures, names_note, paired_section, section, share
 
 MOST_CATEGORIES = 40  # a terminal shows so many categories; of more only the worst, and says so
 _WORST_CATEGORIES = 20
@@ -63,7 +63,7 @@ def score_notes(scores: Scores) -> list[str]:
         lines.append("sym: accuracy of the least error over the category's symmetries.")
     if any("class_accuracy" in overall for overall in overalls.values()):
         lines.append("3D: the pose is under the threshold and the class is right.")
-    return lines
+    return [*lines, names_note(scores["names"])]
 
 
 def _columns(scores: Scores) -> dict[str, Callable[[Scores], str | Cell]]:

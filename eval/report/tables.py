@@ -73,6 +73,17 @@ def paired_section(title: str, scores: Mapping[str, Any]) -> Section:
     return section(title, ["system", "score", "difference", "only it hits", "only the other", "p"], rows)
 
 
+def names_note(names: Mapping[str, Any]) -> str:
+    """Say over which names was scored: how many of ImageNet3D v1's, and which others."""
+    others, most = names["not_in_v1"], 20
+    of_v1 = "all" if names["in_v1"] == names["v1"] else f"{names['in_v1']} of the"
+    note = f"Names: {of_v1} {names['v1']} categories of ImageNet3D v1"
+    if not others:
+        return f"{note}, and no others."
+    more = f" and {len(others) - most} more" if len(others) > most else ""
+    return f"{note}, and {len(others)} that are not in it ({', '.join(others[:most])}{more})."
+
+
 def spoken_score(name: str) -> str:
     """Return the name of a score as it heads a column: "3D@30" of "3d_acc@30"."""
     return name.replace("3d_acc", "3D")

@@ -86,6 +86,13 @@ def test_columns_are_the_average_and_the_seven_meta_classes(tmp_path):
     assert "| n | 8 | 2 | 2 | 0 | 0 | 0 | 2 | 2 |" in markdown
 
 
+def test_a_table_says_over_which_names_it_is(tmp_path):
+    table = made(tmp_path, [line(0), line(0, category="oboe")], table=1)
+    assert table["names"] == {"in_v1": 1, "v1": 189, "not_in_v1": ["oboe"]}
+    sentence = "1 of the 189 categories of ImageNet3D v1, and 1 that are not in it (oboe)."
+    assert sentence in (tmp_path / "table.md").read_text()
+
+
 def test_averages_are_over_objects_and_the_mean_over_categories_stands_beside(tmp_path):
     """Three cars hit, one bus missed: 75% of the objects, half of the categories."""
     lines = [*(line(i, 1) for i in range(3)), line(0, 90, category="bus")]
