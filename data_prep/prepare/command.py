@@ -91,12 +91,21 @@ class PrepareConfig:
     allow_custom_categories: bool = field(
         default=False, metadata={"help": "Take categories that the taxonomy does not know."}
     )
+    published_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep exactly what the published preprocessing keeps: every object with a status other than status_bad "
+            "and a positive distance, whatever its box and the image's size; needs --crop pose."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Drop what --out holds from other settings."})
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.split_names:
             raise InputError("--splits: name at least one split, such as train,val")
+        if self.published_filter and self.crop != "pose":
+            raise InputError(f"--published-filter: is that of the published crop; give --crop pose, not {self.crop}")
         if self.part is not None and self.overwrite:
             raise InputError(
                 "--overwrite with --shard: would drop what other shards have done; give another --out, "
@@ -131,6 +140,8 @@ class PrepareConfig:
             "size": self.size,
             "margin": self.margin if self.crop == "box" else None,
             "allow_custom_categories": self.allow_custom_categories,
+            # only where it is asked for: a folder from before there was a choice is gone on with
+            **({"published_filter": True} if self.published_filter else {}),
         }
 
 
@@ -152,7 +163,11 @@ def prepare(config: PrepareConfig) -> Path:
         raise InputError(f"{root}: there is nothing to read, {names} are empty; write image names into them")
 
     out = Path(config.out)
-    options = ImageOptions(root, out, config.crop, config.size, config.margin, config.allow_custom_categories)
+    options = ImageOptions(
+        *(root, out, config.crop, config.size, config.margin),
+        allow_custom_categories=config.allow_custom_categories,
+        published_filter=config.published_filter,
+    )
     listed = [job for jobs in plan.values() for job in jobs]
     with _owned(out, config):
         if config.part is not None:

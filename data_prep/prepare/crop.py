@@ -65,6 +65,12 @@ def pose_crop(px: float, py: float, distance: float, size: int) -> Crop:
     return Crop.around(px, py, PROTOCOL_WINDOW * PROTOCOL_DISTANCE / distance, size)
 
 
+def published_resize(distance: float) -> tuple[float, float]:
+    """Return by how much the published 3D protocol resizes an image, and the side of its window in raw pixels."""
+    rate = distance / PROTOCOL_DISTANCE
+    return rate, PROTOCOL_WINDOW / rate
+
+
 def box_crop(bbox: tuple[float, float, float, float], margin: float, size: int) -> Crop:
     """Return the square around the bbox's centre whose side is the longest side of the bbox and a margin at either end."""
     x1, y1, x2, y2 = bbox
@@ -82,7 +88,8 @@ class RawImage:
 
     Args:
         content: the bytes of the file.
-        annotated_size: (width, height) that the annotation gives; (0, 0) where it gives none. It decides whether the
+        annotated_size: (width, height) that the annotation gives; (0, 0) where it gives none; None to take the image as
+            it is stored, whatever the annotation says. It decides whether the
             EXIF orientation holds: an image that fits as it is stored is left so; one that fits once it is turned is
             turned; one that fits neither way is an error. Half turns and mirrorings leave the size as it is, so that they
             are never applied when a size is given. Without a size an image that EXIF turns is an error too, since
@@ -92,7 +99,7 @@ class RawImage:
         AnnotationError: not an image, too many pixels, or of another size than the annotation says.
     """
 
-    def __init__(self, content: bytes, annotated_size: tuple[int, int]) -> None:
+    def __init__(self, content: bytes, annotated_size: tuple[int, int] | None) -> None:
         self._content = content
         try:
             with open_image(io.BytesIO(content)) as image:
@@ -106,6 +113,8 @@ class RawImage:
             raise _unreadable(error) from error
         turned = stored[::-1] if orientation in (5, 6, 7, 8) else stored
         self.exif_transposed = False
+        if annotated_size is None:
+            annotated_size = stored
         if annotated_size == (0, 0):
             if orientation in range(2, 9):
                 raise AnnotationError(

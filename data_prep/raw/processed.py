@@ -156,7 +156,7 @@ def raw_annotation(record: ObjectRecord, *, absent_too: bool = False) -> dict[st
         "cad_index": source["cad_index"],
         "height": _size(source["height"]),
         "width": _size(source["width"]),
-        "bbox": (x1 / scale + left, y1 / scale + top, x2 / scale + left, y2 / scale + top),
+        "bbox": extra.pop("bbox", (x1 / scale + left, y1 / scale + top, x2 / scale + left, y2 / scale + top)),
         "class": source["class"],
         "object_status": record.object_status,
         "dense": source["dense"],

@@ -232,7 +232,9 @@ def test_a_missing_answer_can_count_as_a_failure(tmp_path):
 
 def test_scores_say_over_which_names_they_are(tmp_path, capsys):
     """Whole ImageNet3D v1 has 189 categories; the taxonomy has 13 more, and people have their own."""
-    scores = scored(tmp_path, [line(i, category=name) for i, name in enumerate(("car", "hovercraft", "chime", "my cup"))])
+    scores = scored(
+        tmp_path, [line(i, category=name) for i, name in enumerate(("car", "hovercraft", "chime", "my cup"))]
+    )
     assert scores["names"] == {"in_v1": 2, "v1": 189, "not_in_v1": ["chime", "my_cup"]}
     sentence = "2 of the 189 categories of ImageNet3D v1, and 2 that are not in it (chime, my_cup)."
     assert sentence in capsys.readouterr().out

@@ -19,7 +19,8 @@ ALIASES = {
     "trolley_bus": "trolleybus",
     "tennis_table": "table_tennis_table",
 }
-# every name that the published lists and the released folder hold, their two spellings of one thing included; * known to open-vocabulary models
+# every name that the published lists and the released folder hold, their two spellings of one thing included; * known to
+# open-vocabulary models
 PUBLISHED_TEXT = """
 aeroplane* agitator_truck air_hammer* airship ambulance ashtray* ax* axe babby_buggy backpack* barbell* baseball_bat*
 basket basketball_hoop battery beaker* bed* bench* bicycle* bicycle_built_for_two bicycle_pump billbard_table
