@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.compared import ComparisonConfig, align, read_systems
+from eval.compared import ComparisonConfig, align, read_meta_classes, read_systems
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
@@ -55,8 +55,14 @@ def _score(config: ScoreConfig) -> dict[str, Any]:
     from eval.report.tables import as_page
     from eval.scoring import score_comparison
 
-    comparison = align(read_systems(config.predictions, config.names), config.samples)
-    scores = score_comparison(comparison, thresholds=config.radians, reference=config.reference, seed=config.seed)
+    metas = read_meta_classes(config.meta_classes)
+    scores = score_comparison(
+        align(read_systems(config.predictions, config.names), config.samples),
+        thresholds=config.radians,
+        reference=config.reference,
+        seed=config.seed,
+        meta_classes=metas,
+    )
     scores = {"files": [str(path) for path in config.predictions], **scores}
     write_json(config.out, scores)
     plots = plot_paths(config.out)

@@ -42,6 +42,7 @@ def score_comparison(
     thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
     reference: str | None = None,
     seed: int = 0,
+    meta_classes: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Return all scores of systems over the same samples, ready for JSON (docs/EVALUATION.md, "scores.json").
 
@@ -50,6 +51,7 @@ def score_comparison(
         thresholds: radians; a hit is strictly under.
         reference: the system that the others are tested against; by default the first.
         seed: the seed of the bootstrap.
+        meta_classes: meta class -> canonical names of its categories; by default the taxonomy's.
 
     Raises:
         InputError: there is no system of the reference's name.
@@ -57,11 +59,18 @@ def score_comparison(
     reference = reference or next(iter(comparison.answers))
     if reference not in comparison.answers:
         raise InputError(f"--reference {reference}: there is no such system; there are {', '.join(comparison.answers)}")
+    if meta_classes is None:
+        metas = {category.name: category.meta_class for category in categories.all_categories()}
+    else:
+        metas = {name: meta for meta, names in meta_classes.items() for name in names}
     outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
+    for rows in outcomes.values():
+        rows["meta_class"] = rows["category"].map(metas).fillna(categories.CUSTOM_META_CLASS)
     return {
         "n": len(comparison.samples),
         "n_instances": outcomes[reference]["instance"].nunique(),
         "names": names_of(outcomes[reference]["category"]),
+        "meta_classes": list(categories.META_CLASSES if meta_classes is None else meta_classes),
         "thresholds_deg": [round(math.degrees(threshold), 9) for threshold in thresholds],
         "seed": seed,
         "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
@@ -95,7 +104,7 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
     symmetry group, and ``in_taxonomy``, whether that group is known (else it is the plain error); ``correct``, whether the
     category is right, only where the system names any; the failures ``no_answer``, ``no_pose`` and ``not_finite``, at most
     one of them true; ``instance``, a number that samples of the same instance share; and the groups that the sample is in
-    (:data:`GROUPS`). Where no sample names a source there are no groups of sources.
+    (:data:`GROUPS`, but for the meta class). Where no sample names a source there are no groups of sources.
     """
     poses = [None if answer is None else answer.pose for answer in answers]
     pred = np.array([(math.nan,) * 3 if pose is None else pose.angles for pose in poses], dtype=np.float64)
@@ -112,13 +121,12 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
             "occlusion": ["occluded" if sample.occluded else "unoccluded" for sample in samples],
         }
     )
-    rows["meta_class"], rows["symmetric"], rows["in_taxonomy"] = categories.CUSTOM_META_CLASS, rows["error"], False
+    rows["symmetric"], rows["in_taxonomy"] = rows["error"], False
     for name, index in rows.groupby("category").indices.items():
         known = categories.find(str(name))
         if known is not None:
             symmetric = symmetric_pose_error(pred[index], true[index], *known.symmetry_group)
-            rows.loc[index, "meta_class"], rows.loc[index, "in_taxonomy"] = known.meta_class, True
-            rows.loc[index, "symmetric"] = symmetric
+            rows.loc[index, "symmetric"], rows.loc[index, "in_taxonomy"] = symmetric, True
     if any(sample.source for sample in samples):
         rows["source"] = [sample.source or UNKNOWN for sample in samples]
         rows["source_occlusion"] = rows["source"] + ", " + rows["occlusion"]

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from eval.compared import ComparisonConfig, Degrees, align, canonical_category, read_systems
+from eval.compared import ComparisonConfig, Degrees, align, canonical_category, read_meta_classes, read_systems
 from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -102,6 +102,7 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
     from eval.report.tables import as_markdown, as_page
     from eval.scoring import score_comparison
 
+    metas = read_meta_classes(config.meta_classes)
     systems = read_systems(config.predictions, config.names)
     oracles: list[str] = []
     if config.table == 2:
@@ -114,12 +115,15 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
         thresholds=config.radians,
         reference=config.reference or _ours([name for name in systems if name not in oracles]),
         seed=config.seed,
+        meta_classes=metas,
     )
     selected = _test_selected(config, [threshold_name(t) for t in config.radians]) if config.table == 1 else {}
     table = {
         "files": [str(path) for path in config.predictions],
         **make_table(config.table, scores, oracles=oracles, test_selected=selected),
     }
+    if config.meta_classes:
+        table["meta_classes_of"] = Path(config.meta_classes).name
     markdown, numbers, plot, page = output_paths(config.out)
     write_json(numbers, table)
     sections, notes = report_sections(table), report_notes(table)

@@ -21,15 +21,18 @@ class Cell(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One table with what is said above it. Cells are text or :class:`Cell`; the first column holds the rows' names."""
+    """One table with what is said above and below it. Cells are text or :class:`Cell`; the first column names the rows."""
 
     title: str
     frame: pd.DataFrame
+    below: Sequence[str] = ()
 
 
-def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> Section:
+def section(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Cell]], below: Sequence[str] = ()
+) -> Section:
     """Make a section of rows, each as long as the columns are many."""
-    return Section(title, pd.DataFrame(list(rows), columns=list(columns), dtype=object))
+    return Section(title, pd.DataFrame(list(rows), columns=list(columns), dtype=object), below)
 
 
 def share(scores: Mapping[str, Any], name: str, *, best: bool = False) -> Cell:
@@ -101,13 +104,14 @@ def as_text(sections: Sequence[Section], notes: Sequence[str] = (), *, beside: b
     from rich.text import Text
 
     parts: list[Text | Table] = []
-    for title, frame in sections:
+    for title, frame, below in sections:
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for number, name in enumerate(frame.columns):
             table.add_column(Text(printable_line(name)), justify="right" if number else "left", no_wrap=True)
         for row in frame.itertuples(index=False):
             table.add_row(*(Text(_text_of(value, beside)) for value in row))
-        parts += [*([Text(printable_line(title))] if title else []), table, Text()]
+        lines_below = [Text(printable_line(line)) for line in below]
+        parts += [*([Text(printable_line(title))] if title else []), table, *lines_below, Text()]
     console = Console(file=io.StringIO(), width=_WIDE, color_system=None)
     lines = console.render_lines(Group(*parts, *(Text(printable_line(note)) for note in notes)), pad=False)
     return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines).rstrip() + "\n"
@@ -126,10 +130,12 @@ def _text_of(value: str | Cell, beside: bool) -> str:
 def as_markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
     """Return a page of Markdown: a heading, each table, the best of a column in bold, and the notes as a list."""
     parts = [f"# {_escaped(title)}\n"]
-    for above, frame in sections:
+    for above, frame, below in sections:
         rows = [[_escaped(name) for name in frame.columns], ["---", *["---:"] * (len(frame.columns) - 1)]]
         rows += [[_markdown_of(value) for value in row] for row in frame.itertuples(index=False)]
         parts.append(f"{_escaped(above)}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
+        if below:
+            parts.append("\n".join(f"- {_escaped(line)}" for line in below) + "\n")
     if notes:
         parts.append("\n".join(f"- {_escaped(note)}" for note in notes) + "\n")
     return "\n".join(parts)
@@ -162,8 +168,9 @@ def as_page(title: str, sections: Sequence[Section], notes: Sequence[str], plots
                 printable_line(above),
                 list(map(printable_line, frame.columns)),
                 [list(map(_cell_of, row)) for row in rows],
+                list(map(printable_line, below)),
             )
-            for above, frame in sections
+            for above, frame, below in sections
             for rows in [frame.itertuples(index=False)]
         ],
         notes=list(map(printable_line, notes)),
