@@ -54,6 +54,20 @@ class ComparisonConfig:
     reference: str | None = field(
         default=None, metadata={"help": "The system that the others are tested against; by default the first."}
     )
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "The prepared folder that was predicted, for scores of where objects are, by systems that predict it."
+        },
+    )
+    split: str = field(default="val", metadata={"help": "The split of --data that was predicted."})
+    cad: str | None = field(
+        default=None,
+        metadata={
+            "help": "The folder of CAD models, <category>/NN.off, for scores of where objects are; by default that of the raw "
+            "data set that --data was prepared of."
+        },
+    )
     meta_classes: str | None = field(
         default=None,
         metadata={

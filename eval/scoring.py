@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from eval.compared import Comparison, Sample, canonical_category
+from eval.place import MEASURES, Shape, place_errors, place_scores
 from llava_pose.data.records import Prediction
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -43,6 +44,7 @@ def score_comparison(
     reference: str | None = None,
     seed: int = 0,
     meta_classes: Mapping[str, Sequence[str]] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> dict[str, Any]:
     """Return all scores of systems over the same samples, ready for JSON (docs/EVALUATION.md, "scores.json").
 
@@ -52,6 +54,7 @@ def score_comparison(
         reference: the system that the others are tested against; by default the first.
         seed: the seed of the bootstrap.
         meta_classes: meta class -> canonical names of its categories; by default the taxonomy's.
+        shapes: what :func:`eval.place.read_shapes` returns; without it, of where objects are the distance alone is scored.
 
     Raises:
         InputError: there is no system of the reference's name.
@@ -64,7 +67,10 @@ def score_comparison(
     else:
         metas = {name: meta for meta, names in meta_classes.items() for name in names}
     outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
-    for rows in outcomes.values():
+    for name, rows in outcomes.items():
+        places = place_errors(comparison.samples, comparison.answers[name], shapes)
+        if places is not None:
+            rows[list(MEASURES)] = places.to_numpy()
         rows["meta_class"] = rows["category"].map(metas).fillna(categories.CUSTOM_META_CLASS)
     return {
         "n": len(comparison.samples),
@@ -174,6 +180,7 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
 
     Returns:
         What :func:`llava_pose.pose.metrics.summarize_errors` returns with ``failures`` (counts, each sample in one at most),
+        under ``place`` the scores of where the objects are, where the system predicts it (:mod:`eval.place`),
         and under ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors,
         if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error).
     """
@@ -183,6 +190,8 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
         rows["error"].to_numpy(), thresholds=thresholds, correct_class=correct, instances=instances, seed=seed
     )
     scores["failures"] = {kind: int(rows[kind].sum()) for kind in FAILURES}
+    if MEASURES[0] in rows:
+        scores["place"] = place_scores(rows[list(MEASURES)], instances, seed)
     known = int(rows["in_taxonomy"].sum())
     if known:
         symmetric = rows["symmetric"].to_numpy()

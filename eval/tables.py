@@ -97,6 +97,7 @@ def tables(config: TablesConfig) -> dict[str, Any]:
 
 def _tables(config: TablesConfig) -> dict[str, Any]:
     # half a second, which --help does without
+    from eval.place import read_shapes
     from eval.report.plots import meta_classes_plot, save_plot
     from eval.report.report_tables import make_table, report_notes, report_sections, title_of
     from eval.report.tables import as_markdown, as_page
@@ -110,12 +111,14 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
         systems = only_novel(systems, config.novel)
     if config.table == 3:
         _require_categories(systems)
+    comparison = align(systems, config.samples)
     scores = score_comparison(
-        align(systems, config.samples),
+        comparison,
         thresholds=config.radians,
         reference=config.reference or _ours([name for name in systems if name not in oracles]),
         seed=config.seed,
         meta_classes=metas,
+        shapes=read_shapes(config.data, config.split, config.cad, comparison.samples, comparison.answers),
     )
     selected = _test_selected(config, [threshold_name(t) for t in config.radians]) if config.table == 1 else {}
     table = {

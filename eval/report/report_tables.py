@@ -15,6 +15,7 @@ from eval.report.tables import (
     failures,
     names_note,
     paired_section,
+    place_section,
     section,
     share,
     spoken_score,
@@ -129,6 +130,9 @@ def report_sections(table: Table) -> list[Section]:
     accuracies = list(table["chance"])
     sections = [_main_section(table, accuracy) for accuracy in accuracies]
     sections += [_beside_section(table, accuracy) for accuracy in accuracies]
+    overalls = {name: system["overall"] for name, system in table["systems"].items()}
+    places = place_section("Where objects are, 6D beside rotation", overalls)
+    sections += [] if places is None else [places]
     if table["paired_tests"]:
         sections.append(paired_section(f"Against {table['reference']} on the same objects, in points", table))
     return [*sections, _published_section(table["published"])]

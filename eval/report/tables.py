@@ -76,6 +76,34 @@ def paired_section(title: str, scores: Mapping[str, Any]) -> Section:
     return section(title, ["system", "score", "difference", "only it hits", "only the other", "p"], rows)
 
 
+_PLACE_COLUMNS = {
+    "distance": "distance, % off",
+    "centre": "centre, % of the box",
+    "corners": "corners, % of the box",
+    "add": "ADD, % of the model",
+}
+
+
+def place_section(title: str, named: Mapping[str, Mapping[str, Any]]) -> Section | None:
+    """Make the table of where objects are, a row for each system or group whose scores have it; None where none has.
+
+    Args:
+        named: name -> scores of a group.
+    """
+    places = {name: scores["place"] for name, scores in named.items() if scores.get("place")}
+    measures = [m for m in _PLACE_COLUMNS if any(m in place for place in places.values())]
+    if not measures:
+        return None
+    header = ["n", *(_PLACE_COLUMNS[m] for m in measures), *(f"{m} < 10%" for m in measures)]
+    rows: list[list[str | Cell]] = []
+    for name, place in places.items():
+        cells = [share(place.get(m, {}), part) for part in ("median", "within") for m in measures]
+        counts = sorted({place[m]["n"] for m in measures if m in place})
+        rows.append([name, "–".join(map(str, counts[:: max(1, len(counts) - 1)])), *cells])
+    title = f"{title}: medians, and shares of objects whose error is under 10%, with 95% intervals"
+    return section(title, ["where objects are", *header], rows)
+
+
 def names_note(names: Mapping[str, Any]) -> str:
     """Say over which names was scored: how many of ImageNet3D v1's, and which others."""
     others, most = names["not_in_v1"], 20
