@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.prepare.crop import Crop, RawImage, box_crop, encode_jpeg, pose_crop, published_resize, whole_crop
+from data_prep.prepare.crop import (
+    Crop,
+    RawImage,
+    box_crop,
+    encode_jpeg,
+    pose_crop,
+    published_crop,
+    published_resize,
+    whole_crop,
+)
 from data_prep.raw.imagenet3d import (
     AnnotatedObject,
     AnnotationError,
@@ -64,6 +73,7 @@ class ImageOptions:
     margin: float
     allow_custom_categories: bool = False
     published_filter: bool = False
+    published: bool = False  # the whole profile: the filter, its pixels, and labels by folder
 
 
 @dataclass
@@ -172,13 +182,14 @@ def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
             index: f"{job.key}.JPEG" if options.crop == "whole" else f"{job.key}_{index:02d}.JPEG" for index in crops
         }
         by_name = {names[index]: crop for index, crop in crops.items()}
-        pictures = image.crops(list(by_name.values())) if by_name else []
+        make = image.published_crops if options.published else image.crops
+        pictures = make(list(by_name.values())) if by_name else []
     except AnnotationError as error:
         for index in objects:
             result.reject(image_file, index, error.reason, f"{image_file} {error}")
         return result
     for name, picture in zip(by_name, pictures, strict=True):
-        content = encode_jpeg(picture)
+        content = encode_jpeg(picture, published=options.published)
         _write(options.out / job.split / name, content)
         result.sizes[name] = len(content)
     for index, annotated in objects.items():
@@ -246,7 +257,7 @@ def _category_of(annotated: AnnotatedObject, job: ImageJob, options: ImageOption
 
     The folder is where the image is filed; objects of other classes may stand in it.
     """
-    if not annotated.category:
+    if not annotated.category or options.published:
         return job.category
     if options.allow_custom_categories or categories.find(annotated.category) or not categories.find(job.category):
         return annotated.category
@@ -293,6 +304,8 @@ def _open_image(
         if not options.published_filter or error.reason not in _FRAME_UNKNOWN:
             raise
         image, fault = RawImage(content, None), error.reason
+    if options.published and image.exif_transposed:
+        image, fault = RawImage(content, None), "image size differs"
     result.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return image, fault
 
@@ -319,6 +332,8 @@ def _crop(annotated: AnnotatedObject, image: RawImage, options: ImageOptions) ->
         if min(image.width, image.height) * rate < 1 or window < 1:
             words = f"'distance' {annotated.distance:g} resizes the image beyond measure"
             raise AnnotationError("distance out of range", words)
+        if options.published:
+            return published_crop(annotated.px, annotated.py, annotated.distance)
     return pose_crop(annotated.px, annotated.py, annotated.distance, options.size)
 
 
