@@ -217,9 +217,9 @@ def _cut_as_published(pixels: np.ndarray, crop: Crop) -> Image.Image:
         resized, first = int(size * crop.scale), round(start * crop.scale)
         inside = slice(max(0, -first), max(0, min(crop.size, resized - first)))
         taken, weights = _cubic(np.arange(inside.start, inside.stop) + first, size, resized)
-        along = (slice(None),) * axis
         shape = (-1, *(1,) * (2 - axis))
-        shown = sum((w.reshape(shape) * shown[(*along, t)] for t, w in zip(taken, weights, strict=True)), np.float32(0))
+        parts = [w.reshape(shape) * shown.take(t, axis) for t, w in zip(taken, weights, strict=True)]
+        shown = parts[0] + parts[1] + parts[2] + parts[3]
         places.append(inside)
     prepared = np.zeros((crop.size, crop.size, 3), np.uint8)
     prepared[tuple(places)] = np.clip(np.rint(shown), 0, 255)
