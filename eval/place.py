@@ -7,6 +7,7 @@ distance.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from llava_pose.pose.meshes import off_vertices
 from llava_pose.pose.metrics import bootstrap_interval
 from llava_pose.utils.config import read_yaml, require_folder
 
+logger = logging.getLogger(__name__)
 WITHIN = 0.1  # of the distance, of the box, of the model's diagonal: below it an object counts as found
 MOST = 10.0  # errors are no larger: what a failure, which has no number, counts
 MEASURES = ("distance", "centre", "corners", "add")
@@ -72,7 +74,7 @@ def read_shapes(
     if not any(map(predicts_places, answers.values())):
         return None
     folder = require_folder(data, "--data", "give the prepared folder that was predicted")
-    records = {record.id: record for record in read_records(folder, split)}
+    records = {record.id: record for record in read_records(folder, split, faults=[])}
     known = [sample for sample in samples if sample.id in records]
     if not known:
         raise InputError(
@@ -182,7 +184,7 @@ class _Models:
         folders = sorted(folder for folder in cad.iterdir() if folder.is_dir()) if cad is not None else []
         self._folders = {categories.get(folder.name, allow_custom=True).name: folder for folder in folders}
         self._corners: dict[str, np.ndarray] = {}
-        self._vertices: dict[Path, tuple[np.ndarray, float]] = {}
+        self._vertices: dict[Path, tuple[np.ndarray, float] | None] = {}
 
     def shape(self, record: ObjectRecord) -> Shape:
         category = categories.get(record.category, allow_custom=True).name
@@ -197,21 +199,28 @@ class _Models:
         """Return the corners of the mean bounding box of a category's models; without any, of a cube of unit diagonal."""
         files = sorted(self._folders[category].glob("*.off")) if category in self._folders else []
         low, high = np.full(3, -_UNIT / 2), np.full(3, _UNIT / 2)
-        if files:
-            low, high = np.mean([(v.min(0), v.max(0)) for v in (self._read(file)[0] for file in files)], axis=0)
+        models = [model for file in files if (model := self._read(file)) is not None]
+        if models:
+            low, high = np.mean([(v.min(0), v.max(0)) for v, _ in models], axis=0)
         return np.array([(x, y, z) for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
 
     def _model(self, category: str, cad_index: Any) -> tuple[np.ndarray | None, float]:
         if category not in self._folders or not isinstance(cad_index, int):
             return None, 1.0
         file = self._folders[category] / f"{cad_index:02d}.off"
-        if not file.is_file():
+        model = self._read(file) if file.is_file() else None
+        if model is None:
             return None, 1.0
-        vertices, diagonal = self._read(file)
+        vertices, diagonal = model
         return vertices[:: math.ceil(len(vertices) / _MOST_VERTICES)], diagonal
 
-    def _read(self, file: Path) -> tuple[np.ndarray, float]:
+    def _read(self, file: Path) -> tuple[np.ndarray, float] | None:
+        """Return vertices and diagonal; None of a file that cannot be read, which the log names: it stops no score."""
         if file not in self._vertices:
-            vertices = off_vertices(file)
-            self._vertices[file] = vertices, float(np.linalg.norm(np.ptp(vertices, axis=0))) or 1.0
+            try:
+                vertices = off_vertices(file)
+                self._vertices[file] = vertices, float(np.linalg.norm(np.ptp(vertices, axis=0))) or 1.0
+            except InputError as error:
+                logger.warning("%s; nothing is scored on this model", error)
+                self._vertices[file] = None
         return self._vertices[file]

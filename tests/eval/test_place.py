@@ -102,6 +102,16 @@ def test_a_category_without_models_has_the_corners_of_a_cube_of_unit_diagonal(pr
     assert errors(prepared, cad, [turned] * 3)[2, 2] == pytest.approx(expected)
 
 
+def test_a_damaged_model_is_named_and_stops_nothing(
+    prepared: Path, cad: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cad / "car" / "01.off").write_text("OFF\n3 1 0\n0 0 0\n")
+    found = errors(prepared, cad, [TRUE] * 3)
+    np.testing.assert_allclose(found[:, :3], 0, atol=1e-12)
+    assert np.isnan(found[:, 3]).all()
+    assert "01.off" in caplog.text
+
+
 @pytest.mark.parametrize(
     "pose",
     [None, Pose(0.7, 0.2, -0.1), Pose(math.nan, 0.2, -0.1, 4.0, 95.0, 104.0), Pose(0.7, 0.2, -0.1, -4.0, 95.0, 104.0)],
