@@ -7,17 +7,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from data_prep.raw.imagenet3d import write_list
-from data_prep.raw.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes
+from data_prep.raw.processed import ProcessedLayout, filed_under, flat_annotation, npz_bytes, published_annotation
 from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
-from llava_pose.utils.config import command, require_folder
+from llava_pose.utils.config import command, read_yaml, require_folder
 from llava_pose.utils.files import is_plain_name, replacing, write_atomic
-from llava_pose.utils.output_folder import keep_settings, own_folder
+from llava_pose.utils.output_folder import keep_settings, own_folder, settings_file
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,13 @@ class ExportConfig:
     out: str = field(metadata={"help": "The folder to write; the same command goes on where it was stopped."})
     splits: str = field(
         default="", metadata={"help": "The splits, separated by commas; by default all that are prepared."}
+    )
+    profile: Literal["ours", "published"] = field(
+        default="ours",
+        metadata={
+            "help": "Write every published field as the published preprocessing does, its mistakes included; of a folder of "
+            "prepare --profile published."
+        },
     )
     published_distance: bool = field(
         default=False,
@@ -48,6 +56,11 @@ def export(config: ExportConfig) -> Path:
             used: the others have been exported then.
     """
     data = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
+    made = settings_file(data, "prepare")
+    if config.profile == "published" and (not made.is_file() or read_yaml(made).get("profile") != "published"):
+        raise InputError(
+            f"--profile published: {data} was prepared otherwise; make it with llava-pose prepare --profile published"
+        )
     splits = [name.strip() for name in config.splits.split(",") if name.strip()]
     splits = splits or sorted(path.parent.name for path in data.glob(f"*/{METADATA_FILE}"))
     if not splits:
@@ -68,6 +81,8 @@ def export(config: ExportConfig) -> Path:
     exported = 0
     with own_folder(out, "--out", "export"):
         settings = {"data": str(data.resolve()), "published_distance": config.published_distance}
+        if config.profile != "ours":  # a folder from before there was a choice is gone on with
+            settings["profile"] = config.profile
         keep_settings(out, "--out", "export", settings)
         for split, of_split in records.items():
             exported += _export_split(of_split, data / split, ProcessedLayout(out, split), config, faults)
@@ -95,7 +110,10 @@ def _export_split(
         try:
             if not is_plain_name(name):
                 raise InputError(f"record {record.id!r}: its name is too long for a file's; rename its picture")
-            content = npz_bytes(flat_annotation(record, name, published_distance=config.published_distance))
+            if config.profile == "published":
+                content = npz_bytes(published_annotation(record, name))
+            else:
+                content = npz_bytes(flat_annotation(record, name, published_distance=config.published_distance))
             picture, _ = check_picture(pictures, record.file_name)
         except KeyError as error:
             reason = f"record {record.id!r}: says nothing of its photograph's {error}; make it with llava-pose prepare"

@@ -8,16 +8,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, parse_json, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import DEFAULT_THRESHOLDS, pose_error
 from llava_pose.utils.config import check_fields
+from llava_pose.utils.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,27 @@ class ComparisonConfig:
     )
     reference: str | None = field(
         default=None, metadata={"help": "The system that the others are tested against; by default the first."}
+    )
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "The prepared folder that was predicted, for scores of where objects are, by systems that predict it."
+        },
+    )
+    split: str = field(default="val", metadata={"help": "The split of --data that was predicted."})
+    cad: str | None = field(
+        default=None,
+        metadata={
+            "help": "The folder of CAD models, <category>/NN.off, for scores of where objects are; by default that of the raw "
+            "data set that --data was prepared of."
+        },
+    )
+    meta_classes: str | None = field(
+        default=None,
+        metadata={
+            "help": "A JSON file of your own partition, meta class -> list of categories; by default the taxonomy's own. "
+            "Categories that it does not name are scored as Other."
+        },
     )
     seed: Seed = field(default=0, metadata={"help": "The seed of the bootstrap intervals."})
 
@@ -97,6 +119,36 @@ def canonical_category(name: str) -> str:
     """Return the taxonomy's name of a category, or the name as it stands but for case, spaces and hyphens."""
     category = categories.find(name)
     return re.sub(r"[\s_\-]+", "_", name.strip()).lower() if category is None else category.name
+
+
+def read_meta_classes(path: str | None) -> dict[str, list[str]] | None:
+    """Return meta class -> canonical names of its categories, from a JSON file; None where there is no file to read.
+
+    Raises:
+        InputError: it cannot be read, is no such object, or names a category twice.
+    """
+    if path is None:
+        return None
+    try:
+        value = parse_json(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); mend the meta classes") from error
+    example = '{"Vehicles": ["car", "bus"], …}'
+    if not isinstance(value, dict) or not value or not all(map(_is_list_of_text, value.values())):
+        raise InputError(f"{path}: must be an object, meta class -> list of categories, such as {example}")
+    found: dict[str, str] = {}
+    for meta, names in value.items():
+        if not meta.strip() or meta == categories.CUSTOM_META_CLASS:
+            raise InputError(f"{path}: {meta!r} cannot name a meta class; it stands for what the file does not name")
+        for name in names:
+            first = found.setdefault(canonical_category(name), meta)
+            if first != meta:
+                raise InputError(f"{path}: {name!r} stands in '{first}' and in '{meta}'; take it out of one")
+    return {meta: [name for name, of in found.items() if of == meta] for meta in value}
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name.strip() for name in value)
 
 
 def read_systems(paths: Sequence[str], names: Sequence[str] | None = None) -> dict[str, list[Prediction]]:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from eval.systems.options import Task
 from eval.systems.record_choice import select_records
 from llava_pose.data.conversation import object_words
+from llava_pose.data.descriptions import description_of, read_descriptions
 from llava_pose.data.images import load_rgb
 from llava_pose.data.records import (
     METADATA_FILE,
@@ -79,6 +80,12 @@ class PredictConfig:
             "help": "Ask for an object by the taxonomy's description, not by its name, as instruct --kinds described does."
         },
     )
+    descriptions: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --describe, a JSON file of your own descriptions, category -> text, in place of the taxonomy's."
+        },
+    )
     flip: bool = field(
         default=False,
         metadata={
@@ -106,6 +113,8 @@ class PredictConfig:
             raise InputError("--candidates: are those of --task joint, and have no effect with --task pose")
         if self.describe and self.task != "pose":
             raise InputError("--describe: a description tells the category; give it with --task pose alone")
+        if self.descriptions is not None and not self.describe:
+            raise InputError("--descriptions: are asked with under --describe alone; add it")
 
     @property
     def name(self) -> str:
@@ -210,7 +219,7 @@ def predict_batch(
     else:
         asked = [_category(record.category, config) for record in records]
         names = [object_words(category)["object"] for category in asked]
-        descriptions = [category.description for category in asked] if config.describe else None
+        descriptions = _descriptions(asked, config) if config.describe else None
         flips = [category.mirror_axis == "x" for category in asked] if config.flip else None
         answers = predictor.predict(images, names, descriptions=descriptions, viewports=viewports, flip=flips)
     return [
@@ -223,6 +232,11 @@ def predict_batch(
         )
         for record, answer in zip(records, answers, strict=True)
     ]
+
+
+def _descriptions(asked: Sequence[categories.Category], config: PredictConfig) -> list[str]:
+    own = read_descriptions(config.descriptions)
+    return [description_of(category, own) for category in asked]
 
 
 def candidate_names(config: PredictConfig) -> dict[str, str]:
@@ -247,9 +261,15 @@ def _category(name: str, config: PredictConfig, source: str | None = None) -> ca
 
 
 def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> None:
-    for name in sorted({record.category for record in records}):
-        if not _category(name, config).description and config.describe:
-            raise InputError(f"--describe: the taxonomy has no description of {name!r}; leave it out or --describe")
+    names = sorted({record.category for record in records})
+    asked = [_category(name, config) for name in names]
+    if not config.describe:
+        return
+    for name, text in zip(names, _descriptions(asked, config), strict=True):
+        if not text:
+            raise InputError(
+                f"--describe: the taxonomy has no description of {name!r}; give one with --descriptions, or leave it out"
+            )
 
 
 def run_settings(config: PredictConfig, candidates: Sequence[str]) -> dict[str, Any]:
@@ -265,6 +285,8 @@ def run_settings(config: PredictConfig, candidates: Sequence[str]) -> dict[str, 
         "task": config.task,
         "candidates": list(candidates),
         "describe": config.describe,
+        # only where there are any: a file from before there was a choice is gone on with
+        **({"descriptions_digest": file_digest(Path(config.descriptions))} if config.descriptions else {}),
         "flip": config.flip,
         "categories": config.categories,
         "system": config.name,

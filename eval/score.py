@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.compared import ComparisonConfig, align, read_systems
+from eval.compared import ComparisonConfig, align, read_meta_classes, read_systems
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
@@ -50,13 +50,22 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 def _score(config: ScoreConfig) -> dict[str, Any]:
     # half a second, which --help does without
+    from eval.place import read_shapes
     from eval.report.plots import categories_plot, curve_plot, save_plot
     from eval.report.score_tables import score_notes, score_sections
     from eval.report.tables import as_page
     from eval.scoring import score_comparison
 
+    metas = read_meta_classes(config.meta_classes)
     comparison = align(read_systems(config.predictions, config.names), config.samples)
-    scores = score_comparison(comparison, thresholds=config.radians, reference=config.reference, seed=config.seed)
+    scores = score_comparison(
+        comparison,
+        thresholds=config.radians,
+        reference=config.reference,
+        seed=config.seed,
+        meta_classes=metas,
+        shapes=read_shapes(config.data, config.split, config.cad, comparison.samples, comparison.answers),
+    )
     scores = {"files": [str(path) for path in config.predictions], **scores}
     write_json(config.out, scores)
     plots = plot_paths(config.out)

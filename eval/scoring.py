@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from eval.compared import Comparison, Sample, canonical_category
+from eval.place import MEASURES, Shape, place_errors, place_scores
 from llava_pose.data.records import Prediction
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -42,6 +43,8 @@ def score_comparison(
     thresholds: Sequence[float] = DEFAULT_THRESHOLDS,
     reference: str | None = None,
     seed: int = 0,
+    meta_classes: Mapping[str, Sequence[str]] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> dict[str, Any]:
     """Return all scores of systems over the same samples, ready for JSON (docs/EVALUATION.md, "scores.json").
 
@@ -50,6 +53,8 @@ def score_comparison(
         thresholds: radians; a hit is strictly under.
         reference: the system that the others are tested against; by default the first.
         seed: the seed of the bootstrap.
+        meta_classes: meta class -> canonical names of its categories; by default the taxonomy's.
+        shapes: what :func:`eval.place.read_shapes` returns; without it, of where objects are the distance alone is scored.
 
     Raises:
         InputError: there is no system of the reference's name.
@@ -57,10 +62,21 @@ def score_comparison(
     reference = reference or next(iter(comparison.answers))
     if reference not in comparison.answers:
         raise InputError(f"--reference {reference}: there is no such system; there are {', '.join(comparison.answers)}")
+    if meta_classes is None:
+        metas = {category.name: category.meta_class for category in categories.all_categories()}
+    else:
+        metas = {name: meta for meta, names in meta_classes.items() for name in names}
     outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
+    for name, rows in outcomes.items():
+        places = place_errors(comparison.samples, comparison.answers[name], shapes)
+        if places is not None:
+            rows[list(MEASURES)] = places.to_numpy()
+        rows["meta_class"] = rows["category"].map(metas).fillna(categories.CUSTOM_META_CLASS)
     return {
         "n": len(comparison.samples),
         "n_instances": outcomes[reference]["instance"].nunique(),
+        "names": names_of(outcomes[reference]["category"]),
+        "meta_classes": list(categories.META_CLASSES if meta_classes is None else meta_classes),
         "thresholds_deg": [round(math.degrees(threshold), 9) for threshold in thresholds],
         "seed": seed,
         "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
@@ -80,6 +96,13 @@ def chance_accuracy(threshold: float) -> float:
     return (threshold - math.sin(threshold)) / math.pi
 
 
+def names_of(scored: Iterable[str]) -> dict[str, Any]:
+    """Return what the scored categories are: how many of ImageNet3D v1's, how many it has, and the names it has not."""
+    in_v1 = {category.name for category in categories.all_categories() if category.in_v1}
+    names = set(scored)
+    return {"in_v1": len(names & in_v1), "v1": len(in_v1), "not_in_v1": sorted(names - in_v1)}
+
+
 def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None]) -> pd.DataFrame:
     """Return one system's outcomes, a row a sample in the order of the samples.
 
@@ -87,7 +110,7 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
     symmetry group, and ``in_taxonomy``, whether that group is known (else it is the plain error); ``correct``, whether the
     category is right, only where the system names any; the failures ``no_answer``, ``no_pose`` and ``not_finite``, at most
     one of them true; ``instance``, a number that samples of the same instance share; and the groups that the sample is in
-    (:data:`GROUPS`). Where no sample names a source there are no groups of sources.
+    (:data:`GROUPS`, but for the meta class). Where no sample names a source there are no groups of sources.
     """
     poses = [None if answer is None else answer.pose for answer in answers]
     pred = np.array([(math.nan,) * 3 if pose is None else pose.angles for pose in poses], dtype=np.float64)
@@ -104,13 +127,12 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
             "occlusion": ["occluded" if sample.occluded else "unoccluded" for sample in samples],
         }
     )
-    rows["meta_class"], rows["symmetric"], rows["in_taxonomy"] = categories.CUSTOM_META_CLASS, rows["error"], False
+    rows["symmetric"], rows["in_taxonomy"] = rows["error"], False
     for name, index in rows.groupby("category").indices.items():
         known = categories.find(str(name))
         if known is not None:
             symmetric = symmetric_pose_error(pred[index], true[index], *known.symmetry_group)
-            rows.loc[index, "meta_class"], rows.loc[index, "in_taxonomy"] = known.meta_class, True
-            rows.loc[index, "symmetric"] = symmetric
+            rows.loc[index, "symmetric"], rows.loc[index, "in_taxonomy"] = symmetric, True
     if any(sample.source for sample in samples):
         rows["source"] = [sample.source or UNKNOWN for sample in samples]
         rows["source_occlusion"] = rows["source"] + ", " + rows["occlusion"]
@@ -158,6 +180,7 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
 
     Returns:
         What :func:`llava_pose.pose.metrics.summarize_errors` returns with ``failures`` (counts, each sample in one at most),
+        under ``place`` the scores of where the objects are, where the system predicts it (:mod:`eval.place`),
         and under ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors,
         if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error).
     """
@@ -167,6 +190,8 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
         rows["error"].to_numpy(), thresholds=thresholds, correct_class=correct, instances=instances, seed=seed
     )
     scores["failures"] = {kind: int(rows[kind].sum()) for kind in FAILURES}
+    if MEASURES[0] in rows:
+        scores["place"] = place_scores(rows[list(MEASURES)], instances, seed)
     known = int(rows["in_taxonomy"].sum())
     if known:
         symmetric = rows["symmetric"].to_numpy()

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from eval.compared import ComparisonConfig, Degrees, align, canonical_category, read_systems
+from eval.compared import ComparisonConfig, Degrees, align, canonical_category, read_meta_classes, read_systems
 from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -97,11 +97,13 @@ def tables(config: TablesConfig) -> dict[str, Any]:
 
 def _tables(config: TablesConfig) -> dict[str, Any]:
     # half a second, which --help does without
+    from eval.place import read_shapes
     from eval.report.plots import meta_classes_plot, save_plot
     from eval.report.report_tables import make_table, report_notes, report_sections, title_of
     from eval.report.tables import as_markdown, as_page
     from eval.scoring import score_comparison
 
+    metas = read_meta_classes(config.meta_classes)
     systems = read_systems(config.predictions, config.names)
     oracles: list[str] = []
     if config.table == 2:
@@ -109,17 +111,22 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
         systems = only_novel(systems, config.novel)
     if config.table == 3:
         _require_categories(systems)
+    comparison = align(systems, config.samples)
     scores = score_comparison(
-        align(systems, config.samples),
+        comparison,
         thresholds=config.radians,
         reference=config.reference or _ours([name for name in systems if name not in oracles]),
         seed=config.seed,
+        meta_classes=metas,
+        shapes=read_shapes(config.data, config.split, config.cad, comparison.samples, comparison.answers),
     )
     selected = _test_selected(config, [threshold_name(t) for t in config.radians]) if config.table == 1 else {}
     table = {
         "files": [str(path) for path in config.predictions],
         **make_table(config.table, scores, oracles=oracles, test_selected=selected),
     }
+    if config.meta_classes:
+        table["meta_classes_of"] = Path(config.meta_classes).name
     markdown, numbers, plot, page = output_paths(config.out)
     write_json(numbers, table)
     sections, notes = report_sections(table), report_notes(table)

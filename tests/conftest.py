@@ -23,6 +23,7 @@ PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that prove a claim at length, too")
+    parser.addoption("--published-code", help="a checkout of the published ImageNet3D code, to be run beside ours")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

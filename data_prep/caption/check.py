@@ -102,8 +102,11 @@ def read_answer(text: str | None, objects: Sequence[ObjectRecord]) -> ModelCapti
     return ModelCaption(caption, chosen)
 
 
-def check_words(caption: str, objects: Sequence[ObjectRecord]) -> None:
+def check_words(caption: str, objects: Sequence[ObjectRecord], *, names: bool = True) -> None:
     """Check that a caption names the objects in their order, each with its own `<pose6D>`, and breaks no other rule.
+
+    Args:
+        names: hold the words that objects are called by against their categories, and allow no other objects.
 
     Raises:
         Mismatch
@@ -122,7 +125,24 @@ def check_words(caption: str, objects: Sequence[ObjectRecord]) -> None:
         expect(
             found is None, f"the caption holds {what} ({found and found.group()!r}); {POSE_TOKEN} stands for all of it"
         )
-    _check_names(caption, objects)
+    if names:
+        _check_names(caption, objects)
+
+
+def names_before_tokens(caption: str, expected: Iterable[Category]) -> list[frozenset[str] | None]:
+    """Return the categories that the name right before each `<pose6D>` may mean; None where no name of one stands there.
+
+    Args:
+        expected: categories that a caption may name beside those of the taxonomy.
+    """
+    ends = {
+        m.end(): mention.categories for mention in _mentions(caption, expected) if (m := _token_after(caption, mention))
+    }
+    return [ends.get(match.end()) for match in re.finditer(re.escape(POSE_TOKEN), caption)]
+
+
+def _token_after(caption: str, mention: _Mention) -> re.Match[str] | None:
+    return _TOKEN_FOLLOWS.match(caption, mention.end)
 
 
 def _check_names(caption: str, objects: Sequence[ObjectRecord]) -> None:

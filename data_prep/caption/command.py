@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import NonNegativeInt
 from tqdm import tqdm
 
+from data_prep.caption.adopt import WRITER, Adopted, Match, adopt
 from data_prep.caption.check import ModelCaption, read_answer
 from data_prep.caption.grammar import scene_caption
 from data_prep.caption.lines import FAILED, GRAMMAR, OK, CaptionLine
@@ -38,9 +39,10 @@ from llava_pose.utils.openai_client import (
     require_client,
     token_account,
 )
-from llava_pose.utils.output_folder import keep_settings, own_file
+from llava_pose.utils.output_folder import keep_settings, own_file, require_other
 
 logger = logging.getLogger(__name__)
+_EXAMPLES = 20
 _LINES_AT_ONCE = 256  # of the grammar's, which need no saving one by one
 
 
@@ -56,12 +58,38 @@ class CaptionConfig(ServerOptions):
         default=0.7, metadata={"help": "The temperature of the model's sampling; null leaves it to the server."}
     )
     send_images: bool = field(default=True, metadata={"help": "Send the pictures to the model beside the text."})
+    adopt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Take the captions of this JSON or JSON Lines file, by picture, which somebody else wrote (docs/DATA.md)."
+        },
+    )
+    match: Match = field(
+        default="auto",
+        metadata={
+            "help": "With --adopt, how a <pose6D> finds its object: by the order of the annotation, by the category that is "
+            "named before it, or by a box or other mark in the file; auto takes the mark, else the category."
+        },
+    )
+    any_nouns: bool = field(
+        default=False,
+        metadata={"help": "With --adopt, take captions with words for objects that the records do not have."},
+    )
+    strict: bool = field(
+        default=False, metadata={"help": "With --adopt, refuse the file for one caption that cannot be used."}
+    )
     most: NonNegativeInt = field(default=0, metadata={"help": "Stop after so many pictures; 0 is all."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.api_base is None) != (self.model is None):
             raise InputError("--api-base and --model: give both, or neither for captions of the grammar")
+        if self.adopt is None and (self.match != "auto" or self.any_nouns or self.strict):
+            raise InputError(
+                "--match, --any-nouns and --strict: are for captions of others; name their file with --adopt"
+            )
+        if self.adopt is not None and (self.model is not None or self.most):
+            raise InputError("--adopt: takes captions that are written; leave out --model and --most")
 
 
 @dataclass(frozen=True)
@@ -89,9 +117,17 @@ def caption(config: CaptionConfig) -> CaptionResult | None:
         _print_prompts(scenes, config)
         return None
     out = Path(require(config.out, "--out"))
+    adopted = None
+    if config.adopt is not None:
+        require_other("--out", (out, _summary_path(out)), [config.adopt])
+        adopted = adopt(config.adopt, scenes, config.match, any_nouns=config.any_nouns, strict=config.strict)
     with own_file(out, "--out", "caption"):
         keep_settings(out, "--out", "caption", _settings(config))
         known = _earlier_lines(out, config)
+        if adopted is not None:
+            others = {image: line for image, line in known.items() if not image.startswith(f"{config.split}/")}
+            _put_in_order(out, others | adopted.lines)
+            return _report(out, others | adopted.lines, config, adopted)
         wanted = [image for image in scenes if image not in known]
         if config.most:
             wanted = wanted[: config.most]
@@ -135,6 +171,8 @@ def _earlier_lines(out: Path, config: CaptionConfig) -> dict[str, CaptionLine]:
 
 def _settings(config: CaptionConfig) -> dict[str, Any]:
     """Return what all captions of one file have in common; several splits may share a file."""
+    if config.adopt is not None:
+        return {"writer": WRITER, "match": config.match, "any_nouns": config.any_nouns}
     if config.model is None:
         return {"writer": GRAMMAR, "seed": config.seed}
     return {"writer": config.model, "temperature": config.temperature, "send_images": config.send_images}
@@ -211,9 +249,20 @@ def _print_prompts(scenes: dict[str, Scene], config: CaptionConfig) -> None:
         sys.stdout.write(f"{printable(line)}\n")
 
 
-def _report(out: Path, known: dict[str, CaptionLine], config: CaptionConfig) -> CaptionResult:
+def _summary_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_summary.json")
+
+
+def _report(
+    out: Path, known: dict[str, CaptionLine], config: CaptionConfig, adopted: Adopted | None = None
+) -> CaptionResult:
     summary = summarize(known.values(), config)
-    write_json(out.with_name(f"{out.stem}_summary.json"), summary)
+    if adopted is not None:
+        left_out = {"captions": sum(adopted.left_out.values()), "because": dict(adopted.left_out.most_common())}
+        summary["left_out"] = {**left_out, "examples": adopted.examples[:_EXAMPLES]}
+        for reason, count in adopted.left_out.most_common(_EXAMPLES):
+            logger.warning("%d captions of %s are left out: %s", count, config.adopt, reason)
+    write_json(_summary_path(out), summary)
     result = CaptionResult(out, summary["ok"], summary["failed"])
     account = ""
     if config.api_base is not None:

@@ -27,6 +27,7 @@ class CaptionLine:
         attempts: answers that were asked for.
         prompt_tokens, completion_tokens: of all attempts, as the server counts them.
         reason: why it failed.
+        any_nouns: objects may be called, and spoken of, by words that the records do not have.
     """
 
     image: str
@@ -38,9 +39,11 @@ class CaptionLine:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reason: str = ""
+    any_nouns: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "objects": list(self.objects)}
+        values = {**asdict(self), "objects": list(self.objects)}
+        return values if self.any_nouns else {k: v for k, v in values.items() if k != "any_nouns"}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> CaptionLine:

@@ -31,6 +31,7 @@ from data_prep.questions.base import Asking, Balance, Kind, Told, Turn
 from data_prep.questions.kinds import KIND_NAMES, make_kinds
 from data_prep.scene.scenes import Scene, category_of, make_scenes
 from llava_pose.data.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
+from llava_pose.data.descriptions import read_descriptions
 from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
@@ -74,6 +75,13 @@ class InstructConfig:
     captions: str | None = field(
         default=None, metadata={"help": "The captions.jsonl of llava-pose caption, for the kind caption."}
     )
+    descriptions: str | None = field(
+        default=None,
+        metadata={
+            "help": "A JSON file of your own descriptions, category -> text, for the kind described; the taxonomy's stand for "
+            "categories that it does not have."
+        },
+    )
     questions_per_object: PositiveInt = field(default=3, metadata={"help": "The questions about each object."})
     turns_per_conversation: PositiveInt = field(
         default=1, metadata={"help": "The most questions about one image in one conversation."}
@@ -100,6 +108,8 @@ class InstructConfig:
             raise InputError(f"--weights: they must not be all 0: {self.weights}")
         if self.captions is not None and "caption" not in self.kinds:
             raise InputError("--captions: they are for the kind caption, which --kinds does not name")
+        if self.descriptions is not None and "described" not in self.kinds:
+            raise InputError("--descriptions: they are for the kind described, which --kinds does not name")
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,8 @@ def instruct(config: InstructConfig) -> InstructResult:
     """
     out = Path(config.out)
     require_suffix("--out", out, ".json")
-    if config.captions is not None:
-        require_other("--out", (out, report_path(out)), [config.captions])
+    read = [path for path in (config.captions, config.descriptions) if path is not None]
+    require_other("--out", (out, report_path(out)), read)
     prepared = require_folder(config.data, "--data", "make it with: llava-pose prepare --data-root … --out …")
     faults: list[InputError] = []
     records = [
@@ -223,7 +233,7 @@ class SampleWriter:
     ) -> None:
         self.config = config
         self.scenes: dict[str, Scene] = make_scenes(records)
-        self.kinds: dict[str, Kind] = make_kinds(captions)
+        self.kinds: dict[str, Kind] = make_kinds(captions, read_descriptions(config.descriptions))
         self.drawn: list[str] = []  # the kinds that were drawn for the latest object
         self.faults: dict[str, InputError] = {}  # picture -> what is wrong with its caption of the file
         self._balance = Balance()

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from data_prep.import_.recognise import raw_root
 from data_prep.pool import map_processes
+from data_prep.prepare.crop import PROTOCOL_SIZE
 from data_prep.prepare.image import RESULTS_FOLDER, ImageJob, ImageOptions, bring_up_to_date
 from data_prep.prepare.on_ray import map_on_ray, require_ray
 from data_prep.prepare.summary import REJECTS_FILE, SUMMARY_FILE, write_results
@@ -67,8 +68,16 @@ class PrepareConfig:
             "the bbox, whole is the whole image, letterboxed, one picture for all its objects (6D profile)."
         },
     )
-    size: Annotated[int, Field(ge=16, le=8192)] = field(
-        default=256, metadata={"help": "The side of the prepared images, in pixels."}
+    size: Annotated[int, Field(ge=16, le=8192)] | None = field(
+        default=None,
+        metadata={"help": "The side of the prepared images, in pixels; by default 256, as published 512."},
+    )
+    profile: Literal["ours", "published"] = field(
+        default="ours",
+        metadata={
+            "help": "Prepare as the published preprocessing does: its filter, labels by folder, resizing to whole pixels "
+            "without antialiasing, black outside of the image, JPEG quality 75."
+        },
     )
     margin: Annotated[float, Field(ge=0, le=10)] = field(
         default=0.05, metadata={"help": "The room that --crop box leaves at each side, as a part of the bbox."}
@@ -91,17 +100,35 @@ class PrepareConfig:
     allow_custom_categories: bool = field(
         default=False, metadata={"help": "Take categories that the taxonomy does not know."}
     )
+    published_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep exactly what the published preprocessing keeps: every object with a status other than status_bad "
+            "and a positive distance, whatever its box and the image's size; needs --crop pose."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Drop what --out holds from other settings."})
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.split_names:
             raise InputError("--splits: name at least one split, such as train,val")
+        if self.profile == "published":
+            if self.crop != "pose" or self.size not in (None, PROTOCOL_SIZE):
+                raise InputError(f"--profile published: is --crop pose at --size {PROTOCOL_SIZE}; leave both out")
+            self.published_filter = True
+        if self.published_filter and self.crop != "pose":
+            raise InputError(f"--published-filter: is that of the published crop; give --crop pose, not {self.crop}")
         if self.part is not None and self.overwrite:
             raise InputError(
                 "--overwrite with --shard: would drop what other shards have done; give another --out, "
                 "or drop the old output first with a run without --shard"
             )
+
+    @property
+    def side(self) -> int:
+        """The side of the prepared images, pixels."""
+        return self.size or (PROTOCOL_SIZE if self.profile == "published" else 256)
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -128,9 +155,12 @@ class PrepareConfig:
             "format": FORMAT,
             "data_root": str(Path(self.data_root).resolve()),
             "crop": self.crop,
-            "size": self.size,
+            "size": self.side,
             "margin": self.margin if self.crop == "box" else None,
             "allow_custom_categories": self.allow_custom_categories,
+            # only where it is asked for: a folder from before there was a choice is gone on with
+            **({"published_filter": True} if self.published_filter else {}),
+            **({"profile": self.profile} if self.profile != "ours" else {}),
         }
 
 
@@ -152,7 +182,12 @@ def prepare(config: PrepareConfig) -> Path:
         raise InputError(f"{root}: there is nothing to read, {names} are empty; write image names into them")
 
     out = Path(config.out)
-    options = ImageOptions(root, out, config.crop, config.size, config.margin, config.allow_custom_categories)
+    options = ImageOptions(
+        *(root, out, config.crop, config.side, config.margin),
+        allow_custom_categories=config.allow_custom_categories,
+        published_filter=config.published_filter,
+        published=config.profile == "published",
+    )
     listed = [job for jobs in plan.values() for job in jobs]
     with _owned(out, config):
         if config.part is not None:

@@ -10,6 +10,7 @@ import io
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_prep.raw.imagenet3d import AnnotationError
@@ -20,6 +21,7 @@ JPEG_OPTIONS = {"quality": 95, "subsampling": 0}  # 4:4:4: the crops are small, 
 
 # the published 3D protocol: the window is 512 px at distance 4
 PROTOCOL_WINDOW = 512.0
+PROTOCOL_SIZE = int(PROTOCOL_WINDOW)  # what the published preprocessing writes
 PROTOCOL_DISTANCE = 4.0
 
 _EXIF_ORIENTATION = 0x0112
@@ -65,6 +67,12 @@ def pose_crop(px: float, py: float, distance: float, size: int) -> Crop:
     return Crop.around(px, py, PROTOCOL_WINDOW * PROTOCOL_DISTANCE / distance, size)
 
 
+def published_resize(distance: float) -> tuple[float, float]:
+    """Return by how much the published 3D protocol resizes an image, and the side of its window in raw pixels."""
+    rate = distance / PROTOCOL_DISTANCE
+    return rate, PROTOCOL_WINDOW / rate
+
+
 def box_crop(bbox: tuple[float, float, float, float], margin: float, size: int) -> Crop:
     """Return the square around the bbox's centre whose side is the longest side of the bbox and a margin at either end."""
     x1, y1, x2, y2 = bbox
@@ -77,12 +85,24 @@ def whole_crop(width: int, height: int, size: int) -> Crop:
     return Crop.around(width / 2, height / 2, float(max(width, height)), size)
 
 
+def published_crop(px: float, py: float, distance: float) -> Crop:
+    """Return the crop of the published preprocessing, whose window begins at whole pixels of the resized image.
+
+    It is ``PROTOCOL_WINDOW`` wide. The mapping is that of the pixels but for what the sides of the resized image lose by being
+    whole numbers, too: less than a pixel.
+    """
+    rate = distance / PROTOCOL_DISTANCE
+    left, top = (int(p * rate) - PROTOCOL_SIZE // 2 for p in (px, py))
+    return Crop(left / rate, top / rate, rate, PROTOCOL_SIZE)
+
+
 class RawImage:
     """A raw image in the frame its annotation means, decoded once for all its crops.
 
     Args:
         content: the bytes of the file.
-        annotated_size: (width, height) that the annotation gives; (0, 0) where it gives none. It decides whether the
+        annotated_size: (width, height) that the annotation gives; (0, 0) where it gives none; None to take the image as
+            it is stored, whatever the annotation says. It decides whether the
             EXIF orientation holds: an image that fits as it is stored is left so; one that fits once it is turned is
             turned; one that fits neither way is an error. Half turns and mirrorings leave the size as it is, so that they
             are never applied when a size is given. Without a size an image that EXIF turns is an error too, since
@@ -92,7 +112,7 @@ class RawImage:
         AnnotationError: not an image, too many pixels, or of another size than the annotation says.
     """
 
-    def __init__(self, content: bytes, annotated_size: tuple[int, int]) -> None:
+    def __init__(self, content: bytes, annotated_size: tuple[int, int] | None) -> None:
         self._content = content
         try:
             with open_image(io.BytesIO(content)) as image:
@@ -106,6 +126,8 @@ class RawImage:
             raise _unreadable(error) from error
         turned = stored[::-1] if orientation in (5, 6, 7, 8) else stored
         self.exif_transposed = False
+        if annotated_size is None:
+            annotated_size = stored
         if annotated_size == (0, 0):
             if orientation in range(2, 9):
                 raise AnnotationError(
@@ -137,6 +159,22 @@ class RawImage:
         except DECODING_ERRORS as error:
             raise _unreadable(error) from error
         return [self._cut(image, crop, reduction) for crop in crops]
+
+    def published_crops(self, crops: list[Crop]) -> list[Image.Image]:
+        """Return :func:`published_crop` s as the published preprocessing makes them: the image resized to whole pixels, rounded
+        down, by bicubic interpolation without antialiasing, and black outside of it.
+
+        Raises:
+            AnnotationError: the pixels cannot be decoded.
+        """
+        try:
+            with open_image(io.BytesIO(self._content)) as opened:
+                pixels = np.asarray(to_rgb(opened))
+        except InputError as error:
+            raise AnnotationError("image unreadable", f"cannot be used: {error}") from error
+        except DECODING_ERRORS as error:
+            raise _unreadable(error) from error
+        return [_cut_as_published(pixels, crop) for crop in crops]
 
     def _reduction(self, image: Image.Image, scale: float) -> int:
         """Ask the JPEG decoder for 1/2, 1/4 or 1/8 of the size where every crop is at least that much smaller.
@@ -171,10 +209,41 @@ class RawImage:
         return prepared
 
 
-def encode_jpeg(image: Image.Image) -> bytes:
-    """Return the bytes of a prepared image."""
+def _cut_as_published(pixels: np.ndarray, crop: Crop) -> Image.Image:
+    """Cut one crop of an image, (height, width, 3): the rows and columns of the resized image that it shows, and no others."""
+    shown, places = pixels.astype(np.float32), []
+    for axis, start in enumerate((crop.top, crop.left)):
+        size = pixels.shape[axis]
+        resized, first = int(size * crop.scale), round(start * crop.scale)
+        inside = slice(max(0, -first), max(0, min(crop.size, resized - first)))
+        taken, weights = _cubic(np.arange(inside.start, inside.stop) + first, size, resized)
+        shape = (-1, *(1,) * (2 - axis))
+        parts = [w.reshape(shape) * shown.take(t, axis) for t, w in zip(taken, weights, strict=True)]
+        shown = parts[0] + parts[1] + parts[2] + parts[3]
+        places.append(inside)
+    prepared = np.zeros((crop.size, crop.size, 3), np.uint8)
+    prepared[tuple(places)] = np.clip(np.rint(shown), 0, 255)
+    return Image.fromarray(prepared)
+
+
+def _cubic(at: np.ndarray, size: int, resized: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels (4, n) that pixels ``at`` of a resized side are made of, and their weights, as OpenCV's INTER_CUBIC has
+    them (Keys' kernel with a = -0.75, the edge repeated).
+    """
+    place = (at + 0.5) * size / max(resized, 1) - 0.5
+    before = np.floor(place).astype(int)
+    near = place - before
+    a, steps = -0.75, np.arange(-1, 3)[:, None]
+    away = np.abs(near - steps)
+    inner = ((a + 2) * away - (a + 3)) * away**2 + 1
+    outer = ((a * away - 5 * a) * away + 8 * a) * away - 4 * a
+    return np.clip(before + steps, 0, size - 1), np.where(away <= 1, inner, outer).astype(np.float32)
+
+
+def encode_jpeg(image: Image.Image, *, published: bool = False) -> bytes:
+    """Return the bytes of a prepared image; as published with Pillow's own quality of 75, 4:2:0."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", **JPEG_OPTIONS)
+    image.save(stream, "JPEG", **({} if published else JPEG_OPTIONS))
     return stream.getvalue()
 
 

@@ -11,11 +11,20 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.prepare.crop import Crop, RawImage, box_crop, encode_jpeg, pose_crop, whole_crop
+from data_prep.prepare.crop import (
+    Crop,
+    RawImage,
+    box_crop,
+    encode_jpeg,
+    pose_crop,
+    published_crop,
+    published_resize,
+    whole_crop,
+)
 from data_prep.raw.imagenet3d import (
     AnnotatedObject,
     AnnotationError,
@@ -35,6 +44,7 @@ RESULTS_FOLDER = ".prepare"  # in the output folder
 _CATEGORY = re.compile(r"\w[\w .'()&+-]*")  # no marks such as <image>, no lists, no paths
 _MOST_LETTERS = 60
 _MOST_IMAGE_BYTES = 1 << 29  # of an image file: more than the pixels that are decoded at most can have
+_FRAME_UNKNOWN = ("image size differs", "image orientation unknown")
 # times as large as its crop: beyond, distances are no multiples of the object's size, and the crop is one colour
 _MOST_TIMES_LARGER = 20
 
@@ -62,6 +72,8 @@ class ImageOptions:
     size: int
     margin: float
     allow_custom_categories: bool = False
+    published_filter: bool = False
+    published: bool = False  # the whole profile: the filter, its pixels, and labels by folder
 
 
 @dataclass
@@ -75,6 +87,8 @@ class ImageResult:
         sizes: bytes of each prepared picture, by its name in the records.
         filtered: the reason for each object that the protocol leaves out.
         rejects: file, object_index (None: the image as a whole), reason and sentence of each object that is bad.
+        classes_by_folder: the class of each object written that the taxonomy does not know, and that its folder names.
+        kept_faults: with the published filter, why each object written would have been rejected that would have been.
     """
 
     key: str
@@ -84,6 +98,8 @@ class ImageResult:
     sizes: dict[str, int] = field(default_factory=dict)
     filtered: list[str] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
+    classes_by_folder: list[str] = field(default_factory=list)
+    kept_faults: list[str] = field(default_factory=list)
 
     def reject(self, file: str, object_index: int | None, reason: str, sentence: str) -> None:
         reject = {"file": file, "object_index": object_index, "reason": reason, "sentence": sentence}
@@ -142,13 +158,22 @@ def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
     image_path = layout.image(job.category, job.name)
     image_file = _relative(image_path, layout)
     try:
-        image = _open_image(image_path, list(objects.values()), result)
+        image, fault = _open_image(image_path, list(objects.values()), result, options)
         crops: dict[int, Crop] = {}
         # an object that does not fit its image spoils itself, an image that cannot be decoded all its objects
         for index, annotated in list(objects.items()):
+            faults = [*annotated.faults, *([fault] if fault else [])]
             try:
                 crops[index] = _crop(annotated, image, options)
+                try:
+                    _require_shown(annotated, image, crops[index], options)
+                except AnnotationError as error:
+                    if not options.published_filter:
+                        raise
+                    faults.append(error.reason)
+                objects[index] = replace(annotated, faults=tuple(faults))
             except AnnotationError as error:
+                crops.pop(index, None)
                 sentence = f"{image_file} object {index}: {error}; annotate the object again"
                 result.reject(image_file, index, error.reason, sentence)
                 del objects[index]
@@ -157,18 +182,23 @@ def prepare_image(job: ImageJob, options: ImageOptions) -> ImageResult:
             index: f"{job.key}.JPEG" if options.crop == "whole" else f"{job.key}_{index:02d}.JPEG" for index in crops
         }
         by_name = {names[index]: crop for index, crop in crops.items()}
-        pictures = image.crops(list(by_name.values())) if by_name else []
+        make = image.published_crops if options.published else image.crops
+        pictures = make(list(by_name.values())) if by_name else []
     except AnnotationError as error:
         for index in objects:
             result.reject(image_file, index, error.reason, f"{image_file} {error}")
         return result
     for name, picture in zip(by_name, pictures, strict=True):
-        content = encode_jpeg(picture)
+        content = encode_jpeg(picture, published=options.published)
         _write(options.out / job.split / name, content)
         result.sizes[name] = len(content)
     for index, annotated in objects.items():
-        record = _record(job, index, annotated, crops[index], names[index], image, image_file, layout)
+        category = _category_of(annotated, job, options)
+        record = _record(job, index, annotated, crops[index], names[index], image, image_file, layout, category)
         result.records.append(record.to_dict())
+        result.kept_faults += annotated.faults[:1]
+        if annotated.category not in ("", category):
+            result.classes_by_folder.append(shown(annotated.category))
     return result
 
 
@@ -209,18 +239,29 @@ def _annotated_objects(
     if not raw_objects:
         result.reject(file, None, "annotation empty", f"{file} holds no object; take the name off the list")
     for index, raw in enumerate(raw_objects):
-        left_out = filter_reason(raw)
-        if left_out is not None:
-            result.filtered.append(left_out)
-            continue
         try:
-            annotated = parse_object(raw)
-            # the folder is where the image is filed; objects of other classes may stand in it
-            _require_usable(annotated.category or job.category, options)
+            left_out = filter_reason(raw, published=options.published_filter)
+            if left_out is not None:
+                result.filtered.append(left_out)
+                continue
+            annotated = parse_object(raw, published=options.published_filter)
+            _require_usable(_category_of(annotated, job, options), options)
         except AnnotationError as error:
             result.reject(file, index, error.reason, f"{file} object {index}: {error}")
             continue
         yield index, annotated
+
+
+def _category_of(annotated: AnnotatedObject, job: ImageJob, options: ImageOptions) -> str:
+    """Return the object's class, or its folder's name where it has none, or none that is known while the folder's is.
+
+    The folder is where the image is filed; objects of other classes may stand in it.
+    """
+    if not annotated.category or options.published:
+        return job.category
+    if options.allow_custom_categories or categories.find(annotated.category) or not categories.find(job.category):
+        return annotated.category
+    return job.category
 
 
 def _require_usable(category: str, options: ImageOptions) -> None:
@@ -239,7 +280,14 @@ def _require_usable(category: str, options: ImageOptions) -> None:
         )
 
 
-def _open_image(path: Path, objects: list[AnnotatedObject], result: ImageResult) -> RawImage:
+def _open_image(
+    path: Path, objects: list[AnnotatedObject], result: ImageResult, options: ImageOptions
+) -> tuple[RawImage, str]:
+    """Open an image; with the published filter, which looks at no size, also one that is not as it was annotated.
+
+    Returns:
+        the image, and why it would have been refused; "" where it would not.
+    """
     try:
         content = read_bytes(path, most=_MOST_IMAGE_BYTES)
     except FileNotFoundError as error:
@@ -247,11 +295,19 @@ def _open_image(path: Path, objects: list[AnnotatedObject], result: ImageResult)
     except OSError as error:
         raise AnnotationError("image unreadable", f"cannot be read ({error.strerror}); check it") from error
     sizes = {(annotated.width, annotated.height) for annotated in objects if annotated.width and annotated.height}
-    if len(sizes) > 1:
-        raise AnnotationError("image size differs", "has objects annotated at different sizes; annotate it again")
-    image = RawImage(content, sizes.pop() if sizes else (0, 0))
+    fault = ""
+    try:
+        if len(sizes) > 1:
+            raise AnnotationError("image size differs", "has objects annotated at different sizes; annotate it again")
+        image = RawImage(content, sizes.pop() if sizes else (0, 0))
+    except AnnotationError as error:
+        if not options.published_filter or error.reason not in _FRAME_UNKNOWN:
+            raise
+        image, fault = RawImage(content, None), error.reason
+    if options.published and image.exif_transposed:
+        image, fault = RawImage(content, None), "image size differs"
     result.digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    return image
+    return image, fault
 
 
 _WHY_NOTHING = {
@@ -265,14 +321,24 @@ def _crop(annotated: AnnotatedObject, image: RawImage, options: ImageOptions) ->
     """Return the crop of an object.
 
     Raises:
-        AnnotationError: it would not show the object.
+        AnnotationError: the published filter is asked for, and the published preprocessing would end at this object.
     """
     if options.crop == "whole":
-        crop = whole_crop(image.width, image.height, options.size)
-    elif options.crop == "box":
-        crop = box_crop(annotated.bbox, options.margin, options.size)
-    else:
-        crop = pose_crop(annotated.px, annotated.py, annotated.distance, options.size)
+        return whole_crop(image.width, image.height, options.size)
+    if options.crop == "box":
+        return box_crop(annotated.bbox, options.margin, options.size)
+    if options.published_filter:
+        rate, window = published_resize(annotated.distance)
+        if min(image.width, image.height) * rate < 1 or window < 1:
+            words = f"'distance' {annotated.distance:g} resizes the image beyond measure"
+            raise AnnotationError("distance out of range", words)
+        if options.published:
+            return published_crop(annotated.px, annotated.py, annotated.distance)
+    return pose_crop(annotated.px, annotated.py, annotated.distance, options.size)
+
+
+def _require_shown(annotated: AnnotatedObject, image: RawImage, crop: Crop, options: ImageOptions) -> None:
+    """Raise AnnotationError for a crop that would not show the object."""
     x1, y1, x2, y2 = annotated.bbox
     if x2 <= 0 or y2 <= 0 or x1 >= image.width or y1 >= image.height:
         size = f"{image.width}x{image.height}"
@@ -285,7 +351,6 @@ def _crop(annotated: AnnotatedObject, image: RawImage, options: ImageOptions) ->
     if times > _MOST_TIMES_LARGER:
         words = f"{times:.0f} times as large as the crop that its distance gives"
         raise AnnotationError("crop shows too little", f"the bbox is {words} (is it in units of the object's size?)")
-    return crop
 
 
 def _record(
@@ -297,6 +362,7 @@ def _record(
     image: RawImage,
     image_file: str,
     layout: RawLayout,
+    category: str,
 ) -> ObjectRecord:
     px, py, viewport = crop_principal(
         annotated.px, annotated.py, annotated.viewport, left=crop.left, top=crop.top, scale=crop.scale
@@ -304,7 +370,7 @@ def _record(
     return ObjectRecord(
         file_name=file_name,
         id=f"{job.key}/{index}",
-        category=annotated.category or job.category,
+        category=category,
         pose=Pose(annotated.azimuth, annotated.elevation, annotated.theta, annotated.distance, float(px), float(py)),
         viewport=float(viewport),
         width=crop.size,

@@ -107,6 +107,8 @@ def _counted(result: ImageResult) -> Iterator[tuple[str, str]]:
     yield "images", ""
     yield from (("filtered", reason) for reason in result.filtered)
     yield from (("rejected", reject["reason"]) for reject in result.rejects)
+    yield from (("folder", name) for name in result.classes_by_folder)
+    yield from (("kept", reason) for reason in result.kept_faults)
     for record in result.records:
         yield "category", record["category"]
         yield "status", record["object_status"]
@@ -114,7 +116,8 @@ def _counted(result: ImageResult) -> Iterator[tuple[str, str]]:
 
 
 def _account(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
-    by: dict[str, dict[str, int]] = {kind: {} for kind in ("filtered", "rejected", "category", "status", "absent")}
+    kinds = ("filtered", "rejected", "category", "status", "absent", "folder", "kept")
+    by: dict[str, dict[str, int]] = {kind: {} for kind in kinds}
     for (kind, name), count in sorted(counts.items()):
         by.setdefault(kind, {})[name] = count
     written, filtered, rejected = (sum(by[kind].values()) for kind in ("category", "filtered", "rejected"))
@@ -130,6 +133,8 @@ def _account(counts: Counter[tuple[str, str]]) -> dict[str, Any]:
         "written_by_category": by["category"],
         "written_by_status": by["status"],
         "absent_fields": by["absent"],
+        "classes_by_folder": by["folder"],
+        "kept_faults": by["kept"],
     }
 
 
@@ -167,6 +172,10 @@ def _report(summary: Mapping[str, Any], out: Path) -> None:
         for kind in ("filtered", "rejected"):
             for reason, count in account[f"{kind}_by_reason"].items():
                 logger.info("%s: %d %s: %s", split, count, kind, reason)
+        for name, count in account.get("classes_by_folder", {}).items():
+            logger.info("%s: %d of the class %s, which is not known, go by their folder", split, count, name)
+        for reason, count in account.get("kept_faults", {}).items():
+            logger.info("%s: %d kept by --published-filter in spite of: %s", split, count, reason)
     leaks = summary["in_several_splits"]
     if leaks["images"]:
         logger.warning(

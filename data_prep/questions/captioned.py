@@ -79,5 +79,5 @@ def _objects_of(line: CaptionLine, scene: Scene) -> list[ObjectRecord]:
     if line.writer == GRAMMAR:  # its sentences are known; "a picture of a picture" breaks rules for others only
         check_caption(line.caption, objects)
     else:
-        check_words(line.caption, objects)
+        check_words(line.caption, objects, names=not line.any_nouns)
     return objects

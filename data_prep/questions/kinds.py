@@ -14,18 +14,21 @@ from data_prep.questions.single import DescribedKind, JointKind, ListedKind, Pos
 from data_prep.questions.words import ChoiceKind, YesNoKind
 
 
-def make_kinds(captions: Mapping[str, CaptionLine] | None = None) -> dict[str, Kind]:
+def make_kinds(
+    captions: Mapping[str, CaptionLine] | None = None, descriptions: Mapping[str, str] | None = None
+) -> dict[str, Kind]:
     """Make all kinds, by name, those of the default first.
 
     Args:
         captions: picture (relative to its split) -> its line of captions.jsonl; without it, the grammar writes captions.
+        descriptions: canonical category -> a description in place of the taxonomy's.
     """
     kinds: tuple[Kind, ...] = (
         JointKind(),
         PoseKind(),
         CaptionKind(captions),
         ListedKind(),
-        DescribedKind(),
+        DescribedKind(descriptions),
         BoxKind(),
         BoxJointKind(),
         LocateKind(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from data_prep.questions.base import (
     CATEGORY,
@@ -23,6 +24,7 @@ from llava_pose.data.conversation import (
     POSE_TOKEN,
     object_words,
 )
+from llava_pose.data.descriptions import description_of
 from llava_pose.data.records import ObjectRecord
 from llava_pose.pose import categories
 
@@ -101,19 +103,26 @@ class ListedKind:
 
 
 class DescribedKind:
-    """Asks for the pose of what is described, not named, as one would ask for a category that no training picture shows."""
+    """Asks for the pose of what is described, not named, as one would ask for a category that no training picture shows.
+
+    Args:
+        descriptions: canonical category -> a description that stands in place of the taxonomy's.
+    """
 
     name, balanced, rank = "described", False, 0
     questions = DESCRIBED_QUESTIONS
     pose_answer = DESCRIBED_ANSWER.format(pose=POSE_TOKEN)
 
+    def __init__(self, descriptions: Mapping[str, str] | None = None) -> None:
+        self._own = descriptions or {}
+
     def applies(self, scene: Scene, record: ObjectRecord) -> bool:
         alone = len(scene.owners) == 1 or noun(record) in scene.references[record.id]
-        return alone and bool(category_of(record).description)
+        return alone and bool(description_of(category_of(record), self._own))
 
     def ask(self, asking: Asking) -> Turn:
         record = asking.record
-        description = category_of(record).description
+        description = description_of(category_of(record), self._own)
         phrasing = asking.choose(self.questions)
         names = phrasing is self.questions[2]
         return Turn(

@@ -68,6 +68,7 @@ class AnnotatedObject:
         cad_index: counts from 1; 0 where the annotation has none.
         extra: raw fields that have no place of their own.
         absent: the standard fields that the raw annotation has not.
+        faults: why it would be refused, had it not been asked for what the published preprocessing keeps.
     """
 
     azimuth: float
@@ -89,6 +90,7 @@ class AnnotatedObject:
     instance: str
     extra: dict[str, Any]
     absent: tuple[str, ...]
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,28 @@ def object_status(raw: Mapping[str, Any]) -> str | None:
     return None if status is None else str(status)
 
 
-def filter_reason(raw: Mapping[str, Any]) -> str | None:
-    """Return why an object is left out by the published protocol, or None if it is used."""
+def filter_reason(raw: Mapping[str, Any], *, published: bool = False) -> str | None:
+    """Return why an object is left out, or None if it is used: by our reading of the published protocol, or exactly by the
+    published preprocessing's own two lines, which know of no ``ignore`` and take every status but one.
+    """
+    if published:
+        if "object_status" not in raw:
+            return "object_status missing"
+        if plain(raw["object_status"]) == BAD_STATUS:
+            return BAD_STATUS
+        return "distance not positive" if _number(raw, "distance") <= 0 else None
     status = object_status(raw)
     if status is None:
         return "object_status missing"
     return None if status in GOOD_STATUSES else str(status)
 
 
-def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
+def parse_object(raw: Mapping[str, Any], *, published: bool = False) -> AnnotatedObject:
     """Return a raw dict in plain types, checked.
+
+    Args:
+        published: take a box whose corners are swapped or that is empty, as the published preprocessing does, which looks at
+            no box: the corners are put in order, the raw box stays in ``extra``, and ``faults`` says so.
 
     `px` and `py` fall back on `principal`, `focal` on 1 and `viewport` on 2000, ImageNet3D's constants; a missing
     `class`, `cad_index`, `dense`, `source`, `instance`, `height` or `width` is left empty. Everything else is needed.
@@ -210,6 +224,18 @@ def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
             values[name] = principal[axis]
     azimuth, elevation, theta = (_angle(values, name) for name in ("azimuth", "elevation", "theta"))
     px, py = _pixels(values, "px"), _pixels(values, "py")
+    extra, faults = _extra(raw, (px, py)), []
+    bbox = _bbox(values)
+    if min(bbox[2] - bbox[0], bbox[3] - bbox[1]) < 1 / MAX_NUMBER:
+        if not published:
+            raise AnnotationError(
+                "bbox malformed",
+                f"'bbox' {list(bbox)} is empty; it must be (x1, y1, x2, y2) with x1 < x2, y1 < y2",
+            )
+        faults.append("bbox malformed")
+        extra["bbox"] = list(bbox)
+        x1, y1, x2, y2 = bbox
+        bbox = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
     return AnnotatedObject(
         azimuth,
         elevation,
@@ -217,7 +243,7 @@ def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
         distance=_positive(values, "distance"),
         px=px,
         py=py,
-        bbox=_bbox(values),
+        bbox=bbox,
         category=_text(values, "class"),
         focal=_positive(values, "focal", DEFAULT_FOCAL),
         viewport=_positive(values, "viewport", DEFAULT_VIEWPORT),
@@ -228,8 +254,9 @@ def parse_object(raw: Mapping[str, Any]) -> AnnotatedObject:
         dense=_text(values, "dense"),
         source=_text(values, "source"),
         instance=_text(values, "instance"),
-        extra=_extra(raw, (px, py)),
+        extra=extra,
         absent=tuple(name for name in _PARSED_FIELDS if raw.get(name) is None),
+        faults=tuple(faults),
     )
 
 
@@ -346,8 +373,4 @@ def _bbox(values: Mapping[str, Any]) -> tuple[float, float, float, float]:
         raise AnnotationError("bbox malformed", "'bbox' must be four finite numbers (x1, y1, x2, y2); mend it")
     if max(map(abs, box)) > MAX_NUMBER:
         raise AnnotationError("bbox malformed", f"'bbox' {box} is a place in no image; annotate it again")
-    if min(box[2] - box[0], box[3] - box[1]) < 1 / MAX_NUMBER:
-        raise AnnotationError(
-            "bbox malformed", f"'bbox' {box} is empty; it must be (x1, y1, x2, y2) with x1 < x2, y1 < y2"
-        )
     return tuple(box)  # type: ignore[return-value]

@@ -118,6 +118,36 @@ def flat_annotation(record: ObjectRecord, name: str, *, published_distance: bool
     return {field: np.asarray(value) for field, value in values.items()}
 
 
+def published_annotation(record: ObjectRecord, name: str) -> dict[str, np.ndarray]:
+    """Return a record of ``prepare --profile published`` as the published preprocessing writes it, its y2 of boxes included.
+
+    The published fields have the published values: whole pixels of padding and cropping, the origin in the middle of the
+    picture, the distance divided by the resize rate and the raw viewport. Our own stand beside them as in
+    :func:`flat_annotation`.
+    """
+    values = flat_annotation(record, name, published_distance=True)
+    rate, middle = float(values["resize_rate"]), record.width // 2
+    sizes = [int(float(values[f"{side}_original"]) * rate) for side in ("height", "width")]
+    centres = [round(float(record.crop[edge]) * rate) + middle for edge in ("top", "left")]
+    padding = [(max(middle - c, 0), max(middle + c - size, 0)) for c, size in zip(centres, sizes, strict=True)]
+    padded = [size + sum(pads) for size, pads in zip(sizes, padding, strict=True)]
+    cropping = [(max(c - middle, 0), max(side - c - middle, 0)) for c, side in zip(centres, padded, strict=True)]
+    (above, below), (before, _) = padding
+    x1, y1, x2, y2 = np.asarray(values["bbox_original"], dtype=float) * rate
+    right, down = before - cropping[1][0], -cropping[0][0]
+    published: dict[str, Any] = {
+        "class": filed_under(record),
+        # y2 is moved by what is padded below, in the published code
+        "bbox": (x1 + right, y1 + above + down, x2 + right, y2 + below + down),
+        "principal": (record.width / 2, record.height / 2),
+        "px": record.width / 2,
+        "py": record.height / 2,
+        "padding_params": [*padding[0], *padding[1], 0, 0],
+        "cropping_params": [*cropping[0], *cropping[1], 0, 0],
+    }
+    return {**values, **{field: np.asarray(value) for field, value in published.items()}}
+
+
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return the bytes of an npz file; the same arrays give the same bytes."""
     stream = io.BytesIO()
@@ -156,7 +186,7 @@ def raw_annotation(record: ObjectRecord, *, absent_too: bool = False) -> dict[st
         "cad_index": source["cad_index"],
         "height": _size(source["height"]),
         "width": _size(source["width"]),
-        "bbox": (x1 / scale + left, y1 / scale + top, x2 / scale + left, y2 / scale + top),
+        "bbox": extra.pop("bbox", (x1 / scale + left, y1 / scale + top, x2 / scale + left, y2 / scale + top)),
         "class": source["class"],
         "object_status": record.object_status,
         "dense": source["dense"],

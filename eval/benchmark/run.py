@@ -129,5 +129,7 @@ def make_table(config: BenchmarkConfig, done: Sequence[Entry]) -> None:
             out=str(Path(config.output_dir) / f"table{config.table}.md"),
             oracle=oracles or None,
             novel=["all"] if config.table == 2 else None,  # of what was predicted
+            data=config.data,
+            split=config.split,
         )
     )

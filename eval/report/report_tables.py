@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from eval.report.tables import Cell, Section, degrees, failures, paired_section, section, share, spoken_score
+from eval.report.tables import (
+    Cell,
+    Section,
+    degrees,
+    failures,
+    names_note,
+    paired_section,
+    place_section,
+    section,
+    share,
+    spoken_score,
+)
 from llava_pose.pose.categories import CUSTOM_META_CLASS, META_CLASSES
 
 AVERAGE = "Avg"
@@ -63,7 +74,7 @@ def make_table(
     groups = first["groups"]["meta_class"]
     whole = {"n": scores["n"], "n_instances": scores["n_instances"]}
     columns = [{"name": AVERAGE, "meta_class": None, **whole}]
-    for meta in (*META_CLASSES, *(() if CUSTOM_META_CLASS not in groups else (CUSTOM_META_CLASS,))):
+    for meta in (*scores["meta_classes"], *(() if CUSTOM_META_CLASS not in groups else (CUSTOM_META_CLASS,))):
         n = groups.get(meta, {"n": 0})["n"]
         n_instances = groups.get(meta, {}).get("n_instances", n)
         columns.append({"name": ABBREVIATIONS.get(meta, meta), "meta_class": meta, "n": n, "n_instances": n_instances})
@@ -73,6 +84,8 @@ def make_table(
         "title": kind.title,
         **whole,
         "n_categories": len(first["groups"]["category"]),
+        "names": scores["names"],
+        "meta_classes": scores["meta_classes"],
         "thresholds_deg": scores["thresholds_deg"],
         "scores": names,
         "columns": columns,
@@ -95,7 +108,7 @@ def make_table(
 
 
 def published_rows(number: int) -> dict[str, Any]:
-    """Return the published table: source, data, measure, columns, and rows of percentages by system."""
+    """Return the published table: source, data, measure, columns, rows of percentages by system, and their caveats."""
     values = json.loads(resources.files("eval").joinpath("published.json").read_text(encoding="utf-8"))
     table = values.pop("tables")[str(number)]
     return {**values, **table}
@@ -117,6 +130,9 @@ def report_sections(table: Table) -> list[Section]:
     accuracies = list(table["chance"])
     sections = [_main_section(table, accuracy) for accuracy in accuracies]
     sections += [_beside_section(table, accuracy) for accuracy in accuracies]
+    overalls = {name: system["overall"] for name, system in table["systems"].items()}
+    places = place_section("Where objects are, 6D beside rotation", overalls)
+    sections += [] if places is None else [places]
     if table["paired_tests"]:
         sections.append(paired_section(f"Against {table['reference']} on the same objects, in points", table))
     return [*sections, _published_section(table["published"])]
@@ -183,17 +199,32 @@ def _beside_section(table: Table, accuracy: str) -> Section:
 
 
 def _published_section(published: Mapping[str, Any]) -> Section:
-    rows = [[name, *(f"{value:.1f}" for value in values)] for name, values in published["rows"].items()]
+    # a caveat is marked by its number at the rows and columns that it is of; one of the whole table stands without
+    columns, marks, below = list(published["columns"]), dict.fromkeys(published["rows"], ""), []
+    for caveat in published["caveats"]:
+        says = published.get(caveat["says"], caveat["says"])
+        if "columns" not in caveat and "rows" not in caveat:
+            below.append(says)
+            continue
+        mark = f" ({1 + sum(line.startswith('(') for line in below)})"
+        below.append(f"{mark.strip()} {says}")
+        if "columns" in caveat:  # of the meta classes
+            columns[1:] = [f"{name}{mark}" for name in columns[1:]]
+        for name in caveat.get("rows", ()):
+            marks[name] += mark
+    rows = [[f"{name}{marks[name]}", *(f"{v:.1f}" for v in values)] for name, values in published["rows"].items()]
     title = (
         f"Published, on {published['data']}: {published['measure']}, in %. Other data than above unless the files are its "
         f"evaluation set: for orientation, not ranked. {published['source']}"
     )
-    return section(title, ["published", *published["columns"]], rows)
+    return section(title, ["published", *columns], rows, below)
 
 
 def report_notes(table: Table) -> list[str]:
     """Say what must be known to read the table."""
-    notes, systems = [], table["systems"]
+    notes, systems = [names_note(table["names"])], table["systems"]
+    whose = f"those of {table['meta_classes_of']}" if "meta_classes_of" in table else "this project's own"
+    notes.append(f"Meta classes: {whose}; the report's own list was never released.")
     if any(system["oracle"] for system in systems.values()):
         notes.append("oracle: trained on the novel categories as well; a bound, and not compared for the best.")
     if table["n_instances"] < table["n"]:

@@ -6,7 +6,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from eval.report.tables import Cell, Section, bare, degrees, failures, paired_section, section, share
+from eval.report.tables import (
+    Cell,
+    Section,
+    bare,
+    degrees,
+    failures,
+    names_note,
+    paired_section,
+    place_section,
+    section,
+    share,
+)
 
 MOST_CATEGORIES = 40  # a terminal shows so many categories; of more only the worst, and says so
 _WORST_CATEGORIES = 20
@@ -31,7 +42,7 @@ def score_sections(scores: Scores) -> list[Section]:
     )
     if len(systems) > 1:
         tests = paired_section(f"against {scores['reference']} on the same objects, in points", scores)
-        return [_systems(title, scores), *_groups_side_by_side(scores), tests]
+        return [_systems(title, scores), *_places(systems), *_groups_side_by_side(scores), tests]
     name = next(iter(systems))
     columns = _columns(scores)
     rows = {"all objects": first["overall"], "mean over categories": first["mean_over_categories"]}
@@ -39,7 +50,12 @@ def score_sections(scores: Scores) -> list[Section]:
         del rows["mean over categories"]
     whole = section(title, [name, *columns], [*_rows(columns, rows), _chance(scores, columns)])
     groups = [section(heading, [name, *columns], _rows(columns, named)) for _, heading, named in _groups(scores)]
-    return [whole, *groups]
+    return [whole, *_places(systems), *groups]
+
+
+def _places(systems: Mapping[str, Scores]) -> list[Section]:
+    found = place_section("Where objects are", {name: system["overall"] for name, system in systems.items()})
+    return [] if found is None else [found]
 
 
 def score_notes(scores: Scores) -> list[str]:
@@ -63,7 +79,7 @@ def score_notes(scores: Scores) -> list[str]:
         lines.append("sym: accuracy of the least error over the category's symmetries.")
     if any("class_accuracy" in overall for overall in overalls.values()):
         lines.append("3D: the pose is under the threshold and the class is right.")
-    return lines
+    return [*lines, names_note(scores["names"])]
 
 
 def _columns(scores: Scores) -> dict[str, Callable[[Scores], str | Cell]]:

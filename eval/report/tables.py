@@ -21,15 +21,18 @@ class Cell(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One table with what is said above it. Cells are text or :class:`Cell`; the first column holds the rows' names."""
+    """One table with what is said above and below it. Cells are text or :class:`Cell`; the first column names the rows."""
 
     title: str
     frame: pd.DataFrame
+    below: Sequence[str] = ()
 
 
-def section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> Section:
+def section(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Cell]], below: Sequence[str] = ()
+) -> Section:
     """Make a section of rows, each as long as the columns are many."""
-    return Section(title, pd.DataFrame(list(rows), columns=list(columns), dtype=object))
+    return Section(title, pd.DataFrame(list(rows), columns=list(columns), dtype=object), below)
 
 
 def share(scores: Mapping[str, Any], name: str, *, best: bool = False) -> Cell:
@@ -73,6 +76,45 @@ def paired_section(title: str, scores: Mapping[str, Any]) -> Section:
     return section(title, ["system", "score", "difference", "only it hits", "only the other", "p"], rows)
 
 
+_PLACE_COLUMNS = {
+    "distance": "distance, % off",
+    "centre": "centre, % of the box",
+    "corners": "corners, % of the box",
+    "add": "ADD, % of the model",
+}
+
+
+def place_section(title: str, named: Mapping[str, Mapping[str, Any]]) -> Section | None:
+    """Make the table of where objects are, a row for each system or group whose scores have it; None where none has.
+
+    Args:
+        named: name -> scores of a group.
+    """
+    places = {name: scores["place"] for name, scores in named.items() if scores.get("place")}
+    measures = [m for m in _PLACE_COLUMNS if any(m in place for place in places.values())]
+    if not measures:
+        return None
+    header = ["n", *(_PLACE_COLUMNS[m] for m in measures), *(f"{m} < 10%" for m in measures)]
+    rows: list[list[str | Cell]] = []
+    for name, place in places.items():
+        cells = [share(place.get(m, {}), part) for part in ("median", "within") for m in measures]
+        counts = sorted({place[m]["n"] for m in measures if m in place})
+        rows.append([name, "–".join(map(str, counts[:: max(1, len(counts) - 1)])), *cells])
+    title = f"{title}: medians, and shares of objects whose error is under 10%, with 95% intervals"
+    return section(title, ["where objects are", *header], rows)
+
+
+def names_note(names: Mapping[str, Any]) -> str:
+    """Say over which names was scored: how many of ImageNet3D v1's, and which others."""
+    others, most = names["not_in_v1"], 20
+    of_v1 = "all" if names["in_v1"] == names["v1"] else f"{names['in_v1']} of the"
+    note = f"Names: {of_v1} {names['v1']} categories of ImageNet3D v1"
+    if not others:
+        return f"{note}, and no others."
+    more = f" and {len(others) - most} more" if len(others) > most else ""
+    return f"{note}, and {len(others)} that are not in it ({', '.join(others[:most])}{more})."
+
+
 def spoken_score(name: str) -> str:
     """Return the name of a score as it heads a column: "3D@30" of "3d_acc@30"."""
     return name.replace("3d_acc", "3D")
@@ -90,13 +132,14 @@ def as_text(sections: Sequence[Section], notes: Sequence[str] = (), *, beside: b
     from rich.text import Text
 
     parts: list[Text | Table] = []
-    for title, frame in sections:
+    for title, frame, below in sections:
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for number, name in enumerate(frame.columns):
             table.add_column(Text(printable_line(name)), justify="right" if number else "left", no_wrap=True)
         for row in frame.itertuples(index=False):
             table.add_row(*(Text(_text_of(value, beside)) for value in row))
-        parts += [*([Text(printable_line(title))] if title else []), table, Text()]
+        lines_below = [Text(printable_line(line)) for line in below]
+        parts += [*([Text(printable_line(title))] if title else []), table, *lines_below, Text()]
     console = Console(file=io.StringIO(), width=_WIDE, color_system=None)
     lines = console.render_lines(Group(*parts, *(Text(printable_line(note)) for note in notes)), pad=False)
     return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines).rstrip() + "\n"
@@ -115,10 +158,12 @@ def _text_of(value: str | Cell, beside: bool) -> str:
 def as_markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
     """Return a page of Markdown: a heading, each table, the best of a column in bold, and the notes as a list."""
     parts = [f"# {_escaped(title)}\n"]
-    for above, frame in sections:
+    for above, frame, below in sections:
         rows = [[_escaped(name) for name in frame.columns], ["---", *["---:"] * (len(frame.columns) - 1)]]
         rows += [[_markdown_of(value) for value in row] for row in frame.itertuples(index=False)]
         parts.append(f"{_escaped(above)}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
+        if below:
+            parts.append("\n".join(f"- {_escaped(line)}" for line in below) + "\n")
     if notes:
         parts.append("\n".join(f"- {_escaped(note)}" for note in notes) + "\n")
     return "\n".join(parts)
@@ -151,8 +196,9 @@ def as_page(title: str, sections: Sequence[Section], notes: Sequence[str], plots
                 printable_line(above),
                 list(map(printable_line, frame.columns)),
                 [list(map(_cell_of, row)) for row in rows],
+                list(map(printable_line, below)),
             )
-            for above, frame in sections
+            for above, frame, below in sections
             for rows in [frame.itertuples(index=False)]
         ],
         notes=list(map(printable_line, notes)),

@@ -52,6 +52,9 @@ class LlavaPoseOptions(SystemOptions):
     describe: bool = field(
         default=False, metadata={"help": "Ask for an object by its category's description, not by its name."}
     )
+    descriptions: str | None = field(
+        default=None, metadata={"help": "With describe, a JSON file of descriptions in place of the taxonomy's."}
+    )
     flip: bool = field(default=False, metadata={"help": "Ask about the mirror image too, in predicting."})
     batch_size: PositiveInt = field(default=32, metadata={"help": "The objects of a forward pass, in predicting."})
 
@@ -65,6 +68,8 @@ class LlavaPoseOptions(SystemOptions):
             told = [name for name in ("train_json", "instruct", "train") if getattr(self, name) is not None]
             if told:
                 raise InputError(f"{self.system}: {told[0]} has no effect on a checkpoint that is trained already")
+        if self.descriptions is not None and not self.describe:
+            raise InputError(f"{self.system}: descriptions are asked with under describe alone; add it")
         if self.train_json is not None and self.instruct is not None:
             raise InputError(f"{self.system}: instruct has no effect on a train_json that is there")
 
@@ -120,6 +125,7 @@ class LlavaPose:
                 task=options.task,
                 candidates=self._candidates(),
                 describe=options.describe,
+                descriptions=options.descriptions,
                 flip=options.flip,
                 categories=options.categories,
                 system=options.system,

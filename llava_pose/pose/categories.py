@@ -4,6 +4,8 @@ The names are those of ImageNet3D (Ma et al., 2024). For each there is a name to
 of the 63 categories that open-vocabulary models are trained on ("known"; the rest is "novel"), its symmetries in the
 canonical frame (z up, the front faces -y), and a description in plain English for open-vocabulary prompts.
 
+The released version 1 of ImageNet3D has 189 of them (``in_v1``); the others stand in the published lists of names alone.
+
 The paper names the seven meta classes but publishes no list of their members, so the assignment here is the project's
 own. It goes by the first that fits: Vehicles (carries people or loads), Music, Sports (and games and amusements),
 Furniture (and fixtures of a room), Work (tools, instruments, office, laboratory, street), Electronics (runs on
@@ -82,6 +84,7 @@ class Category:
         front, up: noun phrases that say what looks to -y and to +z; empty if not known.
         description: shape, parts, use, front and up, in a few sentences; empty if not known.
         aliases: further names that mean this category.
+        in_v1: one of the 189 categories of the released ImageNet3D v1.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Category:
     up: str = ""
     description: str = ""
     aliases: tuple[str, ...] = ()
+    in_v1: bool = True
 
     @classmethod
     def custom(cls, name: str) -> Category:
@@ -117,6 +121,7 @@ class Category:
             known=False,
             symmetry=("none", "none", "none"),
             mirror_axis=None,
+            in_v1=False,
         )
 
     @property

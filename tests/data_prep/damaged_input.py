@@ -359,12 +359,6 @@ KINDS: dict[str, Kind] = {
     "cad_index_negative": _field(
         "cad_index malformed", "'cad_index' is -1 and must be a whole number; mend it", cad_index=-1
     ),
-    "class_unknown": _field(
-        "unknown category",
-        "unknown category 'flux_capacitor': llava_pose/categories.json lists the names, or allow categories of your own "
-        "with --allow-custom-categories",
-        **{"class": "flux_capacitor"},
-    ),
     # where the object is
     "bbox_left_of_the_image": _placed(
         "bbox outside image",

@@ -271,6 +271,19 @@ def test_unknown_category(raw_dataset: Any, outcome: Callable[..., Outcome]) -> 
     )
 
 
+def test_an_unknown_class_goes_by_its_folder_and_is_counted(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
+    raw_dataset.add("n1", objects=[raw_dataset.object(**{"class": name}) for name in ("flux_capacitor", "a/b", "bus")])
+    result = outcome()
+    assert [record.category for record in result.records] == ["car", "car", "bus"]
+    assert result.records[0].source["class"] == "flux_capacitor", "what was annotated is kept"
+    assert result.summary["splits"]["train"]["classes_by_folder"] == {"a/b": 1, "flux_capacitor": 1}
+
+
+def test_an_unknown_class_in_an_unknown_folder_is_rejected(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
+    raw_dataset.add("n1", category="gizmo", objects=[raw_dataset.object(**{"class": "flux_capacitor"})])
+    assert_one_reject(outcome(), "annotations/gizmo/n1.npz", "unknown category", 0, "'flux_capacitor'")
+
+
 def test_unknown_category_allowed(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
     raw_dataset.add("n1", category="flux_capacitor", objects=[raw_dataset.object(**{"class": "flux_capacitor"})])
     (record,) = outcome(allow_custom_categories=True).records

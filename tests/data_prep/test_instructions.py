@@ -25,6 +25,7 @@ from data_prep.instruct.command import (
 from llava_pose.data.conversation import POSE_TOKEN, describe_pose, validate_sample
 from llava_pose.data.records import ObjectRecord, Pose, write_records
 from llava_pose.errors import InputError
+from llava_pose.pose import categories
 
 CATEGORIES = ("car", "aeroplane", "scissors", "bottle", "cup")
 
@@ -296,6 +297,21 @@ def test_the_command(prepared, capsys, caplog):
     assert capsys.readouterr().out == ""
 
 
+def test_ones_own_descriptions_are_asked_in_place_of_the_taxonomys(tmp_path):
+    prepared = make_prepared(tmp_path / "prepared", [make_record(2), make_record(3)])
+    own, texts = tmp_path / "own.json", {}
+    own.write_text(json.dumps({"bottle": "A tall thing with a neck, on the left of the shelf. People drink from it."}))
+    for name, options in (("taxonomy", {}), ("own", {"descriptions": str(own)})):
+        samples = run(prepared, kinds=["described"], **options)
+        texts[name] = {sample["category"]: text_of(sample) for sample in samples}
+        flippable = {sample["category"]: sample["flippable"] for sample in samples}
+    assert "A tall thing with a neck" in texts["own"]["bottle"]
+    assert not flippable["bottle"], "its words have a side, which a mirror swaps"
+    assert "A tall thing with a neck" not in texts["taxonomy"]["bottle"]
+    (other,) = texts["own"].keys() - {"bottle"}
+    assert categories.get(other).description in texts["own"][other], "a category that the file does not have"
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -304,6 +320,7 @@ def test_the_command(prepared, capsys, caplog):
         ({"kinds": []}, "name each kind once"),
         ({"kinds": ["pose"], "weights": [1.0, 2.0]}, "--weights: give one for each of the 1 kinds, not 2"),
         ({"captions": "x.jsonl", "kinds": ["pose"]}, "--captions: they are for the kind caption"),
+        ({"descriptions": "x.json", "kinds": ["pose"]}, "--descriptions: they are for the kind described"),
         ({"weights": [0.0, 0.0, 0.0]}, "must not be all 0"),
         ({"weights": [1.0, -1.0, 1.0]}, "--weights: must be at least 0"),
         ({"weights": [1.0, float("nan"), 1.0]}, "--weights: must be (at least 0|a finite number)"),

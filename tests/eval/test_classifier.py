@@ -116,6 +116,30 @@ def test_losses_are_added_one_to_one():
     torch.testing.assert_close(output.loss, expected)
 
 
+def test_the_published_losses_are_a_mean_of_angles_and_for_table_2_the_pose_alone():
+    pixels, angles, category = torch.randn(3, 3, 32, 32), torch.rand(3, 3), torch.tensor([0, 1, 1])
+    bins = torch.from_numpy(angles_to_bins(angles.numpy()))
+    for class_weight in (1.0, 0.0):
+        weights = {"pose_weight": 1 / 3, "class_weight": class_weight}
+        config = PoseClassifierConfig(backbone_config=small_resnet(), categories=["car", "cup"], **weights)
+        output = PoseClassifier(config).eval()(pixels, angles=angles, category=category)
+        of_angles = [
+            torch.nn.functional.cross_entropy(logits, bins[:, index])
+            for index, logits in enumerate(output.raw_rotation.split(40, -1))
+        ]
+        expected = torch.stack(of_angles).mean()
+        if class_weight:
+            expected = expected + torch.nn.functional.cross_entropy(output.category_logits, category)
+        torch.testing.assert_close(output.loss, expected)
+        output.loss.backward()
+
+
+def test_the_weights_of_the_losses_reach_the_network(recipe):
+    run(ClassifierConfig(**recipe, pose_weight=0.25, class_weight=0.0))
+    config = load_classifier(Path(recipe["output_dir"]))[0].config
+    assert (config.pose_weight, config.class_weight) == (0.25, 0.0)
+
+
 def test_mirror_images_have_mirrored_poses_and_guitars_have_none(prepared):
     records = read_records(prepared, "train")
     processor = ViTImageProcessor(size={"height": 32, "width": 32})

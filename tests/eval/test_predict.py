@@ -420,6 +420,21 @@ def test_a_description_is_asked_as_instruct_writes_it(
     named = read_predictions(whole["pose"].out)
     assert all(a.pose != b.pose for a, b in zip(described, named, strict=True))
     assert read_yaml(settings_file(config.out, "predict"))["describe"] is True
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"dining table": description}))
+    same = replace(config, out=str(tmp_path / "own.jsonl"), descriptions=str(own))
+    assert [p.pose for p in read_predictions(predict(same))] == [p.pose for p in described], (
+        "the same text, the same answer"
+    )
+    own.write_text(json.dumps({"dining table": "A long flat thing. People use it."}))
+    others = read_predictions(predict(replace(same, out=str(tmp_path / "others.jsonl"))))
+    assert [a.pose == b.pose for a, b in zip(others, described, strict=True)] == [
+        p.category != "diningtable" for p in described
+    ]
+    with pytest.raises(InputError, match="begun before the descriptions changed"):
+        predict(same)
+    with pytest.raises(InputError, match="--descriptions: are asked with under --describe alone"):
+        replace(same, describe=False)
     with pytest.raises(InputError, match="begun with describe True, not False"):
         predict(replace(config, describe=False))
 

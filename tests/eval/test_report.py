@@ -136,7 +136,7 @@ def test_several_systems_stand_side_by_side():
     systems = [many(system=name, seed=seed) for seed, name in enumerate(["one", "two", "three"])]
     scores = scores_of(*systems)
     text = score_text(scores)
-    titles = [above for above, _ in score_sections(scores)]
+    titles = [part.title for part in score_sections(scores)]
     assert titles[1:] == [
         "acc@30 by meta class",
         "acc@30 by category",

@@ -10,6 +10,7 @@ from PIL import Image
 
 from eval.score import main, plot_paths
 from eval.scoring import chance_accuracy, mean_over_categories
+from llava_pose.pose.categories import all_categories
 
 TRUE = {"azimuth": 1.0, "elevation": 0.0, "theta": 0.0}
 
@@ -227,6 +228,19 @@ def test_a_missing_answer_can_count_as_a_failure(tmp_path):
     assert overall(scores, "b")["failures"]["no_answer"] == 1
     assert overall(scores, "b")["acc@30"]["value"] == pytest.approx(0.75)
     assert overall(scored(tmp_path, a, b, options=["--samples", "common"]), "b")["acc@30"]["value"] == 1
+
+
+def test_scores_say_over_which_names_they_are(tmp_path, capsys):
+    """Whole ImageNet3D v1 has 189 categories; the taxonomy has 13 more, and people have their own."""
+    scores = scored(
+        tmp_path, [line(i, category=name) for i, name in enumerate(("car", "hovercraft", "chime", "my cup"))]
+    )
+    assert scores["names"] == {"in_v1": 2, "v1": 189, "not_in_v1": ["chime", "my_cup"]}
+    sentence = "2 of the 189 categories of ImageNet3D v1, and 2 that are not in it (chime, my_cup)."
+    assert sentence in capsys.readouterr().out
+    released = [category.name for category in all_categories() if category.in_v1]
+    scored(tmp_path, [line(i, category=name) for i, name in enumerate(released)])
+    assert "Names: all 189 categories of ImageNet3D v1, and no others." in capsys.readouterr().out
 
 
 def test_plots_and_a_table_come_with_the_scores(tmp_path, capsys):

@@ -86,6 +86,13 @@ def test_columns_are_the_average_and_the_seven_meta_classes(tmp_path):
     assert "| n | 8 | 2 | 2 | 0 | 0 | 0 | 2 | 2 |" in markdown
 
 
+def test_a_table_says_over_which_names_it_is(tmp_path):
+    table = made(tmp_path, [line(0), line(0, category="oboe")], table=1)
+    assert table["names"] == {"in_v1": 1, "v1": 189, "not_in_v1": ["oboe"]}
+    sentence = "1 of the 189 categories of ImageNet3D v1, and 1 that are not in it (oboe)."
+    assert sentence in (tmp_path / "table.md").read_text()
+
+
 def test_averages_are_over_objects_and_the_mean_over_categories_stands_beside(tmp_path):
     """Three cars hit, one bus missed: 75% of the objects, half of the categories."""
     lines = [*(line(i, 1) for i in range(3)), line(0, 90, category="bus")]
@@ -287,6 +294,70 @@ def test_published_rows_are_those_of_the_paper():
         for values in published["rows"].values():
             assert len(values) == len(COLUMNS)
             assert min(values[1:]) <= values[0] <= max(values[1:])
+
+
+def test_caveats_stand_under_the_rows_that_they_concern(tmp_path, capsys):
+    made(tmp_path, [line(0)], table=1)
+    _, published = (tmp_path / "table.md").read_text().split("Published, on ImageNet3D")
+    table, below = published.split("\n\n", 2)[1:]
+    assert "| published | Avg | Elec (1) | Furn (1) |" in table
+    (mae,) = [row for row in table.splitlines() if row.startswith("| MAE")]
+    number = mae.split("|")[1].split("(")[1].strip(" )")
+    assert f"- ({number}) MAE ran with its default mask of 75%" in below
+    assert "- (1) The list of which categories belong to which meta class was never released" in below
+    assert "- Each score is that of the probe" in below, "of the whole table, so that no row is marked"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_caveat_names_rows_that_are_there_and_is_a_sentence(number):
+    published = published_rows(number)
+    for caveat in published["caveats"]:
+        says = published.get(caveat["says"], caveat["says"])
+        assert says[0].isupper()
+        assert says.endswith(".")
+        assert set(caveat.get("rows", ())) <= set(published["rows"])
+        assert caveat.get("columns", "meta") == "meta"
+    assert any("columns" in caveat for caveat in published["caveats"]), "the meta classes are never quite those of ours"
+
+
+def test_table_2_says_that_its_columns_cannot_be_compared(tmp_path, capsys):
+    path = write(tmp_path / "p.jsonl", [line(0, category="airship")])
+    assert main([path, "--table", "2", "--out", str(tmp_path / "t.md")]) == 0
+    published = capsys.readouterr().out.split("Published, on ImageNet3D")[1]
+    assert "(1) Not comparable: the published script sorts the errors of novel categories" in published
+    assert "(1) Not comparable" in (tmp_path / "t.html").read_text()
+
+
+# ------------------------------------------------------------------ another partition into meta classes
+
+
+def test_a_partition_of_ones_own_makes_the_columns(tmp_path):
+    file = tmp_path / "metas.json"
+    file.write_text(json.dumps({"Wheeled": ["car", "trolley bus"], "Vehicles": ["flux capacitor"]}))
+    lines = [line(0), line(0, 90, category="trolleybus"), line(0, category="flux capacitor"), line(0, category="cup")]
+    table = made(tmp_path, lines, table=1, meta_classes=str(file))
+    assert [(c["name"], c["n"]) for c in table["columns"]] == [("Avg", 4), ("Wheeled", 2), ("Veh", 1), ("Other", 1)]
+    assert shares(table, "mine") == [75.0, 50.0, 100.0, 100.0]
+    assert "Meta classes: those of metas.json" in (tmp_path / "table.md").read_text()
+    made(tmp_path, lines, table=1)
+    assert "Meta classes: this project's own" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[]", r"must be an object, meta class -> list of categories"),
+        ('{"A": "car"}', r"must be an object, meta class -> list of categories"),
+        ('{"A": ["car"], "B": ["Car"]}', r"'Car' stands in 'A' and in 'B'; take it out of one"),
+        ('{"Other": ["car"]}', r"'Other' cannot name a meta class"),
+        ("{", r"not valid JSON .*; mend the meta classes"),
+    ],
+)
+def test_a_partition_that_is_none_is_named(text, match, tmp_path):
+    file = tmp_path / "metas.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=rf"metas\.json: {match}"):
+        made(tmp_path, [line(0)], table=1, meta_classes=str(file))
 
 
 def test_published_rows_stand_apart_and_are_never_the_best(tmp_path, capsys):

@@ -40,6 +40,19 @@ class ClassifierOptions(NetworkOptions):
     head_hidden_size: NonNegativeInt = field(
         default=0, metadata={"help": "The units of the heads' hidden layer; 0 makes linear heads, as published."}
     )
+    pose_weight: Rate | None = field(
+        default=None,
+        metadata={
+            "help": "The weight of the rotation's loss, by default 1. Published is the mean of the three angles' "
+            "cross-entropies, a third of their sum, which bins have."
+        },
+    )
+    class_weight: Rate | None = field(
+        default=None,
+        metadata={
+            "help": "The weight of the category's loss, by default 1; 0 leaves the pose head alone, as published in Table 2."
+        },
+    )
     augment: NonNegativeInt = field(
         default=0,
         metadata={

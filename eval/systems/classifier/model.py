@@ -32,6 +32,7 @@ class PoseClassifierConfig(PreTrainedConfig):
         pooling: "mean" of the last feature map, or "flatten": all its positions side by side, so that a head knows what
             is where; the picture's size is then fixed.
         head_hidden_size: units of a hidden layer before the heads; 0: linear heads.
+        pose_weight, class_weight: of the two losses in their sum.
     """
 
     model_type = "pose_classifier"
@@ -43,6 +44,8 @@ class PoseClassifierConfig(PreTrainedConfig):
         rotation: str = "bins",
         pooling: str = "mean",
         head_hidden_size: int = 0,
+        pose_weight: float = 1.0,
+        class_weight: float = 1.0,
         **kwargs: Any,
     ):
         if isinstance(backbone_config, dict):
@@ -55,6 +58,8 @@ class PoseClassifierConfig(PreTrainedConfig):
         self.rotation = rotation
         self.pooling = pooling
         self.head_hidden_size = head_hidden_size
+        self.pose_weight = pose_weight
+        self.class_weight = class_weight
         super().__init__(**kwargs)
 
 
@@ -73,7 +78,7 @@ class PoseClassifierOutput(ModelOutput):
 
 
 class PoseClassifier(PreTrainedModel):
-    """Backbone and heads; the losses of rotation and category are added 1:1, as published."""
+    """Backbone and heads; the losses of rotation and category are added by their weights."""
 
     config_class = PoseClassifierConfig
     main_input_name = "pixel_values"
@@ -125,7 +130,9 @@ class PoseClassifier(PreTrainedModel):
         raw, logits = self.rotation_head(hidden).float(), self.category_head(hidden).float()
         loss = None
         if angles is not None:
-            loss = self.representation.loss(raw, angles).mean() + F.cross_entropy(logits, cast(Tensor, category))
+            of_class = F.cross_entropy(logits, cast(Tensor, category))
+            of_pose = self.representation.loss(raw, angles).mean()
+            loss = self.config.pose_weight * of_pose + self.config.class_weight * of_class
         return PoseClassifierOutput(loss=loss, raw_rotation=raw, category_logits=logits)
 
     def rotations(self, raw_rotation: Tensor) -> Tensor:

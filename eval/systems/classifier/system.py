@@ -58,6 +58,8 @@ class ClassifierConfig(ClassifierOptions, RunArguments):  # type: ignore[misc]  
             raise InputError("the option --backbone is needed, or --backbone-config in its place; see --help")
         if self.deepspeed:
             raise InputError("--deepspeed: a pose classifier is small; train on several devices with torchrun")
+        if self.pose_weight == 0:
+            raise InputError("--pose-weight 0: a pose classifier learns poses; give it a weight")
         if self.lr_step_epochs and self.warmup_steps:
             raise InputError("--lr-step-epochs: the rate begins at its height; set --warmup-steps to 0")
         super().__post_init__()
@@ -167,6 +169,8 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         rotation=config.rotation,
         pooling=config.pooling,
         head_hidden_size=config.head_hidden_size,
+        pose_weight=1.0 if config.pose_weight is None else config.pose_weight,
+        class_weight=1.0 if config.class_weight is None else config.class_weight,
     )
     with loading(f"--backbone {config.backbone or backbone_config.model_type}: cannot be used"):
         model = PoseClassifier(settings, image_size=input_size(image_processor))

@@ -16,7 +16,7 @@ GOLDEN = {
     "the default": ({}, "bac0a62b3eaee32fb3e17d7fdd385d6a"),
     "all kinds": (
         {"kinds": ["all"], "questions_per_object": 8, "turns_per_conversation": 3, "seed": 2},
-        "6a6895163469c4bbd9b90552cd1b5025",
+        "3568c80cfaeecb40c4d07433eae27f6c",
     ),
     "balanced kinds alone": (
         {"kinds": ["yesno", "choice", "relative", "given"], "questions_per_object": 6},
