@@ -69,8 +69,10 @@ def require_suffix(option: str, path: str | os.PathLike[str], *suffixes: str) ->
     A slip among the options would otherwise replace a photograph or a recipe.
 
     Raises:
-        InputError: the name ends in none of the suffixes.
+        InputError: the name ends in none of the suffixes, or is a folder's.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{option} {os.fspath(path)}: this is a folder; name a file in it")
     if Path(path).suffix.lower() not in suffixes:
         raise InputError(f"{option} {os.fspath(path)}: give a name that ends in {' or '.join(suffixes)}")
 
