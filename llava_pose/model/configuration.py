@@ -20,6 +20,7 @@ from llava_pose.utils.files import write_json
 
 POSE_CONFIG = "pose_config.json"
 _Size = Annotated[int, Field(gt=0, le=2**20)]
+_Word = Annotated[str, Field(min_length=1, max_length=100)]
 _Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -69,8 +70,8 @@ class LlavaPoseConfig:
     location_loss_weight: _Weight = 1.0
     confidence_loss_weight: _Weight = 0.1
     confidence_threshold: Annotated[float, Field(gt=0, le=math.pi)] = math.radians(30)
-    categories: list[str] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
+    categories: list[_Word] = field(default_factory=list)
+    kinds: list[_Word] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,24 +16,19 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.middleware import Middleware
 
-from llava_pose.data.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS
+from llava_pose.data.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import AXIS_COLOURS
 from llava_pose.inference.predictor import PosePredictor
+from llava_pose.pose import categories
 from llava_pose.serve.decoding import decode_apart
 from llava_pose.serve.gate import NOT_HERE, Gate, Uploads
 from llava_pose.serve.limits import KEPT_SECONDS, QUESTION_CHARACTERS, QUESTIONS_AT_ONCE, UPLOAD_BYTES
-from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees, require_short
+from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees, doubt, require_short, taught
 from llava_pose.utils.files import open_regular, printable
 
 SHOWN_SIDE = 720  # pixels: smaller ones are enlarged for the drawing
 ANGLE_HEADERS = ["Azimuth °", "Elevation °", "In-plane °", "Distance", "Confidence %"]
-EXAMPLE_QUESTIONS = (
-    JOINT_QUESTIONS[0],
-    POSE_QUESTIONS[0].format(object="car"),
-    POSE_QUESTIONS[3].format(object="chair"),
-    CAPTION_QUESTIONS[0],
-)
 NO_PICTURE = "Give me a picture first: drop one into the box on the left, or click it to choose a file. Then ask again."
 NO_QUESTION = "What would you like to know about the picture? Type a question, or click one of the examples."
 INTRODUCTION = """# LLaVA-pose
@@ -48,6 +43,7 @@ ANGLES_EXPLAINED = """
 - **Confidence**: the model's own estimate that it is less than 30° wrong.
 """
 _STYLE = """
+.taught { font-size: 0.9em; max-height: 4.5em; overflow-y: auto; margin: 0; }
 .legend { text-align: center; font-size: 0.9em; margin: -0.5em 0; }
 footer { opacity: 0.6; }
 """
@@ -100,7 +96,8 @@ def build_page(
             notice = _message("assistant", str(error))
             said = [_message("user", question)] if question else []
             return [*_transcript(visit), *said, notice], _axes(visit), _angles(visit), visit, question
-        return _transcript(visit), _axes(visit), _angles(visit), visit, ""
+        notes = [_message("assistant", note) for note in [doubt(question, predictor.categories)] if note]
+        return [*_transcript(visit), *notes], _axes(visit), _angles(visit), visit, ""
 
     def new_chat() -> tuple[Any, ...]:
         return [], None, _angles(None), None
@@ -110,6 +107,7 @@ def build_page(
     ) as blocks:
         visit = gr.State(None, time_to_live=KEPT_SECONDS)
         gr.Markdown(INTRODUCTION)
+        gr.HTML(f'<p class="taught">{html.escape(taught(predictor.categories))}</p>')
         with gr.Row(equal_height=False):
             with gr.Column():
                 picture = gr.Image(label="Picture", height=340, elem_id="picture", alt_text="the picture to ask about")
@@ -118,7 +116,10 @@ def build_page(
                     restart = gr.Button("New chat", min_width=100, elem_id="new-chat")
                     send = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
                 gr.Examples(
-                    [[text] for text in EXAMPLE_QUESTIONS], [question], label="Questions to try", cache_examples=False
+                    [[text] for text in _examples(predictor.categories)],
+                    [question],
+                    label="Questions to try",
+                    cache_examples=False,
                 )
             with gr.Column():
                 axes = gr.Image(
@@ -172,6 +173,20 @@ def build_page(
         )
     uploads = Uploads(get_upload_folder(), blocks)
     return blocks.queue(default_concurrency_limit=QUESTIONS_AT_ONCE, max_size=queue_size)
+
+
+def _examples(known: Sequence[str]) -> list[str]:
+    """Return questions to try, about what the checkpoint was taught where it says so."""
+    names = [
+        object_words(categories.get(name, allow_custom=True))["object"] for name in list(known) or ["car", "chair"]
+    ]
+    one, other = names[0], names[-1]
+    return [
+        JOINT_QUESTIONS[0],
+        POSE_QUESTIONS[0].format(object=one),
+        POSE_QUESTIONS[3].format(object=other),
+        CAPTION_QUESTIONS[0],
+    ]
 
 
 def launch(blocks: gr.Blocks, *, host: str, port: int, share: bool, visitors: int) -> tuple[Any, str, str | None]:

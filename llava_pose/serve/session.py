@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,11 +16,14 @@ from llava_pose.data.images import assumed_viewport, load_rgb
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
+from llava_pose.pose import categories
 from llava_pose.pose.geometry import canonicalize
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 
 if TYPE_CHECKING:
     from llava_pose.inference.predictor import ChatAnswer, PosePredictor
+
+_NAMED = re.compile(r"\b(?:the|an?|this|that|my|your|these|those)\s+(?=([\w-]+(?:\s+[\w-]+){0,2}))")
 
 
 def open_picture(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:
@@ -37,6 +42,35 @@ def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth in [0, 360), elevation in [-90, 90] and in-plane angle in [-180, 180], to a tenth of a degree."""
     azimuth, elevation, theta = (round(math.degrees(float(angle)), 1) for angle in canonicalize(*pose.angles))
     return azimuth % 360.0, elevation, theta
+
+
+def taught(known: Sequence[str]) -> str:
+    """Return which categories a checkpoint was taught, as a sentence; nothing where it does not say so."""
+    if not known:
+        return ""
+    names = [categories.display_name(name) for name in known]
+    return (
+        f"It was taught {names[0]}." if len(names) == 1 else f"It was taught {', '.join(names[:-1])} and {names[-1]}."
+    )
+
+
+def doubt(question: str, known: Sequence[str]) -> str:
+    """Return a sentence about categories that a question names and the checkpoint was not taught; nothing where it names
+    none, or the checkpoint does not say what it was taught.
+
+    A name is looked for behind an article ("the boat"): words such as "can" are categories, too.
+    """
+    unknown = []
+    for match in _NAMED.finditer(question.lower()) if known else ():
+        words = match[1].split()
+        found = next(
+            (c for n in range(len(words), 0, -1) if (c := categories.find(" ".join(words[:n]))) is not None), None
+        )
+        if found is not None and found.name not in known and found.display_name not in unknown:
+            unknown.append(found.display_name)
+    if not unknown:
+        return ""
+    return f"This checkpoint was not taught {' or '.join(unknown)}: do not rely on what it says of it."
 
 
 def require_short(question: str) -> None:

@@ -35,7 +35,8 @@ from llava_pose.model.loading import load_full
 from llava_pose.pose.geometry import TWO_PI
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.chat import main
-from llava_pose.serve.session import ChatSession, angles_in_degrees, open_picture
+from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, open_picture
+from llava_pose.serve.session import taught as known_sentence
 
 ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
 TAUGHT_WITHIN = 5.0  # degrees: what the head learnt its lessons to, and whole degrees shown
@@ -474,3 +475,38 @@ def test_a_picture_is_turned_upright(tmp_path):
     assert upright.size == (40, 60)
     assert upright.getpixel((20, 3))[2] > 200  # blue is at the top now
     assert upright.getpixel((20, 50))[0] > 200
+
+
+# What the checkpoint was taught
+
+
+def test_a_chat_doubts_answers_about_what_was_not_taught(taught, chat, tmp_path, caplog):
+    folder = tmp_path / "knowing"
+    shutil.copytree(taught.folder, folder)
+    config = json.loads((folder / "pose_config.json").read_text())
+    (folder / "pose_config.json").write_text(json.dumps({**config, "categories": ["car", "cup"]}))
+    options = [str(taught.picture), "--checkpoint", str(folder), "--device", "cpu"]
+    assert chat([*options, "--question", CAR_QUESTION])[0] == 0
+    assert "was not taught" not in caplog.text
+    assert chat([*options, "--question", "Where is the boat?"])[0] == 0
+    assert "was not taught boat" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("question", "known", "doubted"),
+    [
+        ("What is the pose of the dining table?", ["car"], "dining table"),
+        ("Can you tell the pose of this car?", ["car"], None),
+        ("How is the car turned, and the boat behind the trees?", ["car"], "boat"),
+        ("What is the pose of the boat?", [], None),
+    ],
+)
+def test_a_question_about_something_else_is_doubted(question, known, doubted):
+    said = doubt(question, known)
+    assert (f"was not taught {doubted}:" in said) if doubted else said == ""
+
+
+def test_what_was_taught_is_a_sentence():
+    assert known_sentence([]) == ""
+    assert known_sentence(["car"]) == "It was taught car."
+    assert known_sentence(["car", "diningtable", "cup"]) == "It was taught car, dining table and cup."
