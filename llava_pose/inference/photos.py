@@ -114,8 +114,8 @@ def predict_photos(config: PhotosConfig) -> Path:
     for name in config.category:
         if config.category != [AUTO]:
             categories.get(name, allow_custom=config.allow_custom_categories, source="--category")
-    photos = find_photos(config.photos)
     faults: list[InputError] = []
+    photos = [photo for photo in find_photos(config.photos) if _is_text(photo, faults)]
     objects = _objects(photos, config, faults)
     require_other("--out", [out], [*photos, *([config.boxes] if config.boxes else [])])
     with own_file(out, "--out", "predict"):
@@ -130,6 +130,16 @@ def predict_photos(config: PhotosConfig) -> Path:
     if faults:
         raise left_out(faults, f"{out}: {len(faults)} photographs or boxes could not be used")
     return out
+
+
+def _is_text(photo: Path, faults: list[InputError]) -> bool:
+    """Return whether a name can be written to the file; one that cannot is added to the faults."""
+    try:
+        str(photo).encode()
+    except UnicodeEncodeError:
+        faults.append(InputError(f"{os.fsencode(photo).decode(errors='replace')}: its name is no UTF-8; rename it"))
+        return False
+    return True
 
 
 def find_photos(places: Sequence[str]) -> list[Path]:
@@ -185,7 +195,8 @@ def _objects(photos: Sequence[Path], config: PhotosConfig, faults: list[InputErr
         counts[photo] += 1
     if not objects:
         raise left_out(faults, f"--boxes {config.boxes}: there is no box in it that could be used")
-    return sorted(objects, key=lambda one: photos.index(one.photo))
+    place = {photo: index for index, photo in enumerate(photos)}
+    return sorted(objects, key=lambda one: place[one.photo])
 
 
 def _read_boxes(path: Path, faults: list[InputError]) -> Iterator[tuple[str, str, Any, str | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -137,13 +138,14 @@ def test_boxes_are_asked_about_one_by_one(form, run, photos):
 def test_bad_photographs_and_boxes_are_listed_and_stop_nothing(run, photos):
     (photos / "broken.jpg").write_bytes((photos / "b.jpg").read_bytes()[:400])
     (photos / "none.jpg").write_text("no picture")
+    shutil.copy(photos / "b.jpg", os.fsencode(photos) + b"/\xff.jpg")
     Path("boxes.csv").write_text(
         "file_name,x1,y1,x2,y2\na.png,0,0,100,100\nb.jpg,900,900,950,950\nb.jpg,0,0,50,50\nbroken.jpg,0,0,9,9\n"
         "nowhere.jpg,0,0,9,9\nb.jpg,0,0,x,9\nnone.jpg,0,0,9,9\n"
     )
     code, error = run("photos", "--boxes", "boxes.csv", "--category", "car", "--out", "poses.csv")
     assert code == 2
-    assert "5 photographs or boxes could not be used" in error
+    assert "6 photographs or boxes could not be used" in error
     assert "Traceback" not in error
     assert [row["id"] for row in rows("poses.csv")] == ["photos/a.png#0", "photos/b.jpg#1"]
 
