@@ -255,13 +255,18 @@ def _annotated_objects(
 def _category_of(annotated: AnnotatedObject, job: ImageJob, options: ImageOptions) -> str:
     """Return the object's class, or its folder's name where it has none, or none that is known while the folder's is.
 
-    The folder is where the image is filed; objects of other classes may stand in it.
+    The folder is where the image is filed; objects of other classes may stand in it. What cannot be a name at all stays, and is
+    refused: such an annotation is damaged.
     """
     if not annotated.category or options.published:
         return job.category
-    if options.allow_custom_categories or categories.find(annotated.category) or not categories.find(job.category):
+    if options.allow_custom_categories or categories.find(annotated.category) or not _can_name(annotated.category):
         return annotated.category
-    return job.category
+    return job.category if categories.find(job.category) else annotated.category
+
+
+def _can_name(category: str) -> bool:
+    return len(category) <= _MOST_LETTERS and _CATEGORY.fullmatch(category) is not None
 
 
 def _require_usable(category: str, options: ImageOptions) -> None:
@@ -273,7 +278,7 @@ def _require_usable(category: str, options: ImageOptions) -> None:
             categories.get(category)
         except InputError as error:
             raise AnnotationError("unknown category", f"{error} with --allow-custom-categories") from error
-    if len(category) > _MOST_LETTERS or not _CATEGORY.fullmatch(category):
+    if not _can_name(category):
         raise AnnotationError(
             "category malformed",
             f"'class' {shown(category)!r} cannot name a category; use letters, digits, spaces, and _ - . ' ( ) & + only",
