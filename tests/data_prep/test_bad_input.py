@@ -272,11 +272,11 @@ def test_unknown_category(raw_dataset: Any, outcome: Callable[..., Outcome]) -> 
 
 
 def test_an_unknown_class_goes_by_its_folder_and_is_counted(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
-    raw_dataset.add("n1", objects=[raw_dataset.object(**{"class": name}) for name in ("flux_capacitor", "a/b", "bus")])
+    raw_dataset.add("n1", objects=[raw_dataset.object(**{"class": name}) for name in ("flux_capacitor", "gizmo", "bus")])
     result = outcome()
     assert [record.category for record in result.records] == ["car", "car", "bus"]
     assert result.records[0].source["class"] == "flux_capacitor", "what was annotated is kept"
-    assert result.summary["splits"]["train"]["classes_by_folder"] == {"a/b": 1, "flux_capacitor": 1}
+    assert result.summary["splits"]["train"]["classes_by_folder"] == {"flux_capacitor": 1, "gizmo": 1}
 
 
 def test_an_unknown_class_in_an_unknown_folder_is_rejected(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
