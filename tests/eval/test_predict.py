@@ -304,8 +304,8 @@ def test_a_line_is_what_the_predictor_answers(whole: dict[str, PredictConfig], f
         else:
             [answer] = predictor.classify([image], names, viewports=viewports)
             assert prediction.pred_category == answer.category
-        assert prediction.pose.to_dict() == pytest.approx(answer.pose.to_dict())
-        assert prediction.confidence == pytest.approx(answer.confidence)
+        assert prediction.pose.to_dict() == pytest.approx(answer.pose.to_dict(), rel=1e-4, abs=1e-3)
+        assert prediction.confidence == pytest.approx(answer.confidence, abs=1e-4)
 
 
 @pytest.mark.parametrize("task", ["pose", "joint"])
@@ -327,7 +327,7 @@ def test_the_mirror_image_has_its_say_where_the_taxonomy_allows_it(
         else:
             [answer] = predictor.classify([image], names, viewports=viewports, flip=symmetric)
             assert prediction.pred_category == answer.category
-        assert prediction.pose.to_dict() == pytest.approx(answer.pose.to_dict(), abs=1e-4)
+        assert prediction.pose.to_dict() == pytest.approx(answer.pose.to_dict(), rel=1e-4, abs=1e-3)
     assert [p.pose for p in answers] != [p.pose for p in read_predictions(whole[task].out)]
     assert read_yaml(settings_file(config.out, "predict"))["flip"] is True
 
