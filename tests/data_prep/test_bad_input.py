@@ -272,7 +272,9 @@ def test_unknown_category(raw_dataset: Any, outcome: Callable[..., Outcome]) -> 
 
 
 def test_an_unknown_class_goes_by_its_folder_and_is_counted(raw_dataset: Any, outcome: Callable[..., Outcome]) -> None:
-    raw_dataset.add("n1", objects=[raw_dataset.object(**{"class": name}) for name in ("flux_capacitor", "gizmo", "bus")])
+    raw_dataset.add(
+        "n1", objects=[raw_dataset.object(**{"class": name}) for name in ("flux_capacitor", "gizmo", "bus")]
+    )
     result = outcome()
     assert [record.category for record in result.records] == ["car", "car", "bus"]
     assert result.records[0].source["class"] == "flux_capacitor", "what was annotated is kept"
