@@ -35,6 +35,7 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
             ["caption", "--data", "{folder}", "--api-base", "http://127.0.0.1:{port}", "--model", "m"],
         ),
         ("gradio", "demo", ["demo", "--checkpoint", "{folder}/none", "--port", "{port}"]),
+        ("uvicorn", "serve", ["serve", "--checkpoint", "{folder}/none", "--port", "{port}"]),
     ],
 )
 def test_a_missing_extra_is_one_sentence_and_exit_2(tmp_path: Path, module: str, extra: str, words: list[str]) -> None:
