@@ -551,7 +551,7 @@ def test_a_task_killed_again_and_again_ends_as_an_undisturbed_one(
             "sphere/checkpoint-4/trainer_state.json",
             "sphere/training_done.json",
             "sphere/predictions.jsonl",
-            "vlm/base/assemble.yaml",
+            "base/assemble.yaml",
         ]
         others: dict[str, Any] = {}
     else:
