@@ -9,7 +9,6 @@ Several processes (``torchrun --nproc_per_node 2 -m eval.predict …``) take tur
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +46,7 @@ from llava_pose.utils.distributed import (
     map_over_processes,
     process_count,
 )
-from llava_pose.utils.files import file_digest, inside, weights_digest
+from llava_pose.utils.files import file_digest, inside
 from llava_pose.utils.output_folder import keep_settings, own_file
 
 if TYPE_CHECKING:
@@ -274,12 +273,10 @@ def _require_known(records: Sequence[ObjectRecord], config: PredictConfig) -> No
 
 def run_settings(config: PredictConfig, candidates: Sequence[str]) -> dict[str, Any]:
     """Return what decides an answer; how many objects, in which batches and on which device does not."""
-    from llava_pose.model.rotation import DECODING
+    from llava_pose.model.checkpoint_files import settings_of_checkpoint
 
-    checkpoint = Path(config.checkpoint)
     return {
-        "checkpoint": str(checkpoint.resolve()) if checkpoint.exists() else config.checkpoint,
-        "base": config.base,
+        **settings_of_checkpoint(config.checkpoint, config.base),
         "data": str(Path(config.data).resolve()),
         "split": config.split,
         "task": config.task,
@@ -290,24 +287,8 @@ def run_settings(config: PredictConfig, candidates: Sequence[str]) -> dict[str, 
         "flip": config.flip,
         "categories": config.categories,
         "system": config.name,
-        "decoding": DECODING,
-        "weights_digest": weights_digest(checkpoint),
-        "base_digest": _base_digest(checkpoint, config.base),
         "records_digest": file_digest(Path(config.data) / config.split / METADATA_FILE),
     }
-
-
-def _base_digest(checkpoint: Path, base: str | None) -> str | None:
-    """Return the digest of the base of an adapter, where it is a folder; None otherwise."""
-    from llava_pose.model.checkpoint_files import ADAPTER_CONFIG
-
-    adapter = checkpoint / ADAPTER_CONFIG
-    if not adapter.is_file():
-        return None
-    try:
-        return weights_digest(Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # loading it says what is wrong
 
 
 def answered_ids(out: Path, records: Iterable[ObjectRecord], config: PredictConfig) -> set[str]:

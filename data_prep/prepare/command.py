@@ -35,6 +35,7 @@ from data_prep.prepare.image import RESULTS_FOLDER, ImageJob, ImageOptions, brin
 from data_prep.prepare.on_ray import map_on_ray, require_ray
 from data_prep.prepare.summary import REJECTS_FILE, SUMMARY_FILE, write_results
 from data_prep.raw.imagenet3d import RawLayout, read_list
+from llava_pose.data.images import BOX_MARGIN
 from llava_pose.errors import InputError
 from llava_pose.utils.config import check_fields, command, require_folder
 from llava_pose.utils.files import is_plain_name, shortened
@@ -80,7 +81,7 @@ class PrepareConfig:
         },
     )
     margin: Annotated[float, Field(ge=0, le=10)] = field(
-        default=0.05, metadata={"help": "The room that --crop box leaves at each side, as a part of the bbox."}
+        default=BOX_MARGIN, metadata={"help": "The room that --crop box leaves at each side, as a part of the bbox."}
     )
     workers: NonNegativeInt = field(
         default=0, metadata={"help": "The processes, or the tasks at once on Ray; 0 is one a core."}

@@ -21,7 +21,7 @@ import numpy as np
 from data_prep.scene.viewpoint_words import describe_viewpoint
 from llava_pose.data.records import Pose
 from llava_pose.pose.categories import Category
-from llava_pose.pose.geometry import canonicalize, rotation_matrix
+from llava_pose.pose.geometry import rotation_matrix
 
 # Aspects of a pose that an answer in words tells.
 HEADING, HEIGHT, TILT, DISTANCE = "heading", "height", "tilt", "distance"
@@ -63,7 +63,7 @@ def angle_between(a: Iterable[float], b: Iterable[float]) -> float:
 @functools.lru_cache(_POSES_AT_HAND)
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Return canonical azimuth, elevation and theta in degrees."""
-    azimuth, elevation, theta = (round(math.degrees(float(x)), DECIMALS) for x in canonicalize(*pose.angles))
+    azimuth, elevation, theta = (round(angle, DECIMALS) for angle in pose.degrees())
     return azimuth, elevation, theta
 
 

@@ -153,15 +153,6 @@ def _try_part(auto_class: Any, path: str, what: str) -> None:
             part([picture_to_try()], return_tensors="pt")
 
 
-def _try_part(auto_class: Any, path: str, what: str) -> None:
-    with loading(f"{what}: cannot be loaded"):
-        part = auto_class.from_pretrained(path, **NO_CODE)
-        if isinstance(part, PreTrainedTokenizerBase):
-            try_text(part)
-        elif auto_class is AutoImageProcessor:
-            part([picture_to_try()], return_tensors="pt")
-
-
 def _load_tower(path: str) -> PreTrainedModel:
     config = _load_part(AutoConfig, path, "--vision", weights=False)
     vision_config = getattr(config, "vision_config", None)

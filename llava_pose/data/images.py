@@ -30,6 +30,7 @@ MAX_SCANS = (
 )
 _SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP")  # what every server reads
 MAX_SQUARE = 2048  # pixels a side of what a model is shown: towers see less, and a thin panorama's square would be vast
+BOX_MARGIN = 0.05  # of a box's longer side, left at each side of it where a picture is cut to the box
 PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean: outside of a picture, and behind transparent pixels
 DECODING_ERRORS = (  # what Pillow raises for files that are damaged or no pictures
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, MemoryError),
@@ -126,6 +127,18 @@ def load_rgb(
             image = shrink(image, max_side)
         loaded = to_rgb(image)
         return loaded if max_side is None else shrink(loaded, max_side)
+
+
+def open_picture(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:
+    """Any picture file as a person sees it: 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Args:
+        name: what the person calls the file, for messages; by default the path.
+
+    Raises:
+        InputError: it is missing, damaged, no picture, or of a pixel format that has no agreed range.
+    """
+    return load_rgb(path, upright=True, name=name, remedy="give a JPEG, PNG or WebP file")
 
 
 def check_picture(

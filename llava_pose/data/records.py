@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from llava_pose.errors import InputError, joined
+from llava_pose.pose.geometry import canonicalize
 from llava_pose.utils.files import (
     append_whole,
     is_plain_name,
@@ -53,6 +54,11 @@ class Pose:
     @property
     def angles(self) -> tuple[float, float, float]:
         return self.azimuth, self.elevation, self.theta
+
+    def degrees(self) -> tuple[float, float, float]:
+        """Azimuth in [0, 360), elevation in [-90, 90] and in-plane rotation in [-180, 180]."""
+        azimuth, elevation, theta = (math.degrees(float(angle)) for angle in canonicalize(*self.angles))
+        return azimuth % 360.0, elevation, theta
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str) -> Pose:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from llava_pose.data.conversation import object_words
 from llava_pose.data.convert import FormatName, check_intrinsics
+from llava_pose.data.images import BOX_MARGIN
 from llava_pose.data.poses.formats import FORMATS, SUFFIXES, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject, project_box
 from llava_pose.errors import InputError, left_out
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
-MARGIN = 0.05  # of the box's longer side, left round it in the picture that the checkpoint sees
 
 
 @dataclass
@@ -169,7 +169,7 @@ def _crop(item: PosedObject, load: Callable[[str], Image.Image]) -> Image.Image:
         raise InputError(f"its label {shortened(item.category)} cannot name an object; write it without marks")
     image = load(item.picture)
     left, top, right, bottom = project_box(item)
-    margin = MARGIN * max(right - left, bottom - top)
+    margin = BOX_MARGIN * max(right - left, bottom - top)
     left, top = max(0, round(left - margin)), max(0, round(top - margin))
     right, bottom = min(image.width, round(right + margin)), min(image.height, round(bottom + margin))
     if right - left < 2 or bottom - top < 2:

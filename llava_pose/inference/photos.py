@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
+from llava_pose.data.images import BOX_MARGIN, open_picture
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.poses.posed_object import csv_items, read_json
 from llava_pose.data.records import append_jsonl, drop_torn_line, resume_jsonl
@@ -29,8 +30,8 @@ from llava_pose.pose import categories
 from llava_pose.pose.conventions import CONVENTIONS
 from llava_pose.train.arguments import Name
 from llava_pose.utils.config import check_fields, command
-from llava_pose.utils.files import append_whole, atomic_file, file_digest, weights_digest
-from llava_pose.utils.output_folder import keep_settings, own_file, own_folder, require_other
+from llava_pose.utils.files import append_whole, atomic_file, file_digest
+from llava_pose.utils.output_folder import keep_settings, own_file, own_folder, require_other, require_suffix
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +79,8 @@ class PhotosConfig:
     )
     flip: bool = field(default=False, metadata={"help": "Ask about the mirror image too, and give the mean of both."})
     margin: Annotated[float, Field(ge=0, le=10)] = field(
-        default=0.05, metadata={"help": "The room left at each side of a box, as a part of it; prepare's is the same."}
+        default=BOX_MARGIN,
+        metadata={"help": "The room left at each side of a box, as a part of it; prepare's is the same."},
     )
     allow_custom_categories: bool = field(
         default=False, metadata={"help": "Accept categories that are not in the taxonomy."}
@@ -109,8 +111,7 @@ def predict_photos(config: PhotosConfig) -> Path:
             others have been answered, and the same command goes on once they are mended.
     """
     out, checkpoint = Path(config.out), config.checkpoint
-    if out.suffix.lower() not in (".csv", ".jsonl"):
-        raise InputError(f"--out {out}: give a name that ends in .csv or .jsonl")
+    require_suffix("--out", out, ".csv", ".jsonl")
     for name in config.category:
         if config.category != [AUTO]:
             categories.get(name, allow_custom=config.allow_custom_categories, source="--category")
@@ -248,16 +249,15 @@ def _coco_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any]]:
 
 def _settings(config: PhotosConfig, checkpoint: str) -> dict[str, Any]:
     """Return what decides an answer; which photographs are asked about does not."""
-    folder = Path(checkpoint)
+    from llava_pose.model.checkpoint_files import settings_of_checkpoint
+
     return {
-        "checkpoint": str(folder.resolve()) if folder.exists() else checkpoint,
-        "base": config.base,
+        **settings_of_checkpoint(checkpoint, config.base),
         "category": config.category,
         "boxes_digest": file_digest(config.boxes) if config.boxes else None,
         "convention": config.convention,
         "flip": config.flip,
         "margin": config.margin,
-        "weights_digest": weights_digest(folder),
     }
 
 
@@ -309,11 +309,9 @@ def _answer(
 
 
 def _load(photo: Path) -> Image.Image:
-    from llava_pose.data.images import load_rgb
-
     if photo.is_dir():
         raise InputError(f"{photo}: is a folder, not a picture")
-    return load_rgb(photo, upright=True, remedy="give a JPEG, PNG or WebP file")
+    return open_picture(photo)
 
 
 def _asked(ask: PosePipeline, one: _Object, names: tuple[str, ...], load: Any) -> Asked:

@@ -18,14 +18,13 @@ import numpy as np
 from PIL import Image
 
 from llava_pose.data.conversation import object_words
-from llava_pose.data.images import PADDING_COLOUR, assumed_viewport, load_rgb, to_rgb
+from llava_pose.data.images import BOX_MARGIN, PADDING_COLOUR, assumed_viewport, open_picture, to_rgb
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.photos import AUTO
 from llava_pose.inference.predictor import ChatAnswer, PoseAnswer, PosePredictor
 from llava_pose.pose import categories
 
-MARGIN = 0.05  # of a box's longer side, left at each side of it, as prepare --crop box does
 Box = Sequence[float]
 
 
@@ -47,7 +46,7 @@ class Asked:
 class PosePipeline:
     """Answers about pictures. See the module."""
 
-    def __init__(self, predictor: PosePredictor, *, margin: float = MARGIN, allow_custom_categories: bool = False):
+    def __init__(self, predictor: PosePredictor, *, margin: float = BOX_MARGIN, allow_custom_categories: bool = False):
         self.predictor = predictor
         self._margin = margin
         self._allow_custom = allow_custom_categories
@@ -238,7 +237,7 @@ def _picture(image: Any) -> Image.Image:
         raise InputError(f"a picture is a path or a PIL picture, not {type(image).__name__}")
     if Path(image).is_dir():
         raise InputError(f"{os.fspath(image)}: is a folder; give its pictures")
-    return load_rgb(image, upright=True, remedy="give a JPEG, PNG or WebP file")
+    return open_picture(image)
 
 
 def _text(text: Any) -> str:

@@ -6,7 +6,6 @@ This is the boundary that chat, demo, API and evaluation share: pictures and wor
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,7 +46,6 @@ from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
 from llava_pose.model.processing import LlavaPoseProcessor
 from llava_pose.model.processors import load_processor, picture_to_try
 from llava_pose.pose.conventions import CONVENTIONS, camera_of_pose
-from llava_pose.pose.geometry import canonicalize
 from llava_pose.pose.quaternions import matrix_to_quaternion
 
 _MOST_KEPT = 1 << 30  # numbers of a cache: two gigabytes in 16 bits
@@ -73,8 +71,7 @@ class PoseAnswer:
 
     def degrees(self) -> tuple[float, float, float]:
         """Azimuth in [0, 360), elevation and in-plane rotation."""
-        azimuth, elevation, theta = (math.degrees(angle) for angle in canonicalize(*self.pose.angles))
-        return azimuth % 360.0, elevation, theta
+        return self.pose.degrees()
 
     def matrix(self, convention: str = "opencv") -> np.ndarray:
         """(4, 4): coordinates of the object to those of a camera that looks straight at it, in a convention of
@@ -192,7 +189,7 @@ class _Watch(StoppingCriteria):
         self._start, self._pose, self._text_of, self._on_text = start, pose, text_of, on_text
         self.has_stopped = False
 
-    def repeats(self, tokens: Sequence[int]) -> bool:
+    def _repeats(self, tokens: Sequence[int]) -> bool:
         """Return whether the last token is a pose that follows another without a word."""
         poses = [index for index, token in enumerate(tokens) if token == self._pose]
         if len(poses) < 2 or poses[-1] != len(tokens) - 1:
@@ -202,7 +199,7 @@ class _Watch(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         tokens = input_ids[0, self._start :].tolist()
-        self.has_stopped = self.repeats(tokens)
+        self.has_stopped = self._repeats(tokens)
         if self._on_text is not None and not self.has_stopped:
             self._on_text(self._text_of(tokens))
         return torch.full((len(input_ids),), self.has_stopped, device=input_ids.device)
@@ -508,7 +505,7 @@ class PosePredictor:
             suppress_tokens=sorted({self._model.pose_config.image_token_id, self._image_token_id}),
         )
         tokens = generated.tokens[0].tolist()
-        if watch.repeats(tokens):
+        if watch.has_stopped:
             tokens = tokens[:-1]
         at_pose = [step for step, token in enumerate(tokens) if token == self._processor.pose_token_id]
         stops = self._stop_ids()
@@ -525,10 +522,13 @@ class PosePredictor:
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         """Return what an answer's tokens say, with `<pose6D>` for each pose."""
-        hidden = set(self._processor.tokenizer.all_special_ids) | self._stop_ids()
-        hidden.discard(self._processor.pose_token_id)
-        said = self._processor.tokenizer.decode([token for token in tokens if token not in hidden])
+        said = self._processor.tokenizer.decode([token for token in tokens if token not in self._hidden_ids])
         return space_poses(cast(str, said)).strip()
+
+    @cached_property
+    def _hidden_ids(self) -> set[int]:
+        """The special tokens that an answer does not show."""
+        return (set(self._processor.tokenizer.all_special_ids) | self._stop_ids()) - {self._processor.pose_token_id}
 
     def _stop_ids(self) -> set[int]:
         configured = getattr(self._model.vlm.generation_config, "eos_token_id", None)

@@ -8,6 +8,7 @@ that are there to fill it.
 from __future__ import annotations
 
 import codecs
+import json
 import math
 import os
 import re
@@ -28,7 +29,8 @@ from transformers import PreTrainedConfig
 
 from llava_pose.data.records import parse_json
 from llava_pose.errors import InputError
-from llava_pose.utils.files import is_regular, read_bytes, read_text, shortened, unsafe_name
+from llava_pose.model.rotation import DECODING
+from llava_pose.utils.files import is_regular, read_bytes, read_text, shortened, unsafe_name, weights_digest
 
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -267,6 +269,34 @@ def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read ({first_sentence(error)}); is the file whole?") from error
+
+
+def settings_of_checkpoint(checkpoint: str, base: str | None) -> dict[str, Any]:
+    """Return what of a checkpoint decides an answer, as the settings of an output hold it.
+
+    Args:
+        checkpoint: a folder or a hub id.
+        base: the base of an adapter, if it has moved.
+    """
+    folder = Path(checkpoint)
+    return {
+        "checkpoint": str(folder.resolve()) if folder.exists() else checkpoint,
+        "base": base,
+        "decoding": DECODING,
+        "weights_digest": weights_digest(folder),
+        "base_digest": _base_digest(folder, base),
+    }
+
+
+def _base_digest(checkpoint: Path, base: str | None) -> str | None:
+    """Return the digest of the base of an adapter, where it is a folder; None otherwise."""
+    adapter = checkpoint / ADAPTER_CONFIG
+    if not adapter.is_file():
+        return None
+    try:
+        return weights_digest(Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # loading it says what is wrong
 
 
 @contextmanager

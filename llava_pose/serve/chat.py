@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from llava_pose.data.images import open_picture
 from llava_pose.errors import InputError
 from llava_pose.serve.limits import QUESTION_CHARACTERS
-from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, open_picture, taught
+from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, taught
 from llava_pose.utils.config import command, require
 from llava_pose.utils.files import atomic_file, printable
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
@@ -89,14 +90,14 @@ def _chat(config: ChatConfig, picture: Image.Image) -> ChatSession:
             f"{config.image}: {picture.width}×{picture.height} pixels. Ask about it, for example "
             '"What is this and what is its pose?"; an empty line or Ctrl-D ends.'
         )
-        if taught(predictor.categories):
-            logger.info(taught(predictor.categories))
+        if known := taught(predictor.categories):
+            logger.info(known)
     for question in typed_questions(by_hand) if config.question is None else config.question:
         try:
             answer = session.ask(question)
             _show(answer, config)
-            if doubt(question, predictor.categories):
-                logger.warning(doubt(question, predictor.categories))
+            if unsure := doubt(question, predictor.categories):
+                logger.warning(unsure)
             if answer.poses and config.save_overlay is not None:
                 save_picture(session.overlay(), config.save_overlay)
         except InputError as error:

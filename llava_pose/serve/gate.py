@@ -29,6 +29,7 @@ from llava_pose.serve.limits import (
     RECEIVING_SECONDS,
     UPLOAD_BYTES,
     UPLOADS_AT_ONCE,
+    Refused,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,14 +57,6 @@ _NAMES_ARE = "must be at most 64 letters, digits, - and _"
 _LARGEST_NUMBER = 2**31
 _CLOSE = (b"connection", b"close")
 NOT_HERE = "the picture is not here, or no longer: give it again"
-
-
-class Refused(Exception):
-    """A request that is answered with a status and a sentence."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status = status
 
 
 class Uploads:

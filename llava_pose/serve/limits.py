@@ -1,4 +1,5 @@
-"""The limits of the demo: what one visitor may ask of the machine, and what all of them together may keep."""
+"""The limits of the demo: what one visitor may ask of the machine, and what all of them together may keep; and what is said
+to a request beyond the limits of a server."""
 
 from __future__ import annotations
 
@@ -19,3 +20,11 @@ QUESTIONS_AT_ONCE = 3  # one is answered while the pictures of the others are de
 KEPT_BYTES = 1024 * MIB  # of uploads and drawings on disk; the oldest are deleted
 KEPT_FILES = 2000
 KEPT_SECONDS = 3600  # a visitor's chat and files
+
+
+class Refused(Exception):
+    """A request that is answered with a status and a sentence."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status

@@ -33,6 +33,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import CONVENTIONS
+from llava_pose.serve.limits import Refused
+from llava_pose.serve.session import require_plain
 from llava_pose.utils.files import printable
 
 if TYPE_CHECKING:
@@ -70,14 +72,6 @@ class ServerLimits:
     seconds: float = 60.0
     waiting: int = 64
     batch: int = 16
-
-
-class Refused(Exception):
-    """A request that is answered with a status and a sentence."""
-
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status = status
 
 
 # What requests hold
@@ -449,9 +443,8 @@ class Application:
                     raise Refused(400, f"messages: a part is text or image_url, not {printable(part.type)[:40]!r}")
             text = "\n".join(part.text or "" for part in parts if part.type == "text").strip()
             text = text.encode(errors="replace").decode()  # half a surrogate pair is no text
-            for token in ("<image>", "<pose6D>") if message.role == "user" else ():
-                if token in text:
-                    raise Refused(400, f"a question cannot hold {token}, which is the model's own; ask in plain words")
+            if message.role == "user":
+                require_plain(text)
             turns.append({"role": message.role, "content": text})
         if len(pictures) > 1:
             raise Refused(400, "a chat is about one picture; ask about others in chats of their own, or at /v1/pose")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 from PIL import Image
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
-from llava_pose.data.images import assumed_viewport, load_rgb
+from llava_pose.data.images import assumed_viewport
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
 from llava_pose.pose import categories
-from llava_pose.pose.geometry import canonicalize
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 
 if TYPE_CHECKING:
@@ -26,21 +24,9 @@ if TYPE_CHECKING:
 _NAMED = re.compile(r"\b(?:the|an?|this|that|my|your|these|those)\s+(?=([\w-]+(?:\s+[\w-]+){0,2}))")
 
 
-def open_picture(path: str | os.PathLike[str], name: str | None = None) -> Image.Image:
-    """Any picture file as a person sees it: 8-bit RGB, turned upright as its EXIF orientation says.
-
-    Args:
-        name: what the person calls the file, for messages; by default the path.
-
-    Raises:
-        InputError: it is missing, damaged, no picture, or of a pixel format that has no agreed range.
-    """
-    return load_rgb(path, upright=True, name=name, remedy="give a JPEG, PNG or WebP file")
-
-
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth in [0, 360), elevation in [-90, 90] and in-plane angle in [-180, 180], to a tenth of a degree."""
-    azimuth, elevation, theta = (round(math.degrees(float(angle)), 1) for angle in canonicalize(*pose.angles))
+    azimuth, elevation, theta = (round(angle, 1) for angle in pose.degrees())
     return azimuth % 360.0, elevation, theta
 
 
@@ -71,6 +57,13 @@ def doubt(question: str, known: Sequence[str]) -> str:
     if not unknown:
         return ""
     return f"This checkpoint was not taught {' or '.join(unknown)}: do not rely on what it says of it."
+
+
+def require_plain(question: str) -> None:
+    """Raise InputError for a question that holds one of the model's own tokens."""
+    for token in (IMAGE_TOKEN, POSE_TOKEN):
+        if token in question:
+            raise InputError(f"a question cannot hold {token}, which is the model's own; ask in plain words")
 
 
 def require_short(question: str) -> None:
@@ -125,9 +118,7 @@ class ChatSession:
         if not question:
             raise InputError("the question is empty; type what you want to know about the picture")
         require_short(question)
-        for token in (IMAGE_TOKEN, POSE_TOKEN):
-            if token in question:
-                raise InputError(f"a question cannot hold {token}, which is the model's own; ask in plain words")
+        require_plain(question)
         answer = self._predictor.chat(
             self.picture,
             [*self.messages, {"role": "user", "content": question}],

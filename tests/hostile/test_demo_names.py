@@ -36,19 +36,6 @@ NAMES = {
 }
 
 
-@pytest.fixture(scope="module")
-def server(taught, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start(taught, tmp_path_factory.mktemp("demo"))
-    yield running
-    running.process.kill()
-    running.process.wait()
-
-
-@pytest.fixture(scope="module")
-def stranger(server: Server) -> Stranger:
-    return Stranger(server)
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_said(server: Server) -> Iterator[None]:
     before = len(server.log)
@@ -160,11 +147,6 @@ def test_nothing_is_kept_of_long_queries(server: Server, stranger: Stranger, goo
     for number in range(20, 320):
         send(number)
     assert _memory(server) - before < 15  # of 30 MB of names
-
-
-@pytest.fixture(scope="module")
-def good(taught) -> bytes:
-    return taught.picture.read_bytes()
 
 
 def _tiff(good: bytes) -> bytes:

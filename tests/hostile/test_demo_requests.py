@@ -20,31 +20,13 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.llava_pose.demo_server import API, META, REPOSITORY, Server, Stranger, ask, start
+from tests.llava_pose.demo_server import API, META, REPOSITORY, Server, Stranger, ask
 
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'llava-pose[demo]'")
 pytest.importorskip("gradio_client", reason="the tests of the demo need gradio_client")
 
 QUESTION = "What is the pose of the car?"
 NOT_HERE = "the picture is not here, or no longer: give it again"
-
-
-@pytest.fixture(scope="module")
-def server(taught, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start(taught, tmp_path_factory.mktemp("demo"))
-    yield running
-    running.process.kill()
-    running.process.wait()
-
-
-@pytest.fixture(scope="module")
-def stranger(server: Server) -> Stranger:
-    return Stranger(server)
-
-
-@pytest.fixture(scope="module")
-def good(taught) -> bytes:
-    return taught.picture.read_bytes()
 
 
 @pytest.fixture(scope="module")

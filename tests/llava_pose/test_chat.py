@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from llava_pose.data.images import open_picture
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
@@ -35,7 +36,7 @@ from llava_pose.model.loading import load_full
 from llava_pose.pose.geometry import TWO_PI
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.chat import main
-from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, open_picture
+from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt
 from llava_pose.serve.session import taught as known_sentence
 
 ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
