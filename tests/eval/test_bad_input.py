@@ -75,7 +75,7 @@ def test_predict_is_given_the_checkpoint_of_a_baseline(runs: Path, prepared: Pat
         out = tmp_path / f"{name}.jsonl"
         sentence = said("predict", "--checkpoint", runs / name, "--data", prepared, "--out", out)
         assert str(runs / name) in sentence
-        assert f"a {kind} model, not a llava_pose one; give a checkpoint of llava-pose train" in sentence
+        assert f"a {kind} model without pose parts, for pose_config.json is not in it; give a checkpoint of" in sentence
         assert not out.exists()
 
 
@@ -84,7 +84,7 @@ def test_a_task_names_a_classifier_as_the_checkpoint_of_llava_pose(runs: Path, p
     recipe = recipe_file(runs, [classifier(), ours])
     sentence = said("joint", *words(recipe, prepared, runs))
     assert "1 of 2 systems did not run; the first, ours: " in sentence
-    assert "general: a pose_classifier model, not a llava_pose one" in sentence
+    assert "general: a pose_classifier model without pose parts" in sentence
     assert not (runs / "ours" / "predictions.jsonl").exists()
 
 

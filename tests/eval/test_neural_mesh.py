@@ -211,7 +211,7 @@ def test_objects_without_a_camera_are_left_out_and_oblong_pictures_refused(recip
 
 
 def test_checkpoints_of_other_systems_are_refused_either_way(tiny_base, recipe, prepared):
-    with pytest.raises(InputError, match=f"{tiny_base}: a llava pose model, not a neural mesh; make one with"):
+    with pytest.raises(InputError, match=f"{tiny_base}: a compact llava model, not a neural mesh; make one with"):
         predict(tiny_base, [], prepared / "val", system="x")
     run(NeuralMeshRunConfig(**{**recipe, "max_steps": 1}))
     folder = Path(recipe["output_dir"])
