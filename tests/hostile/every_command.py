@@ -27,7 +27,7 @@ from data_prep.prepare.command import PrepareConfig, prepare
 from llava_pose import cli
 from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
 from tests.conftest import REPOSITORY, RawDataset
-from tests.eval.test_task import QUICK, make_prepared
+from tests.eval.benchmark.test_task import QUICK, make_prepared
 from tests.llava_pose.conftest import run_training
 
 POSE = {"azimuth": 45.0, "elevation": 10.0, "theta": 0.0, "category": "car"}  # as a served model answers

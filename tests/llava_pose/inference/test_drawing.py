@@ -11,7 +11,7 @@ from llava_pose.data.records import Pose
 from llava_pose.inference.drawing import AXES, AXIS_COLOURS, draw_axes, project_axes
 from llava_pose.pose.geometry import project_points
 
-PHOTOS = Path(__file__).parents[2].parent / "shared" / "data" / "photos"
+PHOTOS = Path(__file__).parents[3].parent / "shared" / "data" / "photos"
 SIZE = (200, 160)
 
 

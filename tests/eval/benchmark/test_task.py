@@ -40,7 +40,7 @@ from llava_pose.errors import InputError
 from llava_pose.model.loading import load_full
 from llava_pose.utils.config import parse_config, read_yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CATEGORIES = ("car", "bus", "agitator_truck", "chair")  # two known ones of the taxonomy, two novel ones
 NOVEL = ["agitator_truck", "chair"]
 SIDE = 32

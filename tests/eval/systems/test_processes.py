@@ -17,7 +17,16 @@ from eval.predict import PredictConfig, predict
 from eval.systems.classifier.system import ClassifierConfig, load_classifier, run
 from llava_pose.data.records import read_predictions, read_records
 from llava_pose.utils.distributed import map_over_processes
-from tests.eval.test_task import BACKBONE, QUICK, REPOSITORY, SIDE, classifier, make_prepared, recipe_file, words
+from tests.eval.benchmark.test_task import (
+    BACKBONE,
+    QUICK,
+    REPOSITORY,
+    SIDE,
+    classifier,
+    make_prepared,
+    recipe_file,
+    words,
+)
 from tests.llava_pose.conftest import free_port
 
 pytestmark = pytest.mark.distributed

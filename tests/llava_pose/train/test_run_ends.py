@@ -18,7 +18,7 @@ from llava_pose.train.command import main
 from llava_pose.train.run_folder import BEGUN_WITH, DONE_MARK
 from llava_pose.train.trainer import LossHistory, PoseTrainer, ResumableTrainer, StoppedEarlyError
 from tests.llava_pose.conftest import run_training
-from tests.llava_pose.test_resume import assert_same_run
+from tests.llava_pose.train.test_resume import assert_same_run
 
 
 @pytest.fixture

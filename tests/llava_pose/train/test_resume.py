@@ -113,7 +113,7 @@ def test_full_run_killed_from_outside_ends_as_an_undisturbed_one(launcher, long_
     undisturbed = run_training({**values, "output_dir": str(tmp_path / "undisturbed")})
 
     command = [sys.executable, "train.py", "--config", str(launcher.recipe_file(values))]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], env=launcher.environment()) as process:
+    with subprocess.Popen(command, cwd=Path(__file__).parents[3], env=launcher.environment()) as process:
         while not (run / "log.jsonl").exists() or len((run / "log.jsonl").read_text().splitlines()) < 9:
             assert process.poll() is None, "ended before it could be killed"
             time.sleep(0.002)

@@ -13,7 +13,7 @@ from llava_pose.pose.categories import META_CLASSES, Category
 from llava_pose.pose.geometry import flip_pose, project_points
 from llava_pose.pose.metrics import pose_error, symmetric_pose_error
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 ALIASES = {
     "billbard_table": "billiard_table",
     "trolley_bus": "trolleybus",

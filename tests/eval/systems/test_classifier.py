@@ -252,7 +252,7 @@ def test_the_rate_falls_by_epochs(recipe):
 @pytest.mark.parametrize("name", ["resnet50_general", "swin_t_general"])
 def test_the_published_schedule(recipe, prepared, name):
     """SGD 0.01, momentum 0.9, weight decay 1e-4 on everything, batch 64, 120 epochs, a tenth every 40."""
-    file = Path(__file__).parents[2] / "scripts" / "recipes" / f"{name}.yaml"
+    file = Path(__file__).parents[3] / "scripts" / "recipes" / f"{name}.yaml"
     words = ["--config", str(file), "--data", str(prepared), "--output-dir", recipe["output_dir"], "--use-cpu"]
     words += ["--dataloader-num-workers", "0"]
     config = parse_config(ClassifierConfig, words, prog="classifier", description="", example="")

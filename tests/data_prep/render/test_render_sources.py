@@ -25,7 +25,7 @@ from llava_pose.errors import InputError
 from llava_pose.pose import categories
 
 PACKAGE = Path(sweethome3d.DEFAULT_FOLDER)
-SHARED_CAD = Path(__file__).resolve().parents[3] / "shared" / "data" / "photos" / "CAD"
+SHARED_CAD = Path(__file__).resolve().parents[4] / "shared" / "data" / "photos" / "CAD"
 
 
 def write_box(path: Path, *extents: float) -> Path:

@@ -12,7 +12,7 @@ import pytest
 
 from eval.benchmark.command import joint as joint_main
 from llava_pose.data.records import read_records, write_records
-from tests.eval.test_task import CATEGORIES, QUICK, SIDE, make_prepared, recipe_file, words
+from tests.eval.benchmark.test_task import CATEGORIES, QUICK, SIDE, make_prepared, recipe_file, words
 
 BOXES = {
     "car": (0.2, 0.4, 0.15),

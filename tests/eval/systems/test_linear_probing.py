@@ -27,9 +27,9 @@ from llava_pose.data.records import ObjectRecord, Pose, read_predictions, read_r
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import angles_to_bins, bins_to_angles
 from llava_pose.pose.metrics import pose_error
-from tests.eval.test_task import start
+from tests.eval.benchmark.test_task import start
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def a_record(category: str, image: str, instance: str = "", pose: Pose | None = None) -> ObjectRecord:

@@ -20,7 +20,7 @@ from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
 from tests.conftest import RawDataset
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(dataset: Any, out: Path, **options: Any) -> Path:

@@ -21,7 +21,7 @@ from llava_pose.train.command import main
 from llava_pose.train.training_arguments import REFUSED, PoseTrainingArguments, RunArguments
 from tests.llava_pose.conftest import REPOSITORY, run_training
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[2]
 # field -> the test that holds it, here or in another file of this folder (or of tests/eval)
 HONOURED = {
     **dict.fromkeys(("output_dir", "max_steps", "logging_steps"), "test_the_command_line_wins_over_the_recipe"),
@@ -109,7 +109,7 @@ def test_every_field_has_its_place() -> None:
 
 
 def test_the_tests_of_the_table_are_there() -> None:
-    files = [*TESTS.glob("test_*.py"), *TESTS.with_name("eval").glob("test_*.py")]
+    files = [*TESTS.glob("llava_pose/**/test_*.py"), *TESTS.glob("eval/**/test_*.py")]
     there = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M)}
     assert set(HONOURED.values()) - there == set()
 

@@ -26,7 +26,7 @@ from tests.llava_pose.demo_server import Answer, Server, ask, start
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'llava-pose[demo]'")
 gradio_client = pytest.importorskip("gradio_client", reason="the tests of the demo need gradio_client")
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
 TAUGHT_WITHIN = 5.0  # degrees: what the head learnt its lessons to, and whole degrees shown
 CAR_QUESTION, CUP_FOLLOW_UP = "What is the pose of the car?", "And the cup?"

@@ -371,7 +371,7 @@ def test_killed_in_the_middle_and_started_again_nothing_is_lost_or_doubled(raw_d
     words = ["--data-root", str(raw_dataset.root), "--out", str(out), "--splits", "train", "--workers", "2"]
     command = [sys.executable, "-m", "data_prep.prepare.command", *words]
     results = out / ".prepare/train/car"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[3])
     while process.poll() is None and len(list(results.glob("*.json"))) < 3:
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -391,7 +391,7 @@ def test_killed_in_the_middle_and_started_again_nothing_is_lost_or_doubled(raw_d
     written[0].write_bytes(bytes(written[0].stat().st_size))
     (out / "train/car/.n9_00.JPEG.1.tmp").write_bytes(b"half")
 
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], check=True)
     assert f"{done - 1} of {count} images were done already" in result.stderr
     undisturbed = run(raw_dataset, tmp_path / "undisturbed", workers=2)
     assert tree(out) == tree(undisturbed)

@@ -26,7 +26,7 @@ from llava_pose.model.loading import load_model
 from llava_pose.pose.geometry import project_points
 from llava_pose.pose.metrics import pose_error
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BOXES = {"car": ((-0.2, -0.4, -0.15), (0.2, 0.4, 0.15)), "guitar": ((-0.15, -0.05, -0.45), (0.15, 0.05, 0.45))}
 
 

@@ -331,7 +331,7 @@ def test_auto_classes_know_the_model(full_checkpoint):
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -355,7 +355,7 @@ def test_import_brings_in_torch_only_with_the_model():
         "print(AutoConfig.for_model('compact_llava').__class__.__name__ == 'CompactLlavaConfig')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True, text=True
     )
     assert done.stdout.split() == ["False", "False", "True"], done.stderr
 

@@ -20,7 +20,7 @@ from data_prep.render.options import RenderConfig
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import project_points
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def small(out: Path, **other) -> RenderConfig:
