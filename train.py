@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_pose.train.arguments import DataArguments, ModelArguments, parse_arguments
-from llava_pose.utils.config import require_folder, run_main
+from llava_pose.utils.config import require_folder, run_main, say_next
 
 if TYPE_CHECKING:
     from llava_pose.train.training_arguments import PoseTrainingArguments
@@ -141,9 +141,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
         if trainer.is_world_process_zero():
             processor.save_pretrained(run.folder)
         run.finish(trainer, **parameters)
-    logger.info(f"done: the checkpoint is {run.folder}; next:")
-    logger.info(
-        f"  llava-pose predict --checkpoint {run.folder} --data {data_args.data} --split val --out predictions.jsonl"
+    logger.info(f"done: the checkpoint is {run.folder}")
+    say_next(
+        f"llava-pose predict --checkpoint {run.folder} --data {data_args.data} --split val --out predictions.jsonl"
     )
     return run.folder
 

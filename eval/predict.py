@@ -37,7 +37,7 @@ from llava_pose.data.records import (
 from llava_pose.errors import InputError, RunError, left_out
 from llava_pose.pose import categories
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.config import check_fields, command, require_folder, say_next
 from llava_pose.utils.distributed import (
     first_process_holds,
     from_first_process,
@@ -337,7 +337,7 @@ def run(config: PredictConfig) -> Path:
                 f"{out}: {len(lost)} of {len(answers)} answers are no poses, for their numbers are not finite; the first is "
                 f"{lost[0]!r}; take an older checkpoint, or one that was trained with a lower learning rate"
             )
-        logger.info(f"next: llava-pose score {out} --out scores.json")
+        say_next(f"llava-pose score {out} --out scores.json")
     return out
 
 

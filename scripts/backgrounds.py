@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from data_prep.raw.imagenet3d import RawLayout, parse_object, read_annotation, read_list
 from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.config import command, require, require_folder, say_next
 from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ def backgrounds(config: BackgroundsConfig) -> int:
                         logger.warning(f"{category}/{image} is left out: {error}")
     if not count:
         raise InputError(f"--photos {' '.join(config.photos)}: no photograph has room beside its objects; give others.")
-    logger.info(f"{count} backgrounds are in {out}; next: llava-pose render --backgrounds {out} --out rendered")
+    logger.info(f"{count} backgrounds are in {out}")
+    say_next(f"llava-pose render --backgrounds {out} --out rendered")
     return count
 
 

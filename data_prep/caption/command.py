@@ -28,7 +28,7 @@ from data_prep.scene.scenes import Scene, make_scenes
 from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, append_jsonl, read_records, resume_jsonl, write_jsonl
 from llava_pose.errors import InputError, left_out
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.config import command, require, require_folder, say_next
 from llava_pose.utils.files import printable, write_json
 from llava_pose.utils.openai_client import (
     NotNegative,
@@ -269,17 +269,8 @@ def _report(
         account = f"; {summary['prompt_tokens']} tokens sent and {summary['completion_tokens']} received"
         if config.price_in or config.price_out:
             account += f", cost {summary['cost']}"
-    logger.info(
-        "%d captions are in %s, %d pictures failed%s; next: llava-pose instruct --data %s --split %s --captions %s "
-        "--out train.json",
-        result.ok,
-        out,
-        result.failed,
-        account,
-        config.data,
-        config.split,
-        out,
-    )
+    logger.info("%d captions are in %s, %d pictures failed%s", result.ok, out, result.failed, account)
+    say_next(f"llava-pose instruct --data {config.data} --split {config.split} --captions {out} --out train.json")
     return result
 
 

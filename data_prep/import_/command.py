@@ -25,7 +25,7 @@ from data_prep.import_.predictions import read_own
 from data_prep.import_.recognise import recognise
 from data_prep.import_.write import REJECTS_FILE, Account, write_raw
 from llava_pose.errors import InputError
-from llava_pose.utils.config import as_written, check_fields, command, require, require_folder
+from llava_pose.utils.config import as_written, check_fields, command, require, require_folder, say_next
 from llava_pose.utils.files import file_digest, is_plain_name
 from llava_pose.utils.output_folder import keep_settings, own_folder
 
@@ -169,10 +169,10 @@ def _report(account: Account, kind: str, source: Path, out: Path) -> None:
         logger.info("not in the taxonomy: %s", ", ".join(sorted(account.custom)))
         options.append("--allow-custom-categories")
     logger.info(
-        "%d objects of %d pictures are in %s, %d were left out (%s); next: llava-pose prepare --data-root %s --out %s %s",
+        "%d objects of %d pictures are in %s, %d were left out (%s)",
         *(account.objects.total(), account.pictures, out, len(account.rejects), REJECTS_FILE),
-        *(out, out.with_name(f"{out.name}_prepared"), " ".join(options)),
     )
+    say_next(f"llava-pose prepare --data-root {out} --out {out.with_name(f'{out.name}_prepared')} {' '.join(options)}")
 
 
 main = command(

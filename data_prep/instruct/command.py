@@ -36,7 +36,7 @@ from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.config import check_fields, command, require_folder, say_next
 from llava_pose.utils.files import atomic_file, write_json
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
@@ -167,15 +167,13 @@ def instruct(config: InstructConfig) -> InstructResult:
         write_json(report_path(out), summary)
     result = InstructResult(out, report_path(out), summary["conversations"], summary["questions"])
     logger.info(
-        "%d conversations about %d objects (%s) are in %s; next: "
-        "python train.py --model BASE --data %s --train_json %s --output_dir OUT",
+        "%d conversations about %d objects (%s) are in %s",
         result.conversations,
         len(records),
         ", ".join(f"{count} {kind}" for kind, count in result.questions.items()),
         out,
-        prepared,
-        out,
     )
+    say_next(f"python train.py --model BASE --data {prepared} --train-json {out} --output-dir OUT")
     what = "objects or captions" if writer.faults else "objects"
     faults += writer.faults.values()
     if faults:

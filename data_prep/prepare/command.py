@@ -37,7 +37,7 @@ from data_prep.prepare.summary import REJECTS_FILE, SUMMARY_FILE, write_results
 from data_prep.raw.imagenet3d import RawLayout, read_list
 from llava_pose.data.images import BOX_MARGIN
 from llava_pose.errors import InputError
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.config import check_fields, command, require_folder, say_next
 from llava_pose.utils.files import is_plain_name, shortened
 from llava_pose.utils.output_folder import (
     LOCK_NAME,
@@ -196,7 +196,7 @@ def prepare(config: PrepareConfig) -> Path:
             share = listed[config.part[0] - 1 :: config.part[1]]
             _prepare_images(share, options, config)
             logger.info(
-                "%d images of shard %s are done in %s; next, once all shards are: the same command without --shard",
+                "%d images of shard %s are done in %s; once all shards are, give the same command without --shard",
                 *(len(share), config.shard, config.out),
             )
             return out
@@ -205,10 +205,10 @@ def prepare(config: PrepareConfig) -> Path:
     if totals["written"] == 0:
         raise InputError(f"{config.out}: no object could be used; {out / REJECTS_FILE} says why for each")
     logger.info(
-        "%d objects prepared, %d filtered, %d rejected in %s; next: llava-pose instruct --data %s --out %s",
+        "%d objects prepared, %d filtered, %d rejected in %s",
         *(totals["written"], totals["filtered"], totals["rejected"], config.out),
-        *(config.out, out / "train.json"),
     )
+    say_next(f"llava-pose instruct --data {config.out} --out {out / 'train.json'}")
     return out
 
 

@@ -21,7 +21,7 @@ from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
 from llava_pose.data.records import write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.utils.config import command
+from llava_pose.utils.config import command, say_next
 from llava_pose.utils.files import write_atomic
 from llava_pose.utils.output_folder import keep_settings, own_folder
 
@@ -224,10 +224,8 @@ def _report(
     if own:
         logger.info("not in the taxonomy, for prepare's --allow-custom-categories: %s", ", ".join(own))
     logger.info("meshes: %s", count_by_source(usable))
-    logger.info(
-        "%d images of %d objects in %s (%d made now). Next: llava-pose prepare --data-root %s --out %s",
-        len(usable) * config.views, len(usable), out, made, out, out.with_name(out.name + "_prepared"),
-    )  # fmt: skip
+    logger.info("%d images of %d objects in %s (%d made now)", len(usable) * config.views, len(usable), out, made)
+    say_next(f"llava-pose prepare --data-root {out} --out {out.with_name(out.name + '_prepared')}")
 
 
 main = command(

@@ -17,6 +17,7 @@ from eval.benchmark.entries import DONE_MARK, Entry
 from eval.systems.system import asked_records, write_answers
 from eval.tables import TablesConfig, make_and_show
 from llava_pose.errors import InputError, NonFiniteLossError
+from llava_pose.utils.config import steps_of_a_whole
 from llava_pose.utils.distributed import (
     broadcast,
     first_process_holds,
@@ -52,7 +53,8 @@ def run_entries(config: BenchmarkConfig, entries: Sequence[Entry]) -> None:
                     f"{entry.folder}: was begun {changed}; give the system another name, or delete the folder to run it anew"
                 )
             _require_above(entry, chosen)
-        failed = _run_all(chosen)
+        with steps_of_a_whole():
+            failed = _run_all(chosen)
         make_table(config, [entry for entry in entries if entry.done and not _is_outdated(entry)])
     if failed:
         name, error = next(iter(failed.items()))

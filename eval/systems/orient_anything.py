@@ -18,7 +18,7 @@ from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_jsonl, 
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import pose_from_orient_anything
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.config import check_fields, command, require_folder, say_next
 from llava_pose.utils.files import open_regular
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
@@ -98,9 +98,9 @@ def convert(config: OrientAnythingConfig) -> Path:
         write_jsonl(config.out, (prediction.to_dict() for prediction in predictions))
     without = sum(prediction.pose is None for prediction in predictions)
     logger.info(
-        f"{len(predictions)} predictions of {config.system} are in {config.out}, {without} of them without a pose; "
-        f"next: llava-pose score {config.out} --out scores.json"
+        f"{len(predictions)} predictions of {config.system} are in {config.out}, {without} of them without a pose"
     )
+    say_next(f"llava-pose score {config.out} --out scores.json")
     return Path(config.out)
 
 

@@ -16,7 +16,7 @@ from eval.systems.options import SystemOptions
 from eval.systems.record_choice import select_records
 from llava_pose.data.records import ObjectRecord, Prediction, read_predictions, write_jsonl
 from llava_pose.errors import InputError
-from llava_pose.utils.config import require_folder
+from llava_pose.utils.config import require_folder, say_next
 from llava_pose.utils.distributed import is_first_process
 
 logger = logging.getLogger(__name__)
@@ -86,5 +86,6 @@ def run_system(options: SystemOptions, system: System) -> Path:
     """Have a system answer the records that its options ask for; return the path of predictions.jsonl."""
     out = write_answers(system, asked_records(options), options.output_dir)
     if is_first_process():
-        logger.info(f"{out}; next: llava-pose score {out} --out {out.with_name('scores.json')}")
+        logger.info(f"the answers are in {out}")
+        say_next(f"llava-pose score {out} --out {out.with_name('scores.json')}")
     return out

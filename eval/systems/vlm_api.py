@@ -37,7 +37,7 @@ from llava_pose.data.records import (
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.config import command, require, require_folder, say_next
 from llava_pose.utils.distributed import from_first_process, is_first_process
 from llava_pose.utils.files import file_digest, printable, write_json
 from llava_pose.utils.openai_client import Reply, ServedModel, ServerOptions, map_threads, token_account
@@ -241,7 +241,7 @@ def _report(out: Path, lines: Sequence[dict[str, Any]], system: str, config: Vlm
     write_json(out.with_name(f"{out.stem}_summary.json"), summary)
     cost = f", cost {summary['cost']}" if config.price_in or config.price_out else ""
     logger.info(
-        "%d answers of %s are in %s, %d failed; %d tokens sent and %d received%s; next: llava-pose score %s --out %s",
+        "%d answers of %s are in %s, %d failed; %d tokens sent and %d received%s",
         summary["answered"],
         system,
         out,
@@ -249,9 +249,8 @@ def _report(out: Path, lines: Sequence[dict[str, Any]], system: str, config: Vlm
         summary["prompt_tokens"],
         summary["completion_tokens"],
         cost,
-        out,
-        out.with_name("scores.json"),
     )
+    say_next(f"llava-pose score {out} --out {out.with_name('scores.json')}")
 
 
 def summarize(lines: Sequence[dict[str, Any]], options: ServerOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from llava_pose.data.chat_templates import CHAT_TEMPLATES
 from llava_pose.errors import InputError
 from llava_pose.pose.rotation_names import DEFAULT_ROTATION, ROTATION_NAMES
-from llava_pose.utils.config import command, require, require_seed, save_config
+from llava_pose.utils.config import command, require, require_seed, save_config, say_next
 from llava_pose.utils.output_folder import own_new_folder
 
 logger = logging.getLogger(__name__)
@@ -97,9 +97,7 @@ def assemble(config: AssembleConfig) -> Path:
     require_seed(config.seed)
     with own_new_folder(config.out, "--out", "assemble") as written:
         _assemble(config, written)
-    logger.info(
-        f"next: python train.py --model {config.out} --data PREPARED --train-json train.json --output-dir runs/first"
-    )
+    say_next(f"python train.py --model {config.out} --data PREPARED --train-json train.json --output-dir runs/first")
     return Path(config.out)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config
+from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config, say_next
 from llava_pose.utils.output_folder import own_new_folder
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def merge(config: MergeConfig) -> Path:
     with own_new_folder(out, "--out", "merge") as written:
         share, dtype = _merge(config, folder, written)
     logger.info(f"{out}: a full checkpoint in {dtype}; its outputs are the adapter's to {share:.1e} of their size")
-    logger.info(f"next: llava-pose predict --checkpoint {out} --data PREPARED --split val --out predictions.jsonl")
+    say_next(f"llava-pose predict --checkpoint {out} --data PREPARED --split val --out predictions.jsonl")
     return out
 
 

@@ -18,7 +18,8 @@ import math
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,8 @@ from llava_pose.utils.other_packages import quiet_others
 ConfigT = TypeVar("ConfigT")
 ValueT = TypeVar("ValueT")
 logger = logging.getLogger(__name__)
+_NEXT = logging.getLogger("llava_pose.next")
+STEP_VARIABLE = "LLAVA_POSE_STEP"  # set by a script whose steps are commands, and which says itself what comes next
 _MOST_LISTED = 40  # fields in a message
 _MOST_BYTES = 1 << 18  # of a YAML file, of which the parser reads about 100 KB a second
 _MOST_UNFOLDED = 10_000_000  # characters and values of a YAML file, its aliases written out
@@ -561,7 +564,8 @@ def run_main(run: Callable[[], Any]) -> int:
             logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         try:
-            run()
+            with steps_of_a_whole() if os.environ.get(STEP_VARIABLE) else nullcontext():
+                run()
         finally:
             sys.stdout.flush()  # what a closed pipe does not take must not be met at the interpreter's end
     except InputError as error:
@@ -582,6 +586,22 @@ def run_main(run: Callable[[], Any]) -> int:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         return _fail(f"{where}the disk is full; make room and run the same command again, which goes on from here", 1)
     return 0
+
+
+def say_next(command: str) -> None:
+    """Log the command that goes on from here; not where this one is a step of a larger whole, which says so itself."""
+    _NEXT.info(f"next: {command}")
+
+
+@contextmanager
+def steps_of_a_whole() -> Iterator[None]:
+    """Let no command that runs inside say what comes next."""
+    level = _NEXT.level
+    _NEXT.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        _NEXT.setLevel(level)
 
 
 def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:

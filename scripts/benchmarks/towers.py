@@ -284,7 +284,7 @@ def compare_towers(config: TowersConfig) -> dict[str, Any]:
             }
             write_json(config.out, report)
     print_table(report)
-    logger.info("figures are in %s; next: llava-pose assemble --vision FOLDER --vision-layers LAYERS …", config.out)
+    logger.info("figures are in %s", config.out)
     return report
 
 

@@ -44,7 +44,8 @@ def test_the_grammar_writes_a_line_for_each_picture(prepared, tmp_path, caplog):
         assert (line["status"], line["writer"]) == ("ok", "grammar")
         assert line["caption"].count("<pose6D>") == len(line["objects"]) >= 1
         assert {f"train/{records[name].file_name}" for name in line["objects"]} == {line["image"]}
-    assert f"6 captions are in {out}, 0 pictures failed; next: llava-pose instruct" in caplog.messages[-1]
+    assert f"6 captions are in {out}, 0 pictures failed" in caplog.messages[-2]
+    assert "next: llava-pose instruct" in caplog.messages[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "captions.jsonl",
         "captions.jsonl.settings.yaml",
@@ -143,7 +144,7 @@ def test_a_model_is_sent_picture_and_annotations(prepared, server):
 def test_costs_are_counted(prepared, server, caplog):
     caplog.set_level("INFO")
     ask(prepared, server, price_in=5.0, price_out=15.0)
-    assert "600 tokens sent and 120 received, cost 0.0048" in caplog.messages[-1]
+    assert "600 tokens sent and 120 received, cost 0.0048" in caplog.messages[-2]
 
 
 @pytest.mark.parametrize(

@@ -474,9 +474,9 @@ def test_command_line(raw_dataset: Any, tmp_path: Path, caplog: pytest.LogCaptur
     ]
     with caplog.at_level(logging.INFO):
         assert main(words) == 0
-    last = caplog.records[-1].getMessage()
-    assert "1 objects prepared" in last
-    assert f"next: llava-pose instruct --data {tmp_path / 'out'} --out {tmp_path / 'out' / 'train.json'}" in last
+    assert "1 objects prepared" in caplog.messages[-2]
+    then = f"next: llava-pose instruct --data {tmp_path / 'out'} --out {tmp_path / 'out' / 'train.json'}"
+    assert caplog.messages[-1] == then
     for wrong in (["--size", "3"], ["--workers", "-1"], ["--splits", " ,"], ["--margin", "-1"]):
         assert main([*words, *wrong]) == 2
     assert main([*words, "--crop", "oval"]) == 2

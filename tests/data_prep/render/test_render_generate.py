@@ -166,7 +166,7 @@ def test_killed_in_the_middle_it_ends_as_if_undisturbed(tmp_path: Path) -> None:
         process = start(out)
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0
-        assert b"Next: llava-pose prepare" in errors.splitlines()[-1]
+        assert b"next: llava-pose prepare" in errors.splitlines()[-1]
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "undisturbed")
 
 

@@ -208,8 +208,9 @@ def test_a_line_for_each_object_in_the_order_of_the_records(prepared, server, ca
         **{"answered": 5, "failed": 0, "failed_because": {}, "attempts": 5},
         **{"prompt_tokens": 500, "completion_tokens": 100, "cost": 0.004},
     }
-    assert "5 answers of tester are in" in caplog.messages[-1]
-    assert "500 tokens sent and 100 received, cost 0.004; next: llava-pose score" in caplog.messages[-1]
+    assert "5 answers of tester are in" in caplog.messages[-2]
+    assert "500 tokens sent and 100 received, cost 0.004" in caplog.messages[-2]
+    assert caplog.messages[-1].startswith("next: llava-pose score")
 
 
 def test_a_model_that_knows_makes_no_error(prepared, server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -17,6 +18,7 @@ from pydantic import Field, PositiveInt
 
 from llava_pose.errors import InputError
 from llava_pose.utils.config import (
+    STEP_VARIABLE,
     check_fields,
     command,
     fill_config,
@@ -26,6 +28,8 @@ from llava_pose.utils.config import (
     require_folder,
     run_main,
     save_config,
+    say_next,
+    steps_of_a_whole,
 )
 from llava_pose.utils.files import atomic_file, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file
@@ -226,6 +230,19 @@ def test_yaml_runs_no_code(tmp_path):
 
 def make_main(run):
     return command(DemoConfig, run, prog="demo", description="A demo.", example="demo --data D")
+
+
+def test_a_step_of_a_script_does_not_say_what_comes_next(caplog, monkeypatch):
+    """So that the last line of a script is its own."""
+    with caplog.at_level(logging.INFO):
+        assert run_main(lambda: say_next("llava-pose train")) == 0
+        monkeypatch.setenv(STEP_VARIABLE, "1")
+        assert run_main(lambda: say_next("llava-pose predict")) == 0
+        monkeypatch.delenv(STEP_VARIABLE)
+        with steps_of_a_whole():
+            assert run_main(lambda: say_next("llava-pose score")) == 0
+        assert run_main(lambda: say_next("llava-pose sheet")) == 0
+    assert caplog.messages == ["next: llava-pose train", "next: llava-pose sheet"]
 
 
 def test_exit_code_0_when_done():
