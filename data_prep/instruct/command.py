@@ -43,7 +43,7 @@ from llava_pose.utils.output_folder import own_file, require_other, require_suff
 logger = logging.getLogger(__name__)
 
 # The kinds of the default, in the order in which a conversation asks them, since no question may come after an answer that
-# tells it: "joint" is asked before the category is named, and captions, whose words tell the viewpoint, come last.
+# tells it: "joint" is asked before the category is named, and a caption, whose words tell the viewpoint, after both.
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "joint": JOINT_QUESTIONS,
     "pose": POSE_QUESTIONS,
