@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,12 +29,20 @@ def copied(tmp_path: Path) -> Path:
     return cut_recipes.copy_scripts(tmp_path, CUT)
 
 
+@pytest.mark.parametrize("name", ["quickstart", "everyday", "test", "environment.sh"])
+def test_no_pipe_ends_before_what_writes_to_it(name: str) -> None:
+    """With pipefail the script would end there with 141, whenever the writer is still at it."""
+    text = (REPOSITORY / "scripts" / name).read_text(encoding="utf-8")
+    assert re.findall(r"\|\s*(?:head|grep -q|sed [^|\n]*\dq)\b.*", text) == []
+
+
 @pytest.mark.slow
 def test_the_quickstart_runs_through_and_again_to_the_same_scores(copied: Path) -> None:
     pytest.importorskip("embreex", reason="rendering needs the extra: pip install 'llava-pose[render]'")
     first = start(copied)
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-4000:]
     assert [f"{n}/9" in first.stdout for n in range(1, 10)] == [True] * 9
+    assert "next:" not in first.stdout + first.stderr, "the script itself says what comes next"
     scores = (copied / "run" / "scores.json").read_bytes()
     assert set(json.loads(scores)["systems"]) == {"llava-pose-tiny", "tower-alone"}
     for name in ("scores_curve.png", "scores_categories.png", "sheet.png"):
