@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -267,6 +268,30 @@ def test_a_child_that_only_waits_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(trial, "SECONDS", 0.2)
     monkeypatch.setattr(module_apart, "_LONGEST_WAIT", 1)
     monkeypatch.setattr(module_apart, "_limit", lambda memory, seconds: None)
+    before = psutil.Process().children()
+    refused(lambda: try_apart(tmp_path, "a.json", lambda: time.sleep(600)), tmp_path)
+    assert psutil.Process().children() == before
+
+
+def test_a_child_that_stands_still_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that a thread held when the child was forked is never let go there; the next child may have been forked better."""
+    monkeypatch.setattr(module_apart, "_STILL", 1)
+    tries = tmp_path / "tries"
+
+    def attempt() -> int:
+        with open(tries, "ab") as file:
+            file.write(b".")
+        if tries.stat().st_size < 3:
+            lock = threading.Lock()
+            lock.acquire()
+            lock.acquire()
+        return tries.stat().st_size
+
+    assert module_apart.apart(attempt, memory=1 << 30, seconds=20) == 3
+
+
+def test_children_that_all_stand_still_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_apart, "_STILL", 1)
     before = psutil.Process().children()
     refused(lambda: try_apart(tmp_path, "a.json", lambda: time.sleep(600)), tmp_path)
     assert psutil.Process().children() == before
