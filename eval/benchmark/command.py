@@ -255,7 +255,7 @@ linear_probing = command(
     prog="llava-pose linear-probing",
     description="Probe frozen backbones over the whole grid of ImageNet3D's report, chosen on a hold-out: Table 1.",
     example=(
-        "llava-pose linear-probing --config scripts/recipes/linear_probing.yaml --data prepared --output-dir runs/probing"
+        "llava-pose linear-probing --config scripts/recipes/table1_ours.yaml --data prepared --output-dir runs/probing"
     ),
 )
 
