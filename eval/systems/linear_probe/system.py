@@ -25,6 +25,7 @@ from torch import Tensor
 from eval.systems.linear_probe.backbone import ProbeBackbone, load_probe_backbone, read_backbone_config
 from eval.systems.linear_probe.features import ProbeFeatures, build_features
 from eval.systems.linear_probe.options import GRID_FILE, LinearProbeOptions
+from eval.systems.linear_probe.retrieval import neighbour_scores
 from eval.systems.linear_probe.training import ProbeTrainer, ProbeWeights, batch_order, half_mirrored
 from eval.systems.record_choice import category_of, select_records
 from eval.systems.system import PREDICTIONS, run_system
@@ -180,6 +181,15 @@ def _probe(
     best_on_predicted = max(range(len(cells)), key=lambda cell: _merit(cells[cell]["predicted"]))
     feature_set = backbone.feature_sets[best // len(config.learning_rates)]
     probe = probes[best // len(config.learning_rates)].weights(best % len(config.learning_rates))
+    neighbours = neighbour_scores(
+        blocks,
+        backbone.feature_sets,
+        angles,
+        [category_of(record).name for record in (*train, *predict)],
+        searched=everything,
+        asked=to_predict,
+        seed=config.seed,
+    )
     seen = torch.cat([blocks[name][len(train) : len(images)] for name in feature_set.blocks], 1)
     save_file(
         {"weight": probe.weight.cpu(), "bias": probe.bias.cpu()},
@@ -194,6 +204,7 @@ def _probe(
             "cells": cells,
             "selected": cells[best],
             "selected_on_predicted": cells[best_on_predicted],
+            "retrieval": neighbours,
         },
     )
     logger.info(

@@ -19,9 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProce
 
 from eval.benchmark.command import linear_probing as main
 from eval.benchmark.command import main as benchmark_main
-from eval.systems.linear_probe.backbone import load_probe_backbone
+from eval.systems.linear_probe.backbone import FeatureSet, load_probe_backbone
 from eval.systems.linear_probe.features import build_features
 from eval.systems.linear_probe.options import LinearProbeOptions
+from eval.systems.linear_probe.retrieval import neighbour_scores
 from eval.systems.linear_probe.system import hold_out, run
 from eval.systems.linear_probe.training import ProbeWeights, half_mirrored
 from llava_pose.data.images import load_rgb
@@ -145,6 +146,24 @@ def test_with_random_flips_probes_learn_pictures_and_their_mirror_images(recipe)
     assert (pose_error(answers, true * [-1, 1, -1]) < np.radians(10)).all()
 
 
+def test_the_nearest_neighbour_is_of_the_own_category_and_its_pose_error_is_counted():
+    """Three cars and two cups to find; a car asks, whose features are a cup's first of all, and a chair, which has no like."""
+    degrees = np.array([0, 40, 90, 0, 10, 0, 0])
+    angles = np.stack([np.radians(degrees), np.zeros(7), np.zeros(7)], -1)
+    features = torch.tensor([[0.0, 1.0], [1.0, 0.5], [-1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.1], [1.0, 1.0]])
+    names = ["car", "car", "car", "cup", "cup", "car", "chair"]
+    sets = [FeatureSet("last", "cls", ("a",)), FeatureSet("last", "cls+patches", ("a", "b"))]
+    blocks = {"a": features, "b": features * torch.tensor([[1.0, 0.0]])}
+    found = neighbour_scores(blocks, sets, angles, names, searched=np.arange(5), asked=np.arange(5, 7), seed=0)
+    for scores in found:
+        assert scores["n"] == 1
+        assert scores["mean_deg"] == pytest.approx(40)
+        assert scores["mean_of_5_deg"] == pytest.approx((0 + 40 + 90) / 3)
+        assert min(abs(scores["random_deg"] - error) for error in (0, 40, 90)) < 1e-6
+    alone = neighbour_scores(blocks, sets, angles, names, searched=np.arange(5), asked=np.array([6]), seed=0)
+    assert [(scores["n"], scores["mean_deg"], scores["random_deg"]) for scores in alone] == [(0, None, None)] * 2
+
+
 def test_mirror_images_take_the_place_of_half_of_the_objects():
     batches = [torch.arange(500), torch.arange(500, 1000)]
     flipped = torch.cat(half_mirrored(batches, 2000, seed=1))
@@ -259,6 +278,11 @@ def test_the_command_runs_several_backbones_and_makes_the_table(recipe, backbone
         assert table["systems"][name]["test_selected"]["acc@30"] == grid["selected_on_predicted"]["predicted"]["acc@30"]
         assert table["systems"][name]["overall"]["acc@30"]["value"] == grid["selected"]["predicted"]["acc@30"]
     assert "probe chosen on test" in (out / "table1.md").read_text()
+    grid = json.loads(files[1].with_name("probe_grid.json").read_text())
+    assert [found["n"] for found in grid["retrieval"]] == [3] * 4, "a set of features each"
+    near = table["systems"]["B"]["neighbours"]
+    assert near in [{key: found[key] for key in near} for found in grid["retrieval"]]
+    assert "| nearest neighbour ° |" in (out / "table1.md").read_text()
 
 
 def test_a_benchmark_of_table_1_takes_probes_and_others(recipe, backbone, tmp_path, capsys):
