@@ -1,4 +1,4 @@
-"""`llava-pose leaderboard`: one page from files that others have sent, each refusal in words, annotations from the data alone."""
+"""`llava-pose leaderboard`: one page from files that others have sent, each refusal in words, annotations from the data."""
 
 from __future__ import annotations
 
