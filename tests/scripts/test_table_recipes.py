@@ -107,7 +107,7 @@ def test_the_recipes_of_table_1_probe_every_published_backbone(name: str, tmp_pa
     table = json.loads((tmp_path / "out" / "table1.json").read_text())
     assert set(table["systems"]) == set(published_rows(1)["rows"])
     assert all(system["test_selected"] for system in table["systems"].values())
-    settings = yaml.safe_load((tmp_path / "out" / "MAE-ViT-B-16" / "linear-probe.yaml").read_text())
+    settings = yaml.safe_load((tmp_path / "out" / "MAE-ViT-B-16" / "linear_probe.yaml").read_text())
     published = {"center_crop": True, "final_norm": False, "mae_mask": 0.75, "random_flip": True}
     assert {key: settings[key] for key in published} == published or name == "table1_ours"
 
@@ -136,4 +136,5 @@ def test_the_recipes_of_tables_2_and_3_train_and_compare_every_system(name: str,
     table = json.loads((tmp_path / "out" / f"table{values['table']}.json").read_text())
     assert set(table["systems"]) == {system["title"] for system in values["systems"]}
     assert set(published_rows(values["table"])["rows"]) <= set(table["systems"])
+    assert all(("known" in system) == (name == "table2_ours") for system in table["systems"].values())
     assert table["n_categories"] == len(NOVEL if "table2" in name else CATEGORIES)

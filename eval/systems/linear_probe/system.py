@@ -166,7 +166,8 @@ def _probe(
     rows, angles = features.of(images), np.array([record.pose.angles for record in (*train, *predict)])
     if config.random_flip:  # the mirror images of what is trained on stand behind all others
         rows = torch.cat([rows, features.of(images[: len(train)], mirrored=True)])
-        angles = np.concatenate([angles, np.stack(flip_pose(*angles[: len(train)].T, 0.0, 0.0)[:3], -1)])
+        azimuth, elevation, theta = angles[: len(train)].T
+        angles = np.concatenate([angles, np.stack(flip_pose(azimuth, elevation, theta, 0.0, 0.0)[:3], -1)])
     blocks = {k: v.contiguous().to(backbone.model.device) for k, v in backbone.split(rows).items()}
     fit, kept_out = np.flatnonzero(~held), np.flatnonzero(held)
     everything, to_predict = np.arange(len(train)), np.arange(len(train), len(images))
