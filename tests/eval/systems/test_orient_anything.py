@@ -128,8 +128,8 @@ def test_csv_and_json_lines_say_the_same(tmp_path, prepared, caplog):
     assert from_csv[0].pose.angles == pytest.approx([math.pi / 2, math.pi / 9, -math.pi / 6])
     assert [p.confidence for p in from_csv] == [0.75, None, 0.1, None]
     assert [p.pose is None for p in from_csv] == [False, False, True, True]
-    assert "4 predictions of Orient-Anything are in" in caplog.messages[-1]
-    assert "2 of them without a pose" in caplog.messages[-1]
+    assert "4 predictions of Orient-Anything are in" in caplog.messages[-2], "the last says what comes next"
+    assert "2 of them without a pose" in caplog.messages[-2]
 
 
 def test_an_angle_that_is_no_number_is_a_failure_of_that_object(tmp_path, prepared):
