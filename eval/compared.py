@@ -96,6 +96,7 @@ class Sample:
     object_status: str
     source: str
     instance: str = ""
+    dense: str = ""
 
     @property
     def occluded(self) -> bool:
@@ -272,6 +273,7 @@ def _join(answers: Mapping[str, Prediction]) -> Sample:
         ),
         source=next((a.source for a in answers.values() if a.source), ""),
         instance=next((a.instance for a in answers.values() if a.instance), ""),
+        dense=next((a.dense for a in answers.values() if a.dense), ""),
     )
 
 

@@ -31,6 +31,9 @@ from llava_pose.pose.metrics import (
 
 UNKNOWN = "unknown"  # the source of a sample that names none where others do
 GROUPS = ("category", "meta_class", "source", "occlusion", "source_occlusion")
+ANNOTATED_GROUPS = ("density", "quality")  # only where the annotation says it
+V2_PROTOCOL = "orient_anything_v2"
+_DENSITIES = {"dense_yes": "dense", "dense_no": "not dense"}
 FAILURES = ("no_answer", "no_pose", "not_finite")
 CURVE_DEGREES = np.concatenate([np.arange(0, 30, 0.5), np.arange(30, 181, 2)])
 _RESAMPLES = 2000
@@ -110,7 +113,9 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
     symmetry group, and ``in_taxonomy``, whether that group is known (else it is the plain error); ``correct``, whether the
     category is right, only where the system names any; the failures ``no_answer``, ``no_pose`` and ``not_finite``, at most
     one of them true; ``instance``, a number that samples of the same instance share; and the groups that the sample is in
-    (:data:`GROUPS`, but for the meta class). Where no sample names a source there are no groups of sources.
+    (:data:`GROUPS`, but for the meta class). Where no sample names a source there are no groups of sources, where none says
+    how dense its scene is none of density, and none of visual quality where occlusion says as much. ``own_symmetry`` is the
+    least error over the turns that the system itself calls the same, only where it says so of any.
     """
     poses = [None if answer is None else answer.pose for answer in answers]
     pred = np.array([(math.nan,) * 3 if pose is None else pose.angles for pose in poses], dtype=np.float64)
@@ -136,10 +141,28 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
     if any(sample.source for sample in samples):
         rows["source"] = [sample.source or UNKNOWN for sample in samples]
         rows["source_occlusion"] = rows["source"] + ", " + rows["occlusion"]
+    if any(sample.dense for sample in samples):
+        rows["density"] = [_DENSITIES.get(sample.dense, UNKNOWN) for sample in samples]
+    if len({sample.object_status for sample in samples}) > 2:
+        rows["quality"] = [sample.object_status.removeprefix("status_") for sample in samples]
+    orders = [None if answer is None else answer.symmetry_order for answer in answers]
+    if any(order is not None for order in orders):
+        rows["own_symmetry"] = _least_over_turns(pred, true, np.array([order or 1 for order in orders]))
     named = [None if answer is None else answer.pred_category for answer in answers]
     if any(name is not None for name in named):
         rows["correct"] = [None if name is None else canonical_category(name) for name in named] == rows["category"]
     return rows
+
+
+def _least_over_turns(pred: np.ndarray, true: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Return the least error over the turns of each prediction's azimuth by a full turn divided by its order."""
+    errors = np.asarray(pose_error(pred, true))
+    for order in np.unique(orders[orders > 1]):
+        chosen = orders == order
+        for turn in range(1, order):
+            turned = pred[chosen] + (2 * math.pi * turn / order, 0.0, 0.0)
+            errors[chosen] = np.minimum(errors[chosen], pose_error(turned, true[chosen]))
+    return errors
 
 
 def _instance(sample: Sample) -> tuple[str, ...]:
@@ -148,8 +171,8 @@ def _instance(sample: Sample) -> tuple[str, ...]:
 
 
 def _scores_of_system(name: str, rows: pd.DataFrame, thresholds: Sequence[float], seed: int) -> dict[str, Any]:
-    groups: dict[str, dict[str, Any]] = {kind: {} for kind in GROUPS}
-    flat = [(kind, *group) for kind in GROUPS if kind in rows for group in rows.groupby(kind)]
+    groups: dict[str, dict[str, Any]] = {kind: {} for kind in (*GROUPS, *rows.columns.intersection(ANNOTATED_GROUPS))}
+    flat = [(kind, *group) for kind in groups if kind in rows for group in rows.groupby(kind)]
     for kind, group, members in tqdm(flat, desc=f"scoring {name}", unit="group", delay=2, leave=False):
         groups[kind][str(group)] = scores_of(members, thresholds, seed)
     return {
@@ -182,7 +205,9 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
         What :func:`llava_pose.pose.metrics.summarize_errors` returns with ``failures`` (counts, each sample in one at most),
         under ``place`` the scores of where the objects are, where the system predicts it (:mod:`eval.place`),
         and under ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors,
-        if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error).
+        if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error). Under
+        ``orient_anything_v2`` the accuracies by that model's own protocol, of a system that says which turns it calls the same:
+        the least error over these, and an error of exactly the threshold is a hit.
     """
     instances = rows["instance"].to_numpy()
     correct = rows["correct"].to_numpy() if "correct" in rows else None
@@ -192,6 +217,15 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
     scores["failures"] = {kind: int(rows[kind].sum()) for kind in FAILURES}
     if MEASURES[0] in rows:
         scores["place"] = place_scores(rows[list(MEASURES)], instances, seed)
+    if "own_symmetry" in rows:
+        own = rows["own_symmetry"].to_numpy()
+        scores[V2_PROTOCOL] = {
+            **{name: scores[name] for name in ("n", "n_instances") if name in scores},
+            **{
+                threshold_name(t): asdict(bootstrap_interval(own <= t, instances=instances, seed=seed))
+                for t in thresholds
+            },
+        }
     known = int(rows["in_taxonomy"].sum())
     if known:
         symmetric = rows["symmetric"].to_numpy()
@@ -219,7 +253,7 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
     result: dict[str, Any] = {"n_categories": len(by_category)}
     for name in dict.fromkeys(name for scores in by_category.values() for name in scores):
         having = [c for c in by_category.values() if name in c]
-        if name == "symmetric":
+        if name in ("symmetric", V2_PROTOCOL):
             result[name] = mean_over_categories({str(i): c[name] for i, c in enumerate(having)}, seed=seed)
         elif isinstance(having[0][name], dict) and "value" in having[0][name]:
             shares = np.array([c[name]["value"] for c in having])

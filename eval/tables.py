@@ -106,9 +106,12 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
     metas = read_meta_classes(config.meta_classes)
     systems = read_systems(config.predictions, config.names)
     oracles: list[str] = []
+    known: dict[str, list[Prediction]] = {}
     if config.table == 2:
         oracles = _oracles(systems, config.oracle)
-        systems = only_novel(systems, config.novel)
+        answers, systems = systems, only_novel(systems, config.novel)
+        novel = {name: {p.id for p in systems[name]} for name in systems}
+        known = {name: [p for p in answers[name] if p.id not in novel[name]] for name in systems}
     if config.table == 3:
         _require_categories(systems)
     comparison = align(systems, config.samples)
@@ -120,10 +123,18 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
         meta_classes=metas,
         shapes=read_shapes(config.data, config.split, config.cad, comparison.samples, comparison.answers),
     )
-    selected = _test_selected(config, [threshold_name(t) for t in config.radians]) if config.table == 1 else {}
+    accuracies = [threshold_name(t) for t in config.radians]
+    grids = _probe_grids(config, accuracies) if config.table == 1 else {}
     table = {
         "files": [str(path) for path in config.predictions],
-        **make_table(config.table, scores, oracles=oracles, test_selected=selected),
+        **make_table(
+            config.table,
+            scores,
+            oracles=oracles,
+            test_selected={name: selected for name, (selected, _) in grids.items()},
+            neighbours={name: found for name, (_, found) in grids.items() if found},
+            known=_scores_of_known(config, known),
+        ),
     }
     if config.meta_classes:
         table["meta_classes_of"] = Path(config.meta_classes).name
@@ -182,7 +193,7 @@ def only_novel(systems: Systems, named: Sequence[str] | None) -> dict[str, list[
             )
         left_out = len(systems[system]) - len(answers)
         if left_out:
-            logger.info("%s: %d answers for known categories are left out of table 2", system, left_out)
+            logger.info("%s: %d answers for known categories stand beside table 2, and not in it", system, left_out)
     return kept
 
 
@@ -195,23 +206,49 @@ def _require_categories(systems: Systems) -> None:
             )
 
 
-def _test_selected(config: TablesConfig, accuracies: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return, by system and accuracy, the score of the probe that is best on the test set, where a file has it beside it."""
-    found: dict[str, dict[str, float]] = {}
+def _scores_of_known(config: TablesConfig, known: Systems) -> dict[str, Any]:
+    """Return each system's scores over all objects of known categories that it answers, where it answers any."""
+    from eval.scoring import score_comparison
+
+    scored = {
+        name: score_comparison(align({name: lines}), thresholds=config.radians, seed=config.seed)
+        for name, lines in known.items()
+        if lines
+    }
+    return {name: scores["systems"][name]["overall"] for name, scores in scored.items()}
+
+
+def _probe_grids(
+    config: TablesConfig, accuracies: Sequence[str]
+) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Return, by system, what linear probing left beside its file: by accuracy the score of the probe that is best on the test
+    set, and the errors of the nearest neighbours by the features of the probe that was chosen ({} where there are none).
+    """
+    found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
     for number, path in enumerate(config.predictions):
-        grid = Path(path).with_name(PROBE_GRID)
-        if not grid.is_file():
+        file = Path(path).with_name(PROBE_GRID)
+        if not file.is_file():
             continue
         try:
-            best = json.loads(grid.read_text(encoding="utf-8"))["selected_on_predicted"]["predicted"]
+            grid = json.loads(file.read_text(encoding="utf-8"))
+            best = grid["selected_on_predicted"]["predicted"]
             values = {name: float(best[name]) for name in accuracies if name in best}
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            neighbours = _neighbours_of_selected(grid)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
-                f"{grid}: cannot be read as linear probing writes it ({error!r}); make it anew, or move it away"
+                f"{file}: cannot be read as linear probing writes it ({error!r}); make it anew, or move it away"
             ) from error
         names = [config.names[number]] if config.names else {p.system for p in read_predictions(path)}
-        found |= dict.fromkeys(names, values)
+        found |= dict.fromkeys(names, (values, neighbours))
     return found
+
+
+def _neighbours_of_selected(grid: Mapping[str, Any]) -> dict[str, float]:
+    chosen = {key: grid["selected"][key] for key in ("layers", "pooling")} if grid.get("retrieval") else {}
+    for scores in grid.get("retrieval", ()):
+        if all(scores[key] == value for key, value in chosen.items()) and scores["n"]:
+            return {key: float(scores[key]) for key in ("mean_deg", "mean_of_5_deg", "random_deg")}
+    return {}
 
 
 def make_and_show(config: TablesConfig) -> None:

@@ -59,6 +59,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "joint": ("eval.benchmark.command:joint", "Train on all categories, predict class and pose: Table 3."),
         "score": ("eval.score", "Turn predictions into tables and plots."),
         "tables": ("eval.tables", "Print the report's tables 1 to 3, with intervals and the published rows."),
+        "leaderboard": ("eval.leaderboard", "Make the page of a data set's tables from files that people sent."),
         "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
     },
 }

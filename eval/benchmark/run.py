@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.benchmark.command import BenchmarkConfig
+from eval.benchmark.command import BenchmarkConfig, known_and_novel
 from eval.benchmark.entries import DONE_MARK, Entry
 from eval.systems.system import asked_records, write_answers
 from eval.tables import TablesConfig, make_and_show
@@ -119,6 +119,13 @@ def _changed_settings(entry: Entry) -> str | None:
     return changed_settings(file, entry.settings)
 
 
+def _novel(config: BenchmarkConfig) -> list[str] | None:
+    """Return the categories that table 2 is of: all that were predicted, or of these the ones that are not known."""
+    if config.table != 2:
+        return None
+    return known_and_novel(config)[1] if config.predict_known else ["all"]
+
+
 def make_table(config: BenchmarkConfig, done: Sequence[Entry]) -> None:
     """Make the report's table of the systems that are done, and show it."""
     if not done or not is_first_process():
@@ -130,7 +137,7 @@ def make_table(config: BenchmarkConfig, done: Sequence[Entry]) -> None:
             table=config.table,
             out=str(Path(config.output_dir) / f"table{config.table}.md"),
             oracle=oracles or None,
-            novel=["all"] if config.table == 2 else None,  # of what was predicted
+            novel=_novel(config),
             data=config.data,
             split=config.split,
         )

@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from eval.report.tables import (
+    V2_NOTE,
     Cell,
     Section,
     degrees,
@@ -20,6 +21,7 @@ from eval.report.tables import (
     share,
     spoken_score,
 )
+from eval.scoring import V2_PROTOCOL
 from llava_pose.pose.categories import CUSTOM_META_CLASS, META_CLASSES
 
 AVERAGE = "Avg"
@@ -60,6 +62,8 @@ def make_table(
     *,
     oracles: Sequence[str] = (),
     test_selected: Mapping[str, Mapping[str, float]] | None = None,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
+    neighbours: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Make what table.json holds, of which all that is printed and drawn is made.
 
@@ -68,6 +72,8 @@ def make_table(
         scores: what :func:`eval.scoring.score_comparison` returns.
         oracles: systems that were trained on the categories they are scored on; shown, and never called the best.
         test_selected: system -> accuracy's name -> the score of the probe that is best on the test set (table 1).
+        neighbours: system -> pose errors of the nearest neighbours by its features, in degrees (table 1).
+        known: system -> its scores over objects of known categories, where it answers some (table 2).
     """
     kind = KINDS[number]
     first = next(iter(scores["systems"].values()))
@@ -99,6 +105,8 @@ def make_table(
                 "overall": system["overall"],
                 "mean_over_categories": system["mean_over_categories"],
                 "meta_class": system["groups"]["meta_class"],
+                **({"known": known[name]} if known and name in known else {}),
+                **({"neighbours": dict(neighbours[name])} if neighbours and name in neighbours else {}),
             }
             for name, system in scores["systems"].items()
         },
@@ -179,15 +187,28 @@ def _beside_section(table: Table, accuracy: str) -> Section:
         header.append("probe chosen on test")
     if table["table"] == 3:
         header += ["class", "pose alone"]
-    header += ["pose, symmetry-aware", "mean °", "median °", "failed"]
+    if any("neighbours" in system for system in systems.values()):
+        header += ["nearest neighbour °", "nearest five °", "random neighbour °"]
+    if any("known" in system for system in systems.values()):
+        header.append("known categories")
+    header.append("pose, symmetry-aware")
+    if any(V2_PROTOCOL in system["overall"] for system in systems.values()):
+        header.append("Orient Anything V2's protocol")
+    header += ["mean °", "median °", "failed"]
     rows: list[list[str | Cell]] = []
     for name, system in systems.items():
         overall, on_test = system["overall"], system["test_selected"].get(accuracy)
+        near = {key: f"{value:.1f}" for key, value in system.get("neighbours", {}).items()}
         cells: dict[str, str | Cell] = {
+            "nearest neighbour °": near.get("mean_deg", "-"),
+            "nearest five °": near.get("mean_of_5_deg", "-"),
+            "random neighbour °": near.get("random_deg", "-"),
             "mean over categories": share(system["mean_over_categories"], score),
             "probe chosen on test": "-" if on_test is None else f"{100 * on_test:.1f}",
             "class": share(overall, "class_accuracy"),
             "pose alone": share(overall, accuracy),
+            "known categories": share(system.get("known", {}), accuracy),
+            "Orient Anything V2's protocol": share(overall.get(V2_PROTOCOL, {}), accuracy),
             "pose, symmetry-aware": share(overall.get("symmetric", {}), accuracy),
             "mean °": degrees(overall, "mean_deg"),
             "median °": degrees(overall, "median_deg"),
@@ -240,6 +261,17 @@ def report_notes(table: Table) -> list[str]:
             notes.append(
                 f"{name}: the symmetry-aware column holds plain errors for {unknown} objects of unknown categories."
             )
+    if any("neighbours" in system for system in systems.values()):
+        notes.append(
+            "nearest neighbour: mean pose error of the training object of the same category whose frozen features are most "
+            "like an object's, with nothing learnt; random: of one drawn by lot."
+        )
+    counts = sorted({system["known"]["n"] for system in systems.values() if "known" in system})
+    if counts:
+        objects = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+        notes.append(f"known categories: pose accuracy over the {objects} objects of categories that were trained on.")
+    if any(V2_PROTOCOL in system["overall"] for system in systems.values()):
+        notes.append(f"Orient Anything V2's protocol: {V2_NOTE}")
     if table["table"] == 1 and any(system["test_selected"] for system in systems.values()):
         notes.append("probe chosen on test: as the published code chooses; the table's own scores do not see the test.")
     return notes

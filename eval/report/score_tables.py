@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from eval.report.tables import (
+    V2_NOTE,
     Cell,
     Section,
     bare,
@@ -18,6 +19,7 @@ from eval.report.tables import (
     section,
     share,
 )
+from eval.scoring import V2_PROTOCOL
 
 MOST_CATEGORIES = 40  # a terminal shows so many categories; of more only the worst, and says so
 _WORST_CATEGORIES = 20
@@ -27,6 +29,8 @@ _HEADINGS = {
     "source": "by source",
     "occlusion": "by occlusion",
     "source_occlusion": "by source and occlusion",
+    "density": "by scene density",
+    "quality": "by visual quality",
     "category": "by category",
 }
 Scores = Mapping[str, Any]
@@ -77,6 +81,8 @@ def score_notes(scores: Scores) -> list[str]:
         )
     if any("symmetric" in overall for overall in overalls.values()):
         lines.append("sym: accuracy of the least error over the category's symmetries.")
+    if any(V2_PROTOCOL in overall for overall in overalls.values()):
+        lines.append(f"OA-V2: {V2_NOTE}")
     if any("class_accuracy" in overall for overall in overalls.values()):
         lines.append("3D: the pose is under the threshold and the class is right.")
     return [*lines, names_note(scores["names"])]
@@ -90,6 +96,8 @@ def _columns(scores: Scores) -> dict[str, Callable[[Scores], str | Cell]]:
     columns |= {name: partial(degrees, name=f"{name}_deg") for name in ("mean", "median")}
     if any("symmetric" in overall for overall in overalls):
         columns |= {name.replace("acc", "sym"): partial(_symmetric, name=name) for name in accuracies}
+    if any(V2_PROTOCOL in overall for overall in overalls):
+        columns |= {name.replace("acc", "OA-V2"): partial(_own_symmetry, name=name) for name in accuracies}
     if any("class_accuracy" in overall for overall in overalls):
         columns["class"] = partial(_bare, name="class_accuracy")
         columns |= {name.replace("acc", "3D"): partial(_bare, name=f"3d_{name}") for name in accuracies}
@@ -103,6 +111,10 @@ def _bare(scores: Scores, name: str) -> Cell:
 
 def _symmetric(scores: Scores, name: str) -> Cell:
     return _bare(scores.get("symmetric", {}), name)
+
+
+def _own_symmetry(scores: Scores, name: str) -> Cell:
+    return _bare(scores.get(V2_PROTOCOL, {}), name)
 
 
 def _rows(columns: Mapping[str, Callable[[Scores], str | Cell]], named: Mapping[str, Scores]) -> list[list[str | Cell]]:
@@ -138,7 +150,7 @@ def _groups(scores: Scores) -> list[tuple[str, str, Scores]]:
     groups, accuracy = next(iter(scores["systems"].values()))["groups"], next(iter(scores["chance"]))
     shown = []
     for kind, heading in _HEADINGS.items():
-        named = groups[kind]
+        named = groups.get(kind, {})
         crossed = kind == "source_occlusion"
         if len(named) < 2 or (crossed and min(len(groups["source"]), len(groups["occlusion"])) < 2):
             continue

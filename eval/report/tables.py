@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+V2_NOTE = (
+    "as Orient Anything V2 scores itself: the least error over the turns that the system itself calls the same, and an error "
+    "of exactly the threshold is a hit. A prediction chooses how it is judged: not to be compared with the other columns."
+)
 _WIDE = 10_000  # columns of a terminal: a table is as wide as it is, also where it is piped to a file
 
 
@@ -184,8 +188,10 @@ def _escaped(text: str) -> str:
     return printable
 
 
-def as_page(title: str, sections: Sequence[Section], notes: Sequence[str], plots: Sequence[Path]) -> str:
-    """Return one HTML page with tables and plots; the plots are files that stand beside it."""
+def as_page(
+    title: str, sections: Sequence[Section], notes: Sequence[str], plots: Sequence[Path], files: Sequence[str] = ()
+) -> str:
+    """Return one HTML page with tables and plots; the plots are files that stand beside it, and so are files to be linked."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(loader=PackageLoader("eval.report", "."), autoescape=True, undefined=StrictUndefined)
@@ -203,6 +209,7 @@ def as_page(title: str, sections: Sequence[Section], notes: Sequence[str], plots
         ],
         notes=list(map(printable_line, notes)),
         plots=[plot.name for plot in plots],
+        files=[(name, printable_line(name)) for name in files],
     )
 
 

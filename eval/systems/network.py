@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction
 from llava_pose.model.checkpoint_files import CONFIG_FILE, SAFE, building, loading, read_config, require_finite
@@ -113,10 +113,11 @@ def fit(
     dataset: Dataset,
     image_processor: Any,
     folder: RunFolder,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> ResumableTrainer:
     """Train or go on, and save model and image processor; the caller finishes the folder."""
     trainer = trainer_class(
-        model=model, args=config, train_dataset=dataset, callbacks=[LossHistory(folder.folder / LOG)]
+        model=model, args=config, train_dataset=dataset, callbacks=[LossHistory(folder.folder / LOG), *callbacks]
     )
     trainer.train(resume_from_checkpoint=folder.begin(trainer))
     trainer.save_model()

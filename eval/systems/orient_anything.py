@@ -30,6 +30,8 @@ _NAMES = {
     "polar": ("polar", "elevation", "ref_el_pred"),
     "rotation": ("rotation", "ref_ro_pred"),
 }
+_ORDER = ("symmetry_order", "ref_alpha_pred")  # of version 2 alone
+_ORDERS = (0, 1, 2, 4)  # 0 where it finds no front
 _RANGES = {"azimuth": (-360.0, 360.0), "polar": (-90.0, 90.0), "rotation": (-180.0, 180.0)}
 
 
@@ -38,7 +40,10 @@ class OrientAnythingConfig:
     """The options of ``llava-pose orient-anything``."""
 
     answers: Name = field(
-        metadata={"help": "JSON lines or CSV: id, azimuth, polar and rotation in degrees, and confidence."}
+        metadata={
+            "help": "JSON lines or CSV: id, azimuth, polar and rotation in degrees, confidence, and the order of symmetry that "
+            "version 2 finds."
+        }
     )
     data: Name = field(metadata={"help": "The prepared folder that was answered."})
     out: Name = field(metadata={"help": "The predictions.jsonl to write."})
@@ -78,9 +83,16 @@ class OrientAnything:
             Path(options.answers), {record.id for record in of_split}, f"{options.data}/{options.split}"
         )
         return [
-            Prediction.of(record, system=options.system, pose=pose, pred_category=None, confidence=confidence)
+            Prediction.of(
+                record,
+                system=options.system,
+                pose=pose,
+                pred_category=None,
+                confidence=confidence,
+                symmetry_order=order,
+            )
             for record in records
-            for pose, confidence in [answers.get(record.id, (None, None))]
+            for pose, confidence, order in [answers.get(record.id, (None, None, None))]
         ]
 
 
@@ -104,15 +116,19 @@ def convert(config: OrientAnythingConfig) -> Path:
     return Path(config.out)
 
 
-def _read_answers(path: Path, ids: Collection[str], split: str) -> dict[str, tuple[Pose | None, float | None]]:
-    answers: dict[str, tuple[Pose | None, float | None]] = {}
+Answer = tuple[Pose | None, float | None, int | None]  # pose, confidence, order of symmetry
+
+
+def _read_answers(path: Path, ids: Collection[str], split: str) -> dict[str, Answer]:
+    answers: dict[str, Answer] = {}
     for where, value in _lines(path):
         id_ = str(value.get("id") or "")
         if id_ not in ids:
             raise InputError(f"{where}: the id {id_!r} is no object of {split}; check --split")
         if id_ in answers:
             raise InputError(f"{where}: the id {id_!r} stands on two lines; delete one of them")
-        answers[id_] = _pose(value, where), _number(value.get("confidence"), f"{where}: 'confidence'")
+        confidence = _number(value.get("confidence"), f"{where}: 'confidence'")
+        answers[id_] = _pose(value, where), confidence, _order(value, where)
     if not answers:
         raise InputError(f"--answers {path}: there is no answer in it")
     return answers
@@ -152,6 +168,14 @@ def _pose(value: Mapping[str, Any], where: str) -> Pose | None:
     if all(angle is None for angle in angles.values()):
         return None
     return Pose(*map(float, pose_from_orient_anything(*(math.nan if a is None else a for a in angles.values()))))
+
+
+def _order(value: Mapping[str, Any], where: str) -> int | None:
+    given = next((name for name in _ORDER if name in value), None)
+    order = None if given is None else _number(value[given], f"{where}: '{given}'")
+    if order is not None and order not in _ORDERS:
+        raise InputError(f"{where}: '{given}' is {order:g}, and must be one of 0, 1, 2, 4, as version 2 gives it")
+    return None if order is None else int(order)
 
 
 def _number(value: Any, where: str) -> float | None:

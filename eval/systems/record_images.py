@@ -57,11 +57,15 @@ class MirroredRecords(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def pixels(self, item: int, change: Augmentation = UNCHANGED) -> torch.Tensor:
-        """Return one item as the network takes it, (3, height, width), after a change of the picture."""
-        index, mirrored = self.items[item]
+    def pixels(self, item: int, change: Augmentation = UNCHANGED, *, mirrored: bool | None = None) -> torch.Tensor:
+        """Return one item as the network takes it, (3, height, width), after a change of the picture.
+
+        Args:
+            mirrored: whether it is the mirror image; None for what the item says.
+        """
+        index, by_item = self.items[item]
         picture = load_rgb(inside(self.folder, self.records[index].file_name))
-        if mirrored:
+        if by_item if mirrored is None else mirrored:
             picture = ImageOps.mirror(picture)
         pixels = self.image_processor(change.picture(picture), return_tensors="np")["pixel_values"][0]
         return torch.from_numpy(np.asarray(pixels, dtype=np.float32))
@@ -72,11 +76,21 @@ class MirroredRecords(Dataset):
 
 
 class RecordImages(MirroredRecords):
-    """Inputs of a pose classifier; with ``augment``, each so many times, each time changed in another way."""
+    """Inputs of a pose classifier; with ``augment``, each so many times, each time changed in another way.
 
-    def __init__(self, *args: Any, augment: int = 0, **kwargs: Any):
+    With a ``flip_seed`` each picture, of whatever category, is its mirror image in half of the epochs. Seed, epoch and item
+    decide the lot, so that a run that goes on draws what an undisturbed one does.
+    """
+
+    def __init__(self, *args: Any, augment: int = 0, flip_seed: int | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.augment = augment
+        self._flip_seed = flip_seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the mirror images of that epoch from now on."""
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self.items) * max(1, self.augment)
@@ -85,15 +99,20 @@ class RecordImages(MirroredRecords):
         """Return pixel_values (3, height, width), angles (3,) in radians and category."""
         item = range(len(self))[item]  # what is past the end ends an iteration
         change = Augmentation.of_item(item, self.augment)
+        mirrored = self._is_mirrored(item)
         item %= len(self.items)
-        index, mirrored = self.items[item]
-        record = self.records[index]
+        record = self.records[self.items[item][0]]
         pose = Pose(*record.pose.angles)
         if mirrored:
             pose = Pose(*map(float, flip_pose(*pose.angles, 0.0, 0.0)[:3]))
         angles = change.pose(pose, record.width, record.height).angles
         return {
-            "pixel_values": self.pixels(item, change),
+            "pixel_values": self.pixels(item, change, mirrored=mirrored),
             "angles": torch.tensor(angles, dtype=torch.float32),
             "category": torch.tensor(self.category(item)),
         }
+
+    def _is_mirrored(self, item: int) -> bool:
+        if self._flip_seed is None:
+            return self.items[item % len(self.items)][1]
+        return bool(np.random.default_rng((self._flip_seed, self._epoch, item)).integers(2))

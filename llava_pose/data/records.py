@@ -32,6 +32,7 @@ from llava_pose.utils.files import (
 METADATA_FILE = "metadata.jsonl"
 MAX_ANGLE = 4 * math.pi  # radians are written in [0, 2 pi) or (-pi, pi]; what is far outside is in degrees
 MAX_NUMBER = 1e30  # of pixels and lengths in prepared data: beyond it, and beyond its inverse, float32 loses them
+MAX_ORDER = 360  # turns of a symmetry that a prediction may claim
 _LONGEST_LINE = 1 << 26  # bytes of a JSON line: 67 million
 _INDEX = re.compile(r"[0-9]{1,9}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -256,6 +257,8 @@ class Prediction:
         object_status: of the annotation, so that scores can tell occluded objects apart.
         source: the subset of the data the object is from, for grouping; "" if there is one only.
         instance: the thing that the picture shows, where several pictures may show it: a car, a CAD model; "" if unknown.
+        dense: of the annotation, ``dense_yes`` where others of its kind stand close by, else ``dense_no``; "" if unknown.
+        symmetry_order: how many turns about the vertical axis the system itself calls the same pose, where it finds that.
     """
 
     id: str
@@ -268,6 +271,8 @@ class Prediction:
     object_status: str = "status_good"
     source: str = ""
     instance: str = ""
+    dense: str = ""
+    symmetry_order: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         pose = None if self.pose is None else self.pose.to_dict()
@@ -283,6 +288,7 @@ class Prediction:
         pose: Pose | None,
         pred_category: str | None,
         confidence: float | None,
+        symmetry_order: int | None = None,
     ) -> Prediction:
         """A system's answer for an annotated object."""
         return cls(
@@ -296,6 +302,8 @@ class Prediction:
             object_status=record.object_status,
             source=str(record.source.get("source") or ""),
             instance=str(record.source.get("instance") or ""),
+            dense=str(record.source.get("dense") or ""),
+            symmetry_order=symmetry_order,
         )
 
     @classmethod
@@ -316,6 +324,11 @@ class Prediction:
         raw_pose = value.get("pose")
         pose = None if raw_pose is None else Pose.from_dict(raw_pose, where=f"{where}, 'pose'")
         confidence = value.get("confidence")
+        order = value.get("symmetry_order")
+        if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order <= MAX_ORDER):
+            raise InputError(
+                f"{where}: 'symmetry_order' must be null or a whole number to {MAX_ORDER}, not {_shorten(order)}"
+            )
         return cls(
             id=str(value["id"]),
             system=str(value.get("system") or "unnamed"),
@@ -327,6 +340,8 @@ class Prediction:
             object_status=str(value.get("object_status") or "status_good"),
             source=str(value.get("source") or ""),
             instance=str(value.get("instance") or ""),
+            dense=str(value.get("dense") or ""),
+            symmetry_order=order,
         )
 
 

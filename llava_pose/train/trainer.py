@@ -50,6 +50,12 @@ class _WithLengths(Protocol):
     def lengths(self) -> Sequence[int]: ...
 
 
+class _WithEpochs(Protocol):
+    """What differs from epoch to epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
 class LostWeightsError(RunError):
     """What was saved is not what was trained; the message names the file and the first weight."""
 
@@ -188,7 +194,7 @@ class PoseTrainer(ResumableTrainer):
         groups = LengthGroups(
             cast(_WithLengths, dataset).lengths(), self._train_batch_size * self.args.world_size, seed
         )
-        self.add_callback(_EpochOfGroups(groups))
+        self.add_callback(TellEpoch(groups))
         return groups
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -259,18 +265,18 @@ class PoseTrainer(ResumableTrainer):
         return super().create_optimizer(model)
 
 
-class _EpochOfGroups(TrainerCallback):
-    """Tells the order which epoch it is: what transformers and accelerate do for it does not come through where processes
-    share out the batches of an epoch that a run goes on in.
+class TellEpoch(TrainerCallback):
+    """Tells an order or a dataset which epoch it is: what transformers and accelerate do for it does not come through where
+    processes share out the batches of an epoch that a run goes on in.
     """
 
-    def __init__(self, groups: LengthGroups):
-        self._groups = groups
+    def __init__(self, listener: _WithEpochs):
+        self._listener = listener
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._groups.set_epoch(int(state.epoch or 0))
+        self._listener.set_epoch(int(state.epoch or 0))
 
 
 class LossHistory(TrainerCallback):

@@ -129,6 +129,45 @@ def test_groups_by_source_and_occlusion(tmp_path):
     assert accuracy["source_occlusion"]["toys, unoccluded"] == (1, 1.0)
 
 
+def test_groups_by_scene_density_and_visual_quality_where_the_annotation_says_them(tmp_path, capsys):
+    qualities = ("status_good", "status_partially", "status_barely", "status_barely")
+    densities = ("dense_yes", "dense_no", "dense_no", "")
+    lines = [
+        line(i, error, object_status=quality, dense=density)
+        for i, (error, quality, density) in enumerate(zip((0, 0, 60, 0), qualities, densities, strict=True))
+    ]
+    groups = scored(tmp_path, lines)["systems"]["mine"]["groups"]
+    found = {k: {n: (f["n"], f["acc@30"]["value"]) for n, f in groups[k].items()} for k in ("density", "quality")}
+    assert found["density"] == {"dense": (1, 1.0), "not dense": (2, 0.5), "unknown": (1, 1.0)}
+    assert found["quality"] == {"good": (1, 1.0), "partially": (1, 1.0), "barely": (2, 0.5)}
+    said = capsys.readouterr().out
+    assert "by scene density" in said
+    assert "by visual quality" in said
+    two = scored(tmp_path, [line(0, object_status="status_good"), line(1, object_status="status_barely")])
+    assert not {"density", "quality"} & set(two["systems"]["mine"]["groups"]), "of two, occlusion says as much"
+
+
+def test_orient_anything_v2_is_judged_by_the_turns_that_it_calls_the_same_in_a_column_of_its_own(tmp_path, capsys):
+    """Order 2 forgives half a turn, order 4 a quarter, 0 and 1 nothing; an error of the threshold itself is a hit."""
+    errors_and_orders = [(180, 2), (90, 2), (90, 4), (270, 4), (180, 1), (180, 0), (180, None), (0, 4)]
+    lines = [line(i, error, symmetry_order=order) for i, (error, order) in enumerate(errors_and_orders)]
+    figures = overall(scored(tmp_path, lines))
+    assert figures["acc@30"]["value"] == pytest.approx(1 / 8)
+    assert figures["orient_anything_v2"]["acc@30"]["value"] == pytest.approx(4 / 8)
+    assert "OA-V2@30" in capsys.readouterr().out
+    plain, own = overall(scored(tmp_path, [line(0)])), [{**line(0, symmetry_order=1), "pose": {**TRUE, "theta": 0.5}}]
+    assert "orient_anything_v2" not in plain
+    exact = scored(tmp_path, own, options=["--thresholds", repr(math.degrees(0.5))])
+    name = next(iter(exact["chance"]))
+    assert (overall(exact)[name]["value"], overall(exact)["orient_anything_v2"][name]["value"]) == (0, 1)
+
+
+def test_an_order_of_symmetry_that_is_none_is_named(tmp_path, capsys):
+    for order in (-1, 1.5, "two", True, 10**9):
+        assert main(["--predictions", write(tmp_path / "p.jsonl", [line(0, symmetry_order=order)])]) == 2
+        assert re.search(r"p\.jsonl:1: 'symmetry_order' must be null or a whole number to 360", capsys.readouterr().err)
+
+
 def test_the_mean_over_categories_counts_each_category_once(tmp_path):
     lines = [line(i, 0) for i in range(9)] + [line(0, 90, category="bus"), line(1, 0, category="boat")]
     scores = scored(tmp_path, lines)

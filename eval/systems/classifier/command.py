@@ -53,6 +53,13 @@ class ClassifierOptions(NetworkOptions):
             "help": "The weight of the category's loss, by default 1; 0 leaves the pose head alone, as published in Table 2."
         },
     )
+    random_flip: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on each picture, of whatever category, or with p = 0.5 on its mirror image, drawn anew in each "
+            "epoch, as published; it takes the place of --flip."
+        },
+    )
     augment: NonNegativeInt = field(
         default=0,
         metadata={

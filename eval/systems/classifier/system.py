@@ -39,7 +39,7 @@ from llava_pose.pose import categories
 from llava_pose.pose.geometry import angles_from_rotation
 from llava_pose.train.arguments import Name
 from llava_pose.train.run_folder import RunFolder
-from llava_pose.train.trainer import ResumableTrainer
+from llava_pose.train.trainer import ResumableTrainer, TellEpoch
 from llava_pose.train.training_arguments import RunArguments
 from llava_pose.utils.config import check_fields, require_folder
 
@@ -60,6 +60,11 @@ class ClassifierConfig(ClassifierOptions, RunArguments):  # type: ignore[misc]  
             raise InputError("--deepspeed: a pose classifier is small; train on several devices with torchrun")
         if self.pose_weight == 0:
             raise InputError("--pose-weight 0: a pose classifier learns poses; give it a weight")
+        if self.random_flip and self.dataloader_persistent_workers:
+            raise InputError(
+                "--dataloader-persistent-workers: workers that stay do not hear of an epoch, whose mirror images --random-flip "
+                "draws; leave one of them out"
+            )
         if self.lr_step_epochs and self.warmup_steps:
             raise InputError("--lr-step-epochs: the rate begins at its height; set --warmup-steps to 0")
         super().__post_init__()
@@ -88,13 +93,19 @@ class Classifier(TrainedNetwork):
         set_seed(config.seed)
         model, image_processor = build_classifier(config, names)
         dataset = RecordImages(
-            records, Path(config.data) / "train", image_processor, names, flip=config.flip, augment=config.augment
+            records,
+            Path(config.data) / "train",
+            image_processor,
+            names,
+            flip=config.flip and not config.random_flip,
+            augment=config.augment,
+            flip_seed=config.seed if config.random_flip else None,
         )
         logger.info(
             f"{len(dataset)} samples (mirror images and changed ones included) of {len(names)} categories, "
             f"{model.num_parameters() / 1e6:.2f} M parameters"
         )
-        trainer = fit(ClassifierTrainer, model, config, dataset, image_processor, folder)
+        trainer = fit(ClassifierTrainer, model, config, dataset, image_processor, folder, [TellEpoch(dataset)])
         backbone = folder.folder / "backbone"
         if trainer.is_world_process_zero():
             model.backbone.save_pretrained(backbone)

@@ -3,17 +3,18 @@
 Which layers: the last one, the last four, and four spread evenly (of twelve: 3, 6, 9, 12). What of a layer:
 
 - A model with a CLS token: the CLS token; the second pooling adds the mean of the last layer's patches. The model's final
-  LayerNorm is applied to the hidden state of every layer, once.
+  LayerNorm is applied to the hidden state of every layer, once, or to none where raw states are asked for.
 - A model without one (SigLIP, Swin, ConvNeXt, ResNet, MobileNetV2, EfficientNet-Lite): the mean over all positions; the second
   pooling adds the last layer's maximum over positions. Layers are stages, or the blocks that the model gives as hidden states.
   A final norm that is made for the last stage's channels is applied to that stage alone.
 
-MAE runs without masking and with its patches in order.
+MAE runs without masking and with its patches in order, or with a mask that the picture itself decides.
 """
 
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -83,10 +84,19 @@ class ProbeBackbone:
         feature_sets: what the probes see.
     """
 
-    def __init__(self, model: nn.Module, image_processor: Any, *, name: str, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        model: nn.Module,
+        image_processor: Any,
+        *,
+        name: str,
+        device: torch.device | str = "cpu",
+        final_norm: bool = True,
+    ):
         """
         Args:
             name: for messages.
+            final_norm: whether the hidden states are normed as the model norms the last one.
 
         Raises:
             InputError: it is not known where the model has its final norm.
@@ -97,6 +107,7 @@ class ProbeBackbone:
         self.image_processor = image_processor
         self._device = device
         self._name = name
+        self._final_norm = final_norm
         self._type = self.model.config.model_type
         self._side = input_size(image_processor)
         states = self._layer_states(self._pixels([_noise_picture(self._side)]), check=True)
@@ -122,7 +133,8 @@ class ProbeBackbone:
         """Return what decides the features, beside the weights."""
         config = self.model.config.to_dict()
         kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version", "dtype")}
-        return {"backbone": kept, "image_processor": self.image_processor.to_dict(), "blocks": self.widths}
+        raw = {} if self._final_norm else {"final_norm": False}
+        return {"backbone": kept, "image_processor": self.image_processor.to_dict(), "blocks": self.widths, **raw}
 
     @torch.inference_mode()
     def features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -157,7 +169,7 @@ class ProbeBackbone:
 
     @torch.inference_mode()
     def _layer_states(self, pixels: Tensor, *, check: bool = False) -> list[Tensor]:
-        """Return the state of every layer, normed, embedding left out, each (n, positions, channels).
+        """Return the state of every layer, normed or raw, embedding left out, each (n, positions, channels).
 
         Raises:
             InputError: with ``check``, if the norm is not where this module takes it to be.
@@ -168,7 +180,10 @@ class ProbeBackbone:
             states = states[1:]
         if any(state.shape != last.shape for state in states) or last.dim() == 4:
             # stages: the model's own last state is the last stage's, normed as the model does it, or one layer more
-            states = [*states[:-1], last] if states[-1].shape == last.shape else [*states, last]
+            if states[-1].shape != last.shape:
+                states.append(last)
+            elif self._final_norm:
+                states[-1] = last
             return [state.flatten(2).transpose(1, 2) if state.dim() == 4 else state for state in states]
         norm = next((getattr(self.model, name) for name in _FINAL_NORMS if hasattr(self.model, name)), None)
         if check:
@@ -182,7 +197,7 @@ class ProbeBackbone:
                     f"{self._name}: it is not known where a {self._type} model has its final norm; "
                     "add the family to eval/systems/linear_probe/backbone.py"
                 )
-        return [cast(nn.Module, norm)(state) for state in states]
+        return [cast(nn.Module, norm)(state) for state in states] if self._final_norm else states
 
     def _options(self, pixels: Tensor) -> dict[str, Any]:
         """Return the options of a forward call."""
@@ -195,9 +210,18 @@ class ProbeBackbone:
         if self._type == "vit_mae":  # patches are sorted by this noise: rising, it leaves them where they are
             patch = self.model.config.patch_size
             count = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
-            noise = torch.arange(count, dtype=torch.float32, device=pixels.device)
-            options["noise"] = noise.expand(len(pixels), count)
+            if self.model.config.mask_ratio:
+                noise = torch.stack([_lots(picture, count) for picture in pixels.cpu()])
+            else:
+                noise = torch.arange(count, dtype=torch.float32).expand(len(pixels), count)
+            options["noise"] = noise.to(pixels.device)
         return options
+
+
+def _lots(picture: Tensor, count: int) -> Tensor:
+    """Draw so many numbers in [0, 1), the same for a picture whichever others it is seen with."""
+    seed = zlib.crc32(picture.contiguous().numpy().tobytes())
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _noise_picture(size: tuple[int, int]) -> Image.Image:
@@ -231,13 +255,22 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
 
 
 def load_probe_backbone(
-    path: str, *, image_size: int | None = None, device: torch.device | str = "cpu"
+    path: str,
+    *,
+    image_size: int | None = None,
+    center_crop: bool = False,
+    final_norm: bool = True,
+    mae_mask: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> ProbeBackbone:
     """Load a vision model with pretrained weights, and its image processor.
 
     Args:
         path: hub id or folder.
         image_size: side of the input, pixels; by default what the image processor says.
+        center_crop: whether the image processor may cut the borders off, where it does so by itself.
+        final_norm: whether the hidden states are normed.
+        mae_mask: the share of its patches that MAE is not shown.
 
     Raises:
         InputError: it cannot be loaded whole, or is no vision model that probes can read.
@@ -247,7 +280,7 @@ def load_probe_backbone(
     if config.model_type in _VISION_PART:
         config = config.vision_config
     if config.model_type == "vit_mae":
-        config.mask_ratio = 0.0
+        config.mask_ratio = mae_mask
     with loading(f"the backbone {path} cannot be loaded"), building(path):
         model, info = loader.from_pretrained(path, config=config, output_loading_info=True, dtype=torch.float32, **SAFE)
         image_processor = load_image_processor(path)
@@ -255,7 +288,8 @@ def load_probe_backbone(
     require_finite(model, path)
     if any(key.startswith("pooler.") for key in info["missing_keys"]):
         model.pooler = None  # random weights, and nothing reads what it gives
-    keep_borders(image_processor)
+    if not center_crop:
+        keep_borders(image_processor)
     if image_size is not None:
         set_input_size(image_processor, image_size)
-    return ProbeBackbone(model, image_processor, name=str(path), device=device)
+    return ProbeBackbone(model, image_processor, name=str(path), device=device, final_norm=final_norm)

@@ -32,9 +32,9 @@ class ProbeFeatures:
     name: str
     cache: FeatureCache
 
-    def of(self, images: Sequence[str]) -> Tensor:
-        """Return the features of pictures by their names, (n, width) float32."""
-        return torch.from_numpy(np.stack([self.cache[image, False][0, 0] for image in images]))
+    def of(self, images: Sequence[str], *, mirrored: bool = False) -> Tensor:
+        """Return the features of pictures by their names, or of their mirror images, (n, width) float32."""
+        return torch.from_numpy(np.stack([self.cache[image, mirrored][0, 0] for image in images]))
 
 
 def build_features(
@@ -43,12 +43,14 @@ def build_features(
     images: Sequence[str],
     backbone: ProbeBackbone,
     *,
+    flips: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> ProbeFeatures:
     """Compute what the cache lacks; a build that was stopped goes on where it was.
 
     Args:
         images: paths relative to ``data``, each once.
+        flips: compute those of mirror images, too.
         share: (index, count): of ``count`` processes that do it together, this is number ``index``; all is there once all of
             them are here.
 
@@ -58,9 +60,10 @@ def build_features(
     data = Path(data)
     for name in images:
         check_picture(*of_split(data, name))
-    name = fingerprint(backbone.model, backbone.settings(), data, images)
+    settings = {**backbone.settings(), **({"flips": True} if flips else {})}
+    name = fingerprint(backbone.model, settings, data, images)
     width = sum(backbone.widths.values())
-    cache = FeatureCache(Path(cache_dir) / name, images, (1, 1, width), flips=False, dtype=np.float32)
+    cache = FeatureCache(Path(cache_dir) / name, images, (1, 1, width), flips=flips, dtype=np.float32)
     if share[0] == 0:
         write_json(cache.folder / "about.json", {"images": len(images), "blocks": backbone.widths})
         logger.info(f"features: {len(images)} pictures, {len(cache.missing())} to compute, in {cache.folder}")

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 
 from eval.compared import Seed
 from eval.systems.options import SystemOptions
+from llava_pose.errors import InputError
 from llava_pose.train.arguments import Name, Positive
 from llava_pose.utils.config import check_fields
 
@@ -29,6 +30,32 @@ class ProbeOptions(SystemOptions):
     )
     image_size: PositiveInt | None = field(
         default=None, metadata={"help": "The side of the input in pixels; by default what each image processor says."}
+    )
+    center_crop: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the image processors cut the borders off as they do by themselves, as published of DINOv2 (the middle "
+            "224 of 256 pixels); by default the whole picture is seen."
+        },
+    )
+    final_norm: bool = field(
+        default=True,
+        metadata={
+            "help": "Apply the backbone's final norm to the hidden state of every layer; published are raw states."
+        },
+    )
+    mae_mask: Annotated[float, Field(ge=0, lt=1)] = field(
+        default=0.0,
+        metadata={
+            "help": "The share of its patches that MAE is not shown, by a lot of each picture; published is 0.75."
+        },
+    )
+    random_flip: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on each picture, of whatever category, or with p = 0.5 on its mirror image, drawn anew in each "
+            "epoch, as published."
+        },
     )
     learning_rates: Annotated[list[Positive], Field(min_length=1)] = field(
         default_factory=lambda: list(LEARNING_RATES),
@@ -50,6 +77,8 @@ class ProbeOptions(SystemOptions):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.center_crop and self.image_size is not None:
+            raise InputError("--center-crop: at an --image-size the whole picture is seen; leave one of them out")
 
 
 @dataclass(kw_only=True)

@@ -25,13 +25,14 @@ from torch import Tensor
 from eval.systems.linear_probe.backbone import ProbeBackbone, load_probe_backbone, read_backbone_config
 from eval.systems.linear_probe.features import ProbeFeatures, build_features
 from eval.systems.linear_probe.options import GRID_FILE, LinearProbeOptions
-from eval.systems.linear_probe.training import ProbeTrainer, ProbeWeights, batch_order
+from eval.systems.linear_probe.retrieval import neighbour_scores
+from eval.systems.linear_probe.training import ProbeTrainer, ProbeWeights, batch_order, half_mirrored
 from eval.systems.record_choice import category_of, select_records
 from eval.systems.system import PREDICTIONS, run_system
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.model.rotation import BINS
-from llava_pose.pose.geometry import angles_to_bins, bins_to_angles
+from llava_pose.pose.geometry import angles_to_bins, bins_to_angles, flip_pose
 from llava_pose.pose.metrics import pose_error
 from llava_pose.utils.distributed import from_first_process, leave_at_exit
 from llava_pose.utils.files import write_json
@@ -56,14 +57,21 @@ class LinearProbe:
         options, state = self.options, PartialState()
         leave_at_exit()
         train = training_records(options)
-        backbone = load_probe_backbone(options.backbone, image_size=options.image_size, device=state.device)
+        backbone = load_probe_backbone(
+            options.backbone,
+            image_size=options.image_size,
+            center_crop=options.center_crop,
+            final_norm=options.final_norm,
+            mae_mask=options.mae_mask,
+            device=state.device,
+        )
         images = sorted(
             {f"train/{record.file_name}" for record in train}
             | {f"{options.split}/{record.file_name}" for record in records}
         )
         cache_dir = options.cache_dir or Path(options.output_dir) / "features"
         share = (state.process_index, state.num_processes)
-        features = build_features(cache_dir, options.data, images, backbone, share=share)
+        features = build_features(cache_dir, options.data, images, backbone, flips=options.random_flip, share=share)
         state.wait_for_everyone()
         return from_first_process(lambda: _probe_or_read(options, backbone, features, train, records))
 
@@ -155,12 +163,17 @@ def _probe(
             f"{config.data}/train: {len(train)} objects are too few to hold some out; raise --limit or prepare more"
         )
     images = [f"train/{r.file_name}" for r in train] + [f"{config.split}/{r.file_name}" for r in predict]
-    blocks = {k: v.contiguous().to(backbone.model.device) for k, v in backbone.split(features.of(images)).items()}
-    angles = np.array([record.pose.angles for record in (*train, *predict)])
+    rows, angles = features.of(images), np.array([record.pose.angles for record in (*train, *predict)])
+    if config.random_flip:  # the mirror images of what is trained on stand behind all others
+        rows = torch.cat([rows, features.of(images[: len(train)], mirrored=True)])
+        azimuth, elevation, theta = angles[: len(train)].T
+        angles = np.concatenate([angles, np.stack(flip_pose(azimuth, elevation, theta, 0.0, 0.0)[:3], -1)])
+    blocks = {k: v.contiguous().to(backbone.model.device) for k, v in backbone.split(rows).items()}
     fit, kept_out = np.flatnonzero(~held), np.flatnonzero(held)
     everything, to_predict = np.arange(len(train)), np.arange(len(train), len(images))
-    chosen_on, _ = _train_grid(config, backbone, blocks, angles, fit, kept_out, f"{config.system}, hold-out")
-    predicted, probes = _train_grid(config, backbone, blocks, angles, everything, to_predict, config.system)
+    mirrored = len(images) if config.random_flip else None
+    chosen_on, _ = _train_grid(config, backbone, blocks, angles, fit, kept_out, mirrored, f"{config.system}, hold-out")
+    predicted, probes = _train_grid(config, backbone, blocks, angles, everything, to_predict, mirrored, config.system)
     cells = [
         {**name, "holdout": _scores(on_holdout), "predicted": _scores(on_predicted)}
         for name, on_holdout, on_predicted in zip(_cell_names(config, backbone), chosen_on, predicted, strict=True)
@@ -169,7 +182,16 @@ def _probe(
     best_on_predicted = max(range(len(cells)), key=lambda cell: _merit(cells[cell]["predicted"]))
     feature_set = backbone.feature_sets[best // len(config.learning_rates)]
     probe = probes[best // len(config.learning_rates)].weights(best % len(config.learning_rates))
-    seen = torch.cat([blocks[name][len(train) :] for name in feature_set.blocks], 1)
+    neighbours = neighbour_scores(
+        blocks,
+        backbone.feature_sets,
+        angles,
+        [category_of(record).name for record in (*train, *predict)],
+        searched=everything,
+        asked=to_predict,
+        seed=config.seed,
+    )
+    seen = torch.cat([blocks[name][len(train) : len(images)] for name in feature_set.blocks], 1)
     save_file(
         {"weight": probe.weight.cpu(), "bias": probe.bias.cpu()},
         output / "probe.safetensors",
@@ -183,6 +205,7 @@ def _probe(
             "cells": cells,
             "selected": cells[best],
             "selected_on_predicted": cells[best_on_predicted],
+            "retrieval": neighbours,
         },
     )
     logger.info(
@@ -199,15 +222,27 @@ def _train_grid(
     angles: np.ndarray,
     fit: np.ndarray,
     others: np.ndarray,
+    mirrored: int | None,
     name: str,
 ) -> tuple[list[np.ndarray], list[Any]]:
-    """Return the pose errors (others,) of each cell, in radians, and the probes of each feature set."""
+    """Return the pose errors (others,) of each cell, in radians, and the probes of each feature set.
+
+    Args:
+        blocks, angles: of all objects.
+        fit: the objects to train on.
+        others: the objects to predict.
+        mirrored: how many rows behind an object its mirror image stands; None where none is trained on.
+        name: what the progress bar says.
+    """
     order = batch_order(len(fit), epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
+    batches = [torch.from_numpy(fit)[batch] for batch in order]
+    if mirrored is not None:
+        batches = half_mirrored(batches, mirrored, config.seed)
     trainer = ProbeTrainer(
         blocks,
         torch.from_numpy(angles_to_bins(angles, bins=BINS)),
         rates=config.learning_rates,
-        batches=[torch.from_numpy(fit)[batch] for batch in order],
+        batches=batches,
         others=torch.from_numpy(others),
         progress=name,
     )

@@ -57,6 +57,12 @@ def batch_order(count: int, *, epochs: int, batch_size: int, seed: int) -> list[
     return [batch for _ in range(epochs) for batch in torch.randperm(count, generator=generator).split(batch_size)]
 
 
+def half_mirrored(batches: Sequence[Tensor], offset: int, seed: int) -> list[Tensor]:
+    """Put, with p = 0.5 each, an object's mirror image in its place, which stands so many rows behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    return [batch + offset * torch.randint(2, batch.shape, generator=generator) for batch in batches]
+
+
 def cosine_factor(step: int, steps: int) -> float:
     """Return what the base learning rate is multiplied with, as CosineAnnealingLR has it when it is stepped once a batch."""
     return (1 + math.cos(math.pi * step / steps)) / 2

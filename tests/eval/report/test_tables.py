@@ -189,6 +189,20 @@ def test_table_2_is_scored_on_novel_categories_and_marks_the_oracle(tmp_path):
     assert "trained on the novel categories as well" in markdown
 
 
+def test_the_accuracy_on_known_categories_stands_beside_that_on_novel_ones(tmp_path):
+    """Of systems that answer some: three cars, two of them hit; the table itself is of the novel oboes alone."""
+    cars, oboes = [line(i, error) for i, error in enumerate((0, 0, 90))], [line(i, 90, category="oboe") for i in (0, 1)]
+    others = [{**value, "system": "other"} for value in oboes]
+    table = made(tmp_path, [*cars, *oboes], others, table=2)
+    assert table["n"] == 2
+    assert shares(table, "mine")[0] == 0.0
+    assert table["systems"]["mine"]["known"]["acc@30"]["value"] == pytest.approx(2 / 3)
+    assert "known" not in table["systems"]["other"]
+    markdown = (tmp_path / "table.md").read_text()
+    assert "| known categories |" in markdown
+    assert "known categories: pose accuracy over the 3 objects of categories that were trained on." in markdown
+
+
 def test_novel_categories_and_oracles_can_be_named(tmp_path):
     files = [[line(0, system=name), line(0, 90, category="bus", system=name)] for name in ("a", "b")]
     table = made(tmp_path, *files, table=2, novel=["bus"], oracle=["b"])

@@ -151,6 +151,33 @@ def test_mirror_images_have_mirrored_poses_and_guitars_have_none(prepared):
     torch.testing.assert_close(mirrored["angles"], plain["angles"] * torch.tensor([-1.0, 1.0, -1.0]))
 
 
+def test_random_flips_are_of_every_category_half_and_half_and_the_same_whenever_they_are_drawn(prepared):
+    records = read_records(prepared, "train")
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    plain = RecordImages(records, prepared / "train", processor, ["car", "guitar"])
+    flipped, again = (
+        RecordImages(records, prepared / "train", processor, ["car", "guitar"], flip_seed=3) for _ in range(2)
+    )
+    assert len(flipped) == len(records)
+    seen: dict[str, set[bool]] = {"car": set(), "guitar": set()}
+    mirrored, drawn = 0, 0
+    for epoch in range(20):
+        flipped.set_epoch(epoch)
+        again.set_epoch(epoch)
+        for index, record in enumerate(records):
+            item, whole = flipped[index], plain[index]
+            assert torch.equal(item["pixel_values"], again[index]["pixel_values"])
+            is_mirrored = not torch.equal(item["angles"], whole["angles"])
+            sign = torch.tensor([-1.0, 1.0, -1.0]) if is_mirrored else torch.ones(3)
+            torch.testing.assert_close(item["angles"], whole["angles"] * sign)
+            pixels = whole["pixel_values"].flip(-1) if is_mirrored else whole["pixel_values"]
+            torch.testing.assert_close(item["pixel_values"], pixels, atol=0.05, rtol=0)
+            seen[record.category].add(is_mirrored)
+            mirrored, drawn = mirrored + is_mirrored, drawn + 1
+    assert seen == {"car": {False, True}, "guitar": {False, True}}
+    assert 0.35 < mirrored / drawn < 0.65
+
+
 def test_a_few_pictures_are_learnt_and_predicted(recipe, prepared):
     values = {**recipe, "rotation": "bins+residual", "max_steps": 80, "per_device_train_batch_size": 12}
     run(ClassifierConfig(**{**values, "split": "train", "logging_steps": 20}))
@@ -287,10 +314,19 @@ def test_bins_are_those_of_the_report():
     np.testing.assert_allclose(np.degrees(bins_to_angles(np.array([0, 1, 39]))), [4.5, 13.5, 355.5])
 
 
-@pytest.mark.parametrize("lost", [["checkpoint-4"], []])
-def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
-    """Stopped on its way, or after its last checkpoint and before its end was marked; the rate falls in between."""
-    whole = {**recipe, "max_steps": 4, "save_steps": 2, "lr_step_epochs": 1.5}
+@pytest.mark.parametrize(
+    ("lost", "options"),
+    [
+        (["checkpoint-4"], {}),
+        ([], {}),
+        (["checkpoint-4"], {"random_flip": True, "per_device_train_batch_size": 3, "dataloader_num_workers": 1}),
+    ],
+)
+def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost, options):
+    """Stopped on its way, or after its last checkpoint and before its end was marked; the rate falls in between. With random
+    flips it is stopped in the middle of its first epoch, of three steps.
+    """
+    whole = {**recipe, "max_steps": 4, "save_steps": 2, "lr_step_epochs": 1.5, **options}
     run(ClassifierConfig(**whole))
     stopped = tmp_path / "stopped"
     run(ClassifierConfig(**{**whole, "output_dir": str(stopped)}))
@@ -432,6 +468,10 @@ def test_the_backbone_is_a_tower(recipe, tmp_path):
         ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
         ({"split": "test"}, r"/test/metadata\.jsonl: "),
         ({"deepspeed": "zero_configs/zero2.json"}, "--deepspeed: .* train on several devices with torchrun"),
+        (
+            {"random_flip": True, "dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+            "--dataloader-persistent-workers: .* leave one of them out",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(recipe, options, match):

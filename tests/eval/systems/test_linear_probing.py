@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
 
 from eval.benchmark.command import linear_probing as main
 from eval.benchmark.command import main as benchmark_main
-from eval.systems.linear_probe.backbone import load_probe_backbone
+from eval.systems.linear_probe.backbone import FeatureSet, load_probe_backbone
 from eval.systems.linear_probe.features import build_features
 from eval.systems.linear_probe.options import LinearProbeOptions
+from eval.systems.linear_probe.retrieval import neighbour_scores
 from eval.systems.linear_probe.system import hold_out, run
+from eval.systems.linear_probe.training import ProbeWeights, half_mirrored
 from llava_pose.data.images import load_rgb
 from llava_pose.data.records import ObjectRecord, Pose, read_predictions, read_records, write_records
 from llava_pose.errors import InputError
@@ -116,6 +119,56 @@ def test_the_cell_is_chosen_on_the_hold_out_and_what_the_predicted_split_would_c
     assert np.isclose((errors < np.pi / 6).mean(), grid["selected"]["predicted"]["acc@30"])
     probe = load_file(Path(recipe["output_dir"]) / "probe.safetensors")
     assert probe["weight"].shape[:2] == probe["bias"].shape == (3, 40)
+
+
+def test_with_random_flips_probes_learn_pictures_and_their_mirror_images(recipe):
+    """A probe of a capacity to learn 32 pictures by heart answers for each mirror image with the mirrored pose."""
+    values = {
+        **recipe,
+        "split": "train",
+        "epochs": 800,
+        "learning_rates": [0.05],
+        "batch_size": 32,
+        "random_flip": True,
+    }
+    predictions = read_predictions(run(LinearProbeOptions(**values)))
+    true = np.array([p.true.angles for p in predictions])
+    assert (pose_error([p.pose.angles for p in predictions], true) < np.radians(10)).all()
+    probe = load_file(Path(recipe["output_dir"]) / "probe.safetensors")
+    with safe_open(Path(recipe["output_dir"]) / "probe.safetensors", "pt") as file:
+        blocks = file.metadata()["blocks"].split()
+    backbone = load_probe_backbone(recipe["backbone"])
+    records = read_records(recipe["data"], "train")
+    mirrored = [ImageOps.mirror(load_rgb(Path(recipe["data"]) / "train" / record.file_name)) for record in records]
+    seen = backbone.split(torch.from_numpy(backbone.features(mirrored)))
+    logits = ProbeWeights(probe["weight"], probe["bias"]).logits(torch.cat([seen[name] for name in blocks], 1))
+    answers = bins_to_angles(logits.argmax(-1).numpy())
+    assert (pose_error(answers, true * [-1, 1, -1]) < np.radians(10)).all()
+
+
+def test_the_nearest_neighbour_is_of_the_own_category_and_its_pose_error_is_counted():
+    """Three cars and two cups to find; a car asks, whose features are a cup's first of all, and a chair, which has no like."""
+    degrees = np.array([0, 40, 90, 0, 10, 0, 0])
+    angles = np.stack([np.radians(degrees), np.zeros(7), np.zeros(7)], -1)
+    features = torch.tensor([[0.0, 1.0], [1.0, 0.5], [-1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.1], [1.0, 1.0]])
+    names = ["car", "car", "car", "cup", "cup", "car", "chair"]
+    sets = [FeatureSet("last", "cls", ("a",)), FeatureSet("last", "cls+patches", ("a", "b"))]
+    blocks = {"a": features, "b": features * torch.tensor([[1.0, 0.0]])}
+    found = neighbour_scores(blocks, sets, angles, names, searched=np.arange(5), asked=np.arange(5, 7), seed=0)
+    for scores in found:
+        assert scores["n"] == 1
+        assert scores["mean_deg"] == pytest.approx(40)
+        assert scores["mean_of_5_deg"] == pytest.approx((0 + 40 + 90) / 3)
+        assert min(abs(scores["random_deg"] - error) for error in (0, 40, 90)) < 1e-6
+    alone = neighbour_scores(blocks, sets, angles, names, searched=np.arange(5), asked=np.array([6]), seed=0)
+    assert [(scores["n"], scores["mean_deg"], scores["random_deg"]) for scores in alone] == [(0, None, None)] * 2
+
+
+def test_mirror_images_take_the_place_of_half_of_the_objects():
+    batches = [torch.arange(500), torch.arange(500, 1000)]
+    flipped = torch.cat(half_mirrored(batches, 2000, seed=1))
+    assert (flipped % 2000).tolist() == list(range(1000))
+    assert 400 < int((flipped >= 2000).sum()) < 600
 
 
 def test_what_is_done_is_not_done_again_and_another_setting_is_refused(recipe):
@@ -225,6 +278,11 @@ def test_the_command_runs_several_backbones_and_makes_the_table(recipe, backbone
         assert table["systems"][name]["test_selected"]["acc@30"] == grid["selected_on_predicted"]["predicted"]["acc@30"]
         assert table["systems"][name]["overall"]["acc@30"]["value"] == grid["selected"]["predicted"]["acc@30"]
     assert "probe chosen on test" in (out / "table1.md").read_text()
+    grid = json.loads(files[1].with_name("probe_grid.json").read_text())
+    assert [found["n"] for found in grid["retrieval"]] == [3] * 4, "a set of features each"
+    near = table["systems"]["B"]["neighbours"]
+    assert near in [{key: found[key] for key in near} for found in grid["retrieval"]]
+    assert "| nearest neighbour ° |" in (out / "table1.md").read_text()
 
 
 def test_a_benchmark_of_table_1_takes_probes_and_others(recipe, backbone, tmp_path, capsys):
@@ -251,6 +309,8 @@ def test_a_benchmark_of_table_1_takes_probes_and_others(recipe, backbone, tmp_pa
         ({"holdout": 1.0}, "--holdout: must be less than 1"),
         ({"learning_rates": [0.0]}, "--learning-rates: must be over 0"),
         ({"limit": 1}, "1 objects are too few to hold some out"),
+        ({"mae_mask": 1.0}, "--mae-mask: must be less than 1"),
+        ({"center_crop": True, "image_size": 32}, "--center-crop: .* leave one of them out"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(recipe, options, match):

@@ -106,12 +106,13 @@ def blocks_of(backbone: ProbeBackbone, images: list[Image.Image]) -> dict[str, t
     return backbone.split(torch.from_numpy(backbone.features(images)))
 
 
+@pytest.mark.parametrize("final_norm", [True, False])
 @pytest.mark.parametrize("family", WITH_CLS)
-def test_a_layer_is_its_cls_token_normed_once(family, tmp_path):
+def test_a_layer_is_its_cls_token_normed_once_or_raw(family, final_norm, tmp_path):
     """The states are taken by hooks on the layers themselves, not from the output that the code under test reads."""
     kind, config, norm_name, prefix = WITH_CLS[family]
     model = lively(kind(config))
-    backbone = load_probe_backbone(str(saved(tmp_path / "b", model)))
+    backbone = load_probe_backbone(str(saved(tmp_path / "b", model)), final_norm=final_norm)
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 8)
     states: list[torch.Tensor] = []
 
@@ -124,7 +125,7 @@ def test_a_layer_is_its_cls_token_normed_once(family, tmp_path):
     with torch.no_grad():
         model(pixels_of(images), **options)
         norm = getattr(model, norm_name)
-        normed = [norm(state) for state in states]
+        normed = [norm(state) if final_norm else state for state in states]
     for handle in handles:
         handle.remove()
     blocks = blocks_of(backbone, images)
@@ -176,6 +177,24 @@ def test_mae_sees_every_patch_in_order_though_its_checkpoint_masks_most(tmp_path
         patches = embeddings.patch_embeddings(pixels_of(pictures())) + embeddings.position_embeddings[:, 1:]
     assert seen["tokens"].shape[1] == 17
     torch.testing.assert_close(seen["tokens"][:, 1:], patches, rtol=1e-4, atol=1e-4)
+
+
+def test_a_masked_mae_sees_a_quarter_of_the_patches_the_same_whichever_pictures_are_beside_it(tmp_path):
+    folder = saved(tmp_path / "b", lively(ViTMAEModel(ViTMAEConfig(**SHAPE, mask_ratio=0.0))))
+    masked = load_probe_backbone(str(folder), mae_mask=0.75)
+    tokens: list[torch.Tensor] = []
+    masked.model.layers[0].register_forward_pre_hook(lambda module, inputs: tokens.append(inputs[0]))
+    together, alone = masked.features(pictures()), masked.features(pictures()[1:2])
+    assert [seen.shape[1] for seen in tokens] == [5, 5], "CLS and four of sixteen patches"
+    np.testing.assert_allclose(together[1:2], alone, rtol=1e-4, atol=1e-4)
+    embeddings = masked.model.embeddings
+    with torch.no_grad():
+        patches = embeddings.patch_embeddings(pixels_of(pictures())) + embeddings.position_embeddings[:, 1:]
+    apart = torch.cdist(tokens[0][:, 1:], patches)
+    assert apart.min(-1).values.max() < 1e-3, "each is one of the picture's own patches at its place"
+    chosen = [sorted(row) for row in apart.argmin(-1).tolist()]
+    assert len({tuple(row) for row in chosen}) > 1, "each picture has its own lot"
+    assert not np.allclose(together, load_probe_backbone(str(folder)).features(pictures()))
 
 
 def test_dpt_gives_its_vision_transformer(tmp_path):
@@ -272,6 +291,9 @@ def test_the_borders_of_a_picture_are_seen(tmp_path: Path) -> None:
     framed[:2] = framed[-2:] = framed[:, :2] = framed[:, -2:] = 0
     pixels = load_probe_backbone(str(tmp_path))._pixels([Image.fromarray(framed)])[0]
     assert pixels.shape == (3, SIDE, SIDE)
+    published = load_probe_backbone(str(tmp_path), center_crop=True)._pixels([Image.fromarray(framed)])[0]
+    assert published.shape == (3, SIDE, SIDE)
+    assert published.std((1, 2)).max() < 0.1, "the middle alone has no frame"
     assert (
         torch.cat([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]]).max() < pixels[:, 9, 9].min() - 0.5
     )
