@@ -60,6 +60,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "joint": ("eval.benchmark.command:joint", "Train on all categories, predict class and pose: Table 3."),
         "score": ("eval.score", "Turn predictions into tables and plots."),
         "tables": ("eval.tables", "Print the report's tables 1 to 3, with intervals and the published rows."),
+        "report": (
+            "eval.report.html_report",
+            "Make one HTML page of predictions: tables, plots, best and worst answers.",
+        ),
         "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
     },
 }
