@@ -21,6 +21,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "data": {
         "import": ("data_prep.import_.command", "Bring another data set into ImageNet3D's raw layout."),
+        "annotate": ("data_prep.annotate.command", "Label photographs in the browser, into the raw layout."),
         "render": ("data_prep.render.generate", "Render objects with known poses into ImageNet3D's raw layout."),
         "convert": ("llava_pose.data.convert", "Bring poses into the convention of another program, or back."),
         "align": ("data_prep.align", "Turn CAD models and annotations of a raw dataset into one frame."),

@@ -27,7 +27,7 @@ _GIB = 1 << 30
 _NEED = {
     "render": "render",
     "demo": "demo",
-    "serve": "serve",
+    "serve": "serve, annotate",
     "caption": "caption --api-base, vlm-api",
     "ray": "prepare --engine ray",
     "weights": "scripts/fetch_small_weights.py",
