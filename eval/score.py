@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.compared import ComparisonConfig, align, read_meta_classes, read_systems
+from eval.compared import Comparison, ComparisonConfig, align, read_meta_classes, read_systems
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
@@ -50,10 +50,28 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 def _score(config: ScoreConfig) -> dict[str, Any]:
     # half a second, which --help does without
-    from eval.place import read_shapes
     from eval.report.plots import categories_plot, curve_plot, save_plot
     from eval.report.score_tables import score_notes, score_sections
     from eval.report.tables import as_page
+
+    _, scores = compare(config)
+    scores = {"files": [str(path) for path in config.predictions], **scores}
+    write_json(config.out, scores)
+    plots = plot_paths(config.out)
+    for path, figure in zip(plots, (curve_plot(scores), categories_plot(scores)), strict=True):
+        save_plot(figure, path)
+    title = f"Scores of {', '.join(scores['systems'])}"
+    write_atomic(page_path(config.out), as_page(title, score_sections(scores), score_notes(scores), plots))
+    return scores
+
+
+def compare(config: ComparisonConfig) -> tuple[Comparison, dict[str, Any]]:
+    """Return the systems over the same samples, and their scores as :func:`eval.scoring.score_comparison` gives them.
+
+    Raises:
+        InputError: as :func:`score`.
+    """
+    from eval.place import read_shapes
     from eval.scoring import score_comparison
 
     metas = read_meta_classes(config.meta_classes)
@@ -66,14 +84,7 @@ def _score(config: ScoreConfig) -> dict[str, Any]:
         meta_classes=metas,
         shapes=read_shapes(config.data, config.split, config.cad, comparison.samples, comparison.answers),
     )
-    scores = {"files": [str(path) for path in config.predictions], **scores}
-    write_json(config.out, scores)
-    plots = plot_paths(config.out)
-    for path, figure in zip(plots, (curve_plot(scores), categories_plot(scores)), strict=True):
-        save_plot(figure, path)
-    title = f"Scores of {', '.join(scores['systems'])}"
-    write_atomic(page_path(config.out), as_page(title, score_sections(scores), score_notes(scores), plots))
-    return scores
+    return comparison, scores
 
 
 def plot_paths(out: str | Path) -> tuple[Path, Path]:

@@ -17,9 +17,11 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("llava_pose.serve.demo", "Ask about pictures in the browser."),
         "serve": ("llava_pose.serve.serve", "Serve a checkpoint to programs, over OpenAI's protocol."),
         "orient-boxes": ("llava_pose.inference.orient_boxes", "Find the front of 3D boxes that have none."),
+        "doctor": ("llava_pose.utils.doctor", "Say what is installed, and what will and will not run here."),
     },
     "data": {
         "import": ("data_prep.import_.command", "Bring another data set into ImageNet3D's raw layout."),
+        "annotate": ("data_prep.annotate.command", "Label photographs in the browser, into the raw layout."),
         "render": ("data_prep.render.generate", "Render objects with known poses into ImageNet3D's raw layout."),
         "convert": ("llava_pose.data.convert", "Bring poses into the convention of another program, or back."),
         "align": ("data_prep.align", "Turn CAD models and annotations of a raw dataset into one frame."),
@@ -60,6 +62,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "score": ("eval.score", "Turn predictions into tables and plots."),
         "tables": ("eval.tables", "Print the report's tables 1 to 3, with intervals and the published rows."),
         "leaderboard": ("eval.leaderboard", "Make the page of a data set's tables from files that people sent."),
+        "report": (
+            "eval.report.html_report",
+            "Make one HTML page of predictions: tables, plots, best and worst answers.",
+        ),
         "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
     },
 }

@@ -35,6 +35,7 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
             ["caption", "--data", "{folder}", "--api-base", "http://127.0.0.1:{port}", "--model", "m"],
         ),
         ("gradio", "demo", ["demo", "--checkpoint", "{folder}/none", "--port", "{port}"]),
+        ("uvicorn", "serve", ["annotate", "docs/images", "--out", "{folder}/raw", "--port", "{port}"]),
         ("uvicorn", "serve", ["serve", "--checkpoint", "{folder}/none", "--port", "{port}"]),
     ],
 )

@@ -83,9 +83,9 @@ def write_raw(
     names: set[str] = set()
     for picture, objects in tqdm(pictures.items(), desc="import", unit="picture", delay=2, mininterval=0.5):
         first, annotation = objects[0]
-        name = _free_name(first.picture_name, names)
+        name = free_name(first.picture_name, names)
         folder = annotation["class"]
-        _carry(picture, out / "images" / folder / f"{name}{picture.suffix}", copy=copy)
+        carry(picture, out / "images" / folder / f"{name}{picture.suffix}", copy=copy)
         write_annotation(layout.annotation(folder, name), [values for _, values in objects])
         lists.setdefault((folder, first.split), []).append(name)
         account.objects[first.split] += len(objects)
@@ -147,7 +147,7 @@ def _picture_size(item: ImportedObject) -> tuple[int, int] | LeftOut:
         return LeftOut(item.where, "picture unreadable", f"{item.picture}: cannot be read ({error}); save it anew")
 
 
-def _free_name(picture_name: str, taken: set[str]) -> str:
+def free_name(picture_name: str, taken: set[str]) -> str:
     """The name of a picture in the raw layout: that in the data set with its folders, and a number where that is taken."""
     stem = os.path.splitext(picture_name)[0].replace("\\", "/").strip("/")
     base = (
@@ -164,7 +164,8 @@ def _free_name(picture_name: str, taken: set[str]) -> str:
     return name
 
 
-def _carry(source: Path, target: Path, *, copy: bool) -> None:
+def carry(source: Path, target: Path, *, copy: bool) -> None:
+    """Bring a picture to its place whole: as a hard link where the disk allows it, else, or if asked for, as a copy."""
     with replacing(target) as temporary:
         if not copy:
             try:

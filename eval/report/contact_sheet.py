@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -100,24 +100,9 @@ def _contact_sheet(config: ContactSheetConfig, folder: Path) -> Path:
     faults: list[InputError] = []
     records = {record.id: record for record in read_records(folder, config.split, faults=faults)}
     predictions = _of_one_system(config)
-    known = [prediction for prediction in predictions if prediction.id in records]
-    if not known:
-        raise InputError(
-            f"{config.predictions}: none of its {len(predictions)} ids is in {folder / config.split}; "
-            "give the data and the split that were predicted"
-        )
-    if len(known) < len(predictions):
-        logger.warning("%d predictions are of objects outside %s", len(predictions) - len(known), folder / config.split)
-    for prediction in known:
-        require_annotation(prediction, records[prediction.id], f"{config.predictions}: the line of {prediction.id!r}")
+    known = of_the_data(predictions, records, folder / config.split, config.predictions)
     chosen = choose(known, config.select, config.count, seed=config.seed)
-    items = []
-    for prediction in tqdm(chosen, desc="drawing", unit="picture", delay=2, leave=False):
-        try:
-            record = records[prediction.id]
-            items.append(SheetItem(load_rgb(inside(folder / config.split, record.file_name)), prediction, record))
-        except InputError as error:
-            faults.append(error)
+    items = list(read_items(chosen, records, folder / config.split, faults))
     if not items:
         raise joined(faults, f"{folder / config.split}: none of the pictures can be drawn")
     title = f"{chosen[0].system}: {config.select} {len(items)} of {len(known):,} predictions on {config.split}"
@@ -129,6 +114,40 @@ def _contact_sheet(config: ContactSheetConfig, folder: Path) -> Path:
     if faults:
         raise left_out(faults, f"{config.out}: {len(faults)} objects cannot be used and are not on it")
     return Path(config.out)
+
+
+def of_the_data(
+    predictions: Sequence[Prediction], records: Mapping[str, ObjectRecord], split: Path, where: str
+) -> list[Prediction]:
+    """Return the predictions of objects of a split; how many are of others is logged.
+
+    Raises:
+        InputError: there is none, or one was made on another annotation; the message begins with ``where``.
+    """
+    known = [prediction for prediction in predictions if prediction.id in records]
+    if not known:
+        raise InputError(
+            f"{where}: none of its {len(predictions)} ids is in {split}; give the data and the split that were predicted"
+        )
+    if len(known) < len(predictions):
+        logger.warning("%d predictions are of objects outside %s", len(predictions) - len(known), split)
+    for prediction in known:
+        require_annotation(prediction, records[prediction.id], f"{where}: the line of {prediction.id!r}")
+    return known
+
+
+def read_items(
+    chosen: Sequence[Prediction], records: Mapping[str, ObjectRecord], split: Path, faults: list[InputError]
+) -> Iterator[SheetItem]:
+    """Yield predictions with their pictures; of those whose picture cannot be used, the error goes to the faults."""
+    for prediction in tqdm(chosen, desc="drawing", unit="picture", delay=2, leave=False):
+        record = records[prediction.id]
+        try:
+            picture = load_rgb(inside(split, record.file_name))
+        except InputError as error:
+            faults.append(error)
+            continue
+        yield SheetItem(picture, prediction, record)
 
 
 def _of_one_system(config: ContactSheetConfig) -> list[Prediction]:
@@ -178,14 +197,15 @@ def render_sheet(items: Sequence[SheetItem], *, title: str = "", columns: int = 
     _draw_legend(draw, (_GAP, _GAP + line * bool(title)), size)
     for number, item in enumerate(items):
         left, top = _GAP + (number % columns) * cell_width, header + (number // columns) * cell_height
-        picture = _picture(item, tile)
+        picture = draw_item(item, tile)
         draw.rectangle((left, top, left + tile - 1, top + tile - 1), fill=_PICTURE_GROUND)
         sheet.paste(picture, (left + (tile - picture.width) // 2, top + (tile - picture.height) // 2))
         _draw_caption(draw, item, (left, top + tile + 3), size, tile)
     return sheet
 
 
-def _picture(item: SheetItem, tile: int) -> Image.Image:
+def draw_item(item: SheetItem, tile: int) -> Image.Image:
+    """Return the picture of an item, its longer side of ``tile`` pixels, with predicted and annotated axes."""
     record, pose = item.record, item.prediction.pose
     scale = tile / max(item.image.size)
     width, height = (max(1, round(side * scale)) for side in item.image.size)

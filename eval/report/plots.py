@@ -1,4 +1,4 @@
-"""Plots of scores, made of what scores.json holds and nothing else.
+"""Plots of scores, made of what scores.json holds and nothing else, and one of confidences, made of single answers.
 
 They are built with matplotlib's object-oriented interface and rendered by Agg: no display, no global state.
 """
@@ -19,6 +19,7 @@ from matplotlib.ticker import PercentFormatter
 
 from eval.report.report_tables import scores_of_column
 from eval.report.tables import printable_line
+from llava_pose.pose.metrics import accuracy_by_coverage, reliability
 from llava_pose.utils.files import write_atomic
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; more systems go on with other line styles
@@ -34,10 +35,15 @@ Scores = Mapping[str, Any]
 
 def save_plot(figure: Figure, path: str | Path) -> None:
     """Write a plot as PNG, atomically."""
+    write_atomic(path, png_of(figure))
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a plot as PNG."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=130, facecolor="white")
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def curve_plot(scores: Scores) -> Figure:
@@ -150,6 +156,41 @@ def meta_classes_plot(table: Scores) -> Figure:
     _legend(figure, figure.axes[0], loc="outside lower center", ncols=3)
     title = f"Table {table['table']}: {table['title']}, 95% intervals, {table['n']:,} objects"
     figure.suptitle(title, fontsize=12, color=_INK)
+    return figure
+
+
+def confidence_plot(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], threshold: float) -> Figure:
+    """Draw how far confidences can be believed: accuracy of the surest answers over their share, and hits over confidence.
+
+    Args:
+        answers: name of a system -> confidences (n,) and hits (n,) of its answers.
+        threshold: of a hit, degrees.
+    """
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    coverage, kept = figure.subplots(1, 2)
+    for number, (name, (confidence, hits)) in enumerate(answers.items()):
+        look: dict[str, Any] = {
+            "color": PALETTE[number % len(PALETTE)],
+            "linestyle": LINE_STYLES[number // len(PALETTE) % len(LINE_STYLES)],
+            "linewidth": 2,
+        }
+        share, accuracy = accuracy_by_coverage(confidence, hits)
+        coverage.plot(share, accuracy, label=_label(name), **look)
+        promised, came, _ = reliability(confidence, hits).T
+        kept.plot(promised, came, marker="o", markersize=4, **look)
+    kept.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=":")
+    coverage.set_xlabel("share of the objects, the surest first")
+    coverage.set_ylabel(f"error under {threshold:.4g}°")
+    kept.set_xlabel("confidence, in 15 bins")
+    coverage.set_title("accuracy against coverage", fontsize=10, color=_INK)
+    kept.set_title("what the confidence promises, and what came of it", fontsize=10, color=_INK)
+    for axes in (coverage, kept):
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _plain(axes, "both")
+    _legend(coverage, coverage, loc="lower left")
     return figure
 
 

@@ -192,25 +192,35 @@ def as_page(
     title: str, sections: Sequence[Section], notes: Sequence[str], plots: Sequence[Path], files: Sequence[str] = ()
 ) -> str:
     """Return one HTML page with tables and plots; the plots are files that stand beside it, and so are files to be linked."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    pages = Environment(loader=PackageLoader("eval.report", "."), autoescape=True, undefined=StrictUndefined)
-    return pages.get_template("report.html").render(
+    return render_page(
+        "report.html",
         title=printable_line(title),
-        sections=[
-            (
-                printable_line(above),
-                list(map(printable_line, frame.columns)),
-                [list(map(_cell_of, row)) for row in rows],
-                list(map(printable_line, below)),
-            )
-            for above, frame, below in sections
-            for rows in [frame.itertuples(index=False)]
-        ],
+        sections=printable_sections(sections),
         notes=list(map(printable_line, notes)),
         plots=[plot.name for plot in plots],
         files=[(name, printable_line(name)) for name in files],
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page of one of the templates beside this module; text that it is given stays text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pages = Environment(loader=PackageLoader("eval.report", "."), autoescape=True, undefined=StrictUndefined)
+    return pages.get_template(template).render(values)
+
+
+def printable_sections(sections: Sequence[Section]) -> list[tuple[str, list[str], list[list[Cell]], list[str]]]:
+    """Return what a template shows of tables: the title, the columns, the rows and the lines below of each."""
+    return [
+        (
+            printable_line(above),
+            list(map(printable_line, frame.columns)),
+            [list(map(_cell_of, row)) for row in frame.itertuples(index=False)],
+            list(map(printable_line, below)),
+        )
+        for above, frame, below in sections
+    ]
 
 
 def _cell_of(value: str | Cell) -> Cell:

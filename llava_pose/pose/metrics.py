@@ -15,6 +15,7 @@ import numpy as np
 from llava_pose.pose.geometry import geodesic_angle, geodesic_angle_of_poses, rotation_matrix
 
 DEFAULT_THRESHOLDS = (math.pi / 6, math.pi / 18)
+CONFIDENCE_BINS = 15
 _CHUNK = 4096  # poses a block: its temporaries stay in the second-level cache, which is worth a factor of two
 
 
@@ -299,6 +300,42 @@ def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
     if ordered.size == 0:
         return np.full(len(np.asarray(degrees)), math.nan)
     return np.searchsorted(ordered, np.asarray(degrees, dtype=np.float64), side="left") / ordered.size
+
+
+def reliability(confidence: Any, hits: Any, *, bins: int = CONFIDENCE_BINS) -> np.ndarray:
+    """What a confidence promises and what came of it, in equal bins of the confidence.
+
+    Args:
+        confidence: (n,) in [0, 1]. hits: (n,) booleans.
+
+    Returns:
+        (m, 3), a row a bin that is not empty: its mean confidence, its share of hits, and how many are in it.
+    """
+    confidence, hits = np.asarray(confidence, dtype=np.float64).ravel(), np.asarray(hits, dtype=bool).ravel()
+    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    there = (place == b for b in np.unique(place))
+    return np.array([(confidence[of].mean(), hits[of].mean(), of.sum()) for of in there]).reshape(-1, 3)
+
+
+def calibration_error(confidence: Any, hits: Any) -> float:
+    """Expected calibration error over 15 equal bins (Guo et al., ICML 2017); arguments as in :func:`reliability`."""
+    promised, kept, count = reliability(confidence, hits).T
+    return float(np.abs(promised - kept) @ count / count.sum()) if len(count) else math.nan
+
+
+def accuracy_by_coverage(confidence: Any, hits: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The accuracy of the surest answers over the share of all that they are (El-Yaniv and Wiener, JMLR 2010).
+
+    Args:
+        confidence: (n,). hits: (n,) booleans.
+
+    Returns:
+        Coverage and accuracy, (m,) each, where m counts the confidences that differ: answers of one confidence come together.
+    """
+    confidence, hits = np.asarray(confidence, dtype=np.float64).ravel(), np.asarray(hits, dtype=np.float64).ravel()
+    order = np.argsort(-confidence, kind="stable")
+    ends = np.flatnonzero(np.diff(confidence[order], append=-math.inf))
+    return (ends + 1) / len(hits), np.cumsum(hits[order])[ends] / (ends + 1)
 
 
 def effective_size(hits: Any, instances: Any = None) -> np.ndarray:

@@ -22,13 +22,12 @@ from scipy.optimize import minimize
 from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.pose.metrics import bootstrap_interval, pose_error, symmetric_pose_error
+from llava_pose.pose.metrics import bootstrap_interval, calibration_error, pose_error, symmetric_pose_error
 from llava_pose.utils.config import command, require
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 HIT, FINE = np.radians(30.0), np.radians(10.0)
-BINS = 15
 
 
 @dataclass
@@ -113,13 +112,6 @@ def errors_of(group: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
         if known is not None:
             symmetric[index] = symmetric_pose_error(answer, truth, *known.symmetry_group)[0]
     return plain, symmetric
-
-
-def calibration_error(confidence: np.ndarray, hits: np.ndarray) -> float:
-    """Expected calibration error over 15 equal bins (Guo et al. 2017)."""
-    bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
-    gaps = [abs(confidence[bins == b].mean() - hits[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
-    return float(sum(gaps))
 
 
 def _calibration(predictions: Sequence[Prediction], sources: Sequence[str]) -> Callable[[np.ndarray], np.ndarray]:

@@ -146,6 +146,12 @@ COMMANDS = {
         lambda out: (out / "sheet.png").is_file(),
         before=predictions_of,
     ),
+    "report": Command(
+        "eval.report.html_report",
+        lambda prepared, out: [out / "p.jsonl", "--data", prepared, "--out", out / "report.html", "--tile", "64"],
+        lambda out: (out / "report.html").read_text().count("<figure") == GOOD,
+        before=predictions_of,
+    ),
     "inspect": Command(
         "data_prep.inspect.command",
         lambda prepared, out: [prepared],

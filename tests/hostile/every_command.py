@@ -92,6 +92,7 @@ class Workspace:
             "joint": f"--config {self.root / 'task.yaml'} {data} --output-dir {out}",
             "predict": f"--checkpoint {base} {data} --out {out} --device cpu --batch-size 3",
             "score": f"{self.root / 'predictions.jsonl'} --out {out}",
+            "report": f"{self.root / 'predictions.jsonl'} {data} --out {out}",
             "sheet": f"{data} --predictions {self.root / 'predictions.jsonl'} --out {out}",
             "orient-anything": f"{data} --answers {self.root / 'answers.jsonl'} --out {out}",
             "tables": f"{self.root / 'predictions.jsonl'} --out {out}",
@@ -111,6 +112,7 @@ OUTPUTS = {
     "score": "scores.json",
     "tables": "table.md",
     "sheet": "sheet.png",
+    "report": "report.html",
     "orient-anything": "predictions.jsonl",
 }
 

@@ -33,7 +33,7 @@ def test_a_photograph_named_as_an_output_is_kept(name: str, workspace: Workspace
     assert str(out) in refused(workspace.words(name, out), capsys, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["instruct", "score", "tables", "sheet", "orient-anything", "inspect"])
+@pytest.mark.parametrize("name", ["instruct", "score", "tables", "report", "sheet", "orient-anything", "inspect"])
 def test_a_command_replaces_its_own_output(name: str, workspace: Workspace, tmp_path: Path, capsys):
     out = tmp_path / OUTPUTS[name]
     for _ in range(2):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eval.systems.orient_anything import OrientAnythingConfig, convert, main, pose_from_orient_anything
-from llava_pose.data.records import read_predictions
+from llava_pose.data.records import read_predictions, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import geodesic_angle, project_points, rotation_matrix
 from tests.data_prep.made_scenes import make_prepared, make_record
@@ -128,7 +128,7 @@ def test_csv_and_json_lines_say_the_same(tmp_path, prepared, caplog):
     assert from_csv[0].pose.angles == pytest.approx([math.pi / 2, math.pi / 9, -math.pi / 6])
     assert [p.confidence for p in from_csv] == [0.75, None, 0.1, None]
     assert [p.pose is None for p in from_csv] == [False, False, True, True]
-    assert "4 predictions of Orient-Anything are in" in caplog.messages[-2]
+    assert "4 predictions of Orient-Anything are in" in caplog.messages[-2], "the last says what comes next"
     assert "2 of them without a pose" in caplog.messages[-2]
 
 
@@ -155,6 +155,19 @@ def test_bad_answers_are_named(tmp_path, prepared, text, match):
     with pytest.raises(InputError, match=match):
         answered(tmp_path, prepared, text, "a.csv")
     assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_the_order_of_symmetry_of_version_2_is_kept(tmp_path, prepared):
+    names = {"azimuth": "ref_az_pred", "polar": "ref_el_pred", "rotation": "ref_ro_pred", "order": "ref_alpha_pred"}
+    answers = tmp_path / "answers.jsonl"
+    id_ = read_records(prepared, "val")[0].id
+    line = {"id": id_, names["azimuth"]: 10, names["polar"]: 5, names["rotation"]: 0, names["order"]: 4.0}
+    answers.write_text(json.dumps(line))
+    out = convert(OrientAnythingConfig(answers=str(answers), data=str(prepared), out=str(tmp_path / "oa.jsonl")))
+    assert {p.id: p.symmetry_order for p in read_predictions(out)}[id_] == 4
+    answers.write_text(json.dumps({**line, names["order"]: 3}))
+    with pytest.raises(InputError, match=r"answers\.jsonl:1: 'ref_alpha_pred' is 3, and must be one of 0, 1, 2, 4"):
+        convert(OrientAnythingConfig(answers=str(answers), data=str(prepared), out=str(tmp_path / "other.jsonl")))
 
 
 def test_a_missing_file_ends_with_exit_code_2(tmp_path, prepared, capsys):
