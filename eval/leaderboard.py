@@ -144,6 +144,7 @@ def _checked(name: str, path: Path, records: Mapping[str, ObjectRecord]) -> list
             pred_category=answer.pred_category,
             confidence=answer.confidence,
             symmetry_order=answer.symmetry_order,
+            prediction_set=answer.prediction_set,
         )
         answers.setdefault(of_data.system, []).append(of_data)
     for system, lines in answers.items():

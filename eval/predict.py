@@ -50,7 +50,7 @@ from llava_pose.utils.files import file_digest, inside
 from llava_pose.utils.output_folder import keep_settings, own_file
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import PosePredictor
+    from llava_pose.inference.predictor import PoseAnswer, PosePredictor
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -166,7 +166,7 @@ def _answer(
     predictor = PosePredictor.from_checkpoint(config.checkpoint, base=config.base, device=config.device)
 
     def answer(batch: Sequence[ObjectRecord]) -> tuple[list[Prediction], dict[str, InputError]]:
-        images, unreadable = _load_pictures(batch, config)
+        images, unreadable = load_pictures(batch, config)
         if len(unreadable) == len(batch):
             return [], unreadable
         predictions = predict_batch(predictor, batch, images, config, candidates)
@@ -186,7 +186,7 @@ def _answer(
     return faults
 
 
-def _load_pictures(
+def load_pictures(
     records: Sequence[ObjectRecord], config: PredictConfig
 ) -> tuple[list[Image.Image], dict[str, InputError]]:
     """Return a picture a record, and what is wrong with those that cannot be read, by the record's id.
@@ -203,6 +203,25 @@ def _load_pictures(
     return images, unreadable
 
 
+def answer_batch(
+    predictor: PosePredictor,
+    records: Sequence[ObjectRecord],
+    images: Sequence[Image.Image],
+    config: PredictConfig,
+    candidates: dict[str, str],
+) -> list[PoseAnswer]:
+    """Return the answers of one forward pass, of one image a record."""
+    viewports = [record.viewport * record.focal for record in records]
+    if candidates:
+        mirrored = {name for name in candidates if _category(name, config).mirror_axis == "x"} if config.flip else None
+        return predictor.classify(images, candidates, viewports=viewports, flip=mirrored, probabilities=False)
+    asked = [_category(record.category, config) for record in records]
+    names = [object_words(category)["object"] for category in asked]
+    descriptions = _descriptions(asked, config) if config.describe else None
+    flips = [category.mirror_axis == "x" for category in asked] if config.flip else None
+    return predictor.predict(images, names, descriptions=descriptions, viewports=viewports, flip=flips)
+
+
 def predict_batch(
     predictor: PosePredictor,
     records: Sequence[ObjectRecord],
@@ -211,16 +230,6 @@ def predict_batch(
     candidates: dict[str, str],
 ) -> list[Prediction]:
     """Return the predictions of one forward pass, of one image a record."""
-    viewports = [record.viewport * record.focal for record in records]
-    if candidates:
-        mirrored = {name for name in candidates if _category(name, config).mirror_axis == "x"} if config.flip else None
-        answers = predictor.classify(images, candidates, viewports=viewports, flip=mirrored, probabilities=False)
-    else:
-        asked = [_category(record.category, config) for record in records]
-        names = [object_words(category)["object"] for category in asked]
-        descriptions = _descriptions(asked, config) if config.describe else None
-        flips = [category.mirror_axis == "x" for category in asked] if config.flip else None
-        answers = predictor.predict(images, names, descriptions=descriptions, viewports=viewports, flip=flips)
     return [
         Prediction.of(
             record,
@@ -228,8 +237,9 @@ def predict_batch(
             pose=answer.pose,
             pred_category=answer.category if candidates else None,
             confidence=answer.confidence,
+            prediction_set=answer.prediction_set,
         )
-        for record, answer in zip(records, answers, strict=True)
+        for record, answer in zip(records, answer_batch(predictor, records, images, config, candidates), strict=True)
     ]
 
 

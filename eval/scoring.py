@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from eval.compared import Comparison, Sample, canonical_category
+from eval.confidence import confidence_columns, confidence_scores
 from eval.place import MEASURES, Shape, place_errors, place_scores
 from llava_pose.data.records import Prediction
 from llava_pose.errors import InputError
@@ -115,7 +116,8 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
     one of them true; ``instance``, a number that samples of the same instance share; and the groups that the sample is in
     (:data:`GROUPS`, but for the meta class). Where no sample names a source there are no groups of sources, where none says
     how dense its scene is none of density, and none of visual quality where occlusion says as much. ``own_symmetry`` is the
-    least error over the turns that the system itself calls the same, only where it says so of any.
+    least error over the turns that the system itself calls the same, only where it says so of any. Those of
+    :func:`eval.confidence.confidence_columns` are there as well.
     """
     poses = [None if answer is None else answer.pose for answer in answers]
     pred = np.array([(math.nan,) * 3 if pose is None else pose.angles for pose in poses], dtype=np.float64)
@@ -148,6 +150,8 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
     orders = [None if answer is None else answer.symmetry_order for answer in answers]
     if any(order is not None for order in orders):
         rows["own_symmetry"] = _least_over_turns(pred, true, np.array([order or 1 for order in orders]))
+    for column, values in confidence_columns(answers, true).items():
+        rows[column] = values
     named = [None if answer is None else answer.pred_category for answer in answers]
     if any(name is not None for name in named):
         rows["correct"] = [None if name is None else canonical_category(name) for name in named] == rows["category"]
@@ -207,7 +211,8 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
         and under ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors,
         if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error). Under
         ``orient_anything_v2`` the accuracies by that model's own protocol, of a system that says which turns it calls the same:
-        the least error over these, and an error of exactly the threshold is a hit.
+        the least error over these, and an error of exactly the threshold is a hit. What confidences and prediction sets are
+        worth at the first threshold is under ``confidence`` and ``prediction_sets`` (:mod:`eval.confidence`).
     """
     instances = rows["instance"].to_numpy()
     correct = rows["correct"].to_numpy() if "correct" in rows else None
@@ -226,6 +231,7 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
                 for t in thresholds
             },
         }
+    scores |= confidence_scores(rows, thresholds[0])
     known = int(rows["in_taxonomy"].sum())
     if known:
         symmetric = rows["symmetric"].to_numpy()

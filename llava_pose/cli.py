@@ -66,6 +66,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
             "eval.report.html_report",
             "Make one HTML page of predictions: tables, plots, best and worst answers.",
         ),
+        "calibrate": ("eval.calibrate", "Find on held-out objects how far a checkpoint's confidence can be believed."),
         "sheet": ("eval.report.contact_sheet", "Draw predictions as axes on their pictures."),
     },
 }

@@ -21,13 +21,12 @@ import numpy as np
 from pydantic import Field
 
 from eval.compared import Comparison, ComparisonConfig, Sample, canonical_category
-from eval.report.tables import Section, printable_line, printable_sections, render_page, section
+from eval.report.tables import printable_line, printable_sections, render_page
 from eval.score import compare
 from llava_pose.data.records import ObjectRecord, Prediction, read_records
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import canonicalize
-from llava_pose.pose.metrics import accuracy_by_coverage, calibration_error
 from llava_pose.train.arguments import Name
 from llava_pose.utils.config import command, require_folder
 from llava_pose.utils.files import write_atomic
@@ -35,7 +34,6 @@ from llava_pose.utils.output_folder import own_file, require_other, require_suff
 
 logger = logging.getLogger(__name__)
 VIEWS = ("front", "left", "rear", "right")  # the side that the camera sees, at azimuths of 0, 90, 180 and 270 degrees
-_COVERAGES = (1.0, 0.8, 0.5)
 _KINDS = ("best", "worst", "worst of its category")
 
 
@@ -105,7 +103,6 @@ def _report(config: ReportConfig, folder: Path) -> Path:
         plots={name: _data_uri(png_of(figure), "png") for name, figure in plots.items()},
         views=VIEWS,
         confusions={printable_line(name): rows for name, rows in view_confusions(comparison).items()},
-        confidence=printable_sections([confidence_section(sure, config.radians[0])] if sure else []),
         cases=cases,
         choices={name: sorted({getattr(case, name) for case in cases}) for name in ("system", "category")},
         kinds=_KINDS,
@@ -171,20 +168,6 @@ def confident(comparison: Comparison, threshold: float) -> dict[str, tuple[np.nd
             errors = outcomes_of(comparison.samples, answers)["error"].to_numpy()
             found[name] = np.array([value for value in given if value is not None]), errors[has] < threshold
     return found
-
-
-def confidence_section(sure: Mapping[str, tuple[np.ndarray, np.ndarray]], threshold: float) -> Section:
-    """Make the table of what confidences are worth, a row for each system that gives any."""
-    surest = [f"surest {share:.0%}" for share in _COVERAGES]
-    rows = []
-    for name, (confidence, hits) in sure.items():
-        coverage, accuracy = accuracy_by_coverage(confidence, hits)
-        at = accuracy[np.searchsorted(coverage, np.array(_COVERAGES) - 1e-9)]  # the last coverage is 1
-        cells = [f"{100 * value:.1f}" for value in (confidence.mean(), calibration_error(confidence, hits), *at)]
-        rows.append([name, str(len(hits)), *cells])
-    title = f"How far the confidence can be believed, in %; accuracies at {math.degrees(threshold):.4g}°"
-    below = ["ECE: the expected calibration error over 15 bins, how far the confidence is from the accuracy."]
-    return section(title, ["system", "answers with a confidence", "mean confidence", "ECE", *surest], rows, below)
 
 
 def _cases(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from eval.confidence import COVERAGES
 from eval.report.tables import (
     V2_NOTE,
     Cell,
@@ -46,7 +47,8 @@ def score_sections(scores: Scores) -> list[Section]:
     )
     if len(systems) > 1:
         tests = paired_section(f"against {scores['reference']} on the same objects, in points", scores)
-        return [_systems(title, scores), *_places(systems), *_groups_side_by_side(scores), tests]
+        told = _confidences(scores, {name: system["overall"] for name, system in systems.items()})
+        return [_systems(title, scores), *told, *_places(systems), *_groups_side_by_side(scores), tests]
     name = next(iter(systems))
     columns = _columns(scores)
     rows = {"all objects": first["overall"], "mean over categories": first["mean_over_categories"]}
@@ -54,7 +56,34 @@ def score_sections(scores: Scores) -> list[Section]:
         del rows["mean over categories"]
     whole = section(title, [name, *columns], [*_rows(columns, rows), _chance(scores, columns)])
     groups = [section(heading, [name, *columns], _rows(columns, named)) for _, heading, named in _groups(scores)]
-    return [whole, *_places(systems), *groups]
+    sources = first["groups"].get("source", {})
+    told = _confidences(scores, {name: first["overall"], **(sources if len(sources) > 1 else {})})
+    return [whole, *told, *_places(systems), *groups]
+
+
+def _confidences(scores: Scores, named: Mapping[str, Scores]) -> list[Section]:
+    """Make the table of what confidences and prediction sets are worth, a row for each of those that have any."""
+    having = {name: s for name, s in named.items() if "confidence" in s or "prediction_sets" in s}
+    if not having:
+        return []
+    columns: dict[str, Callable[[Scores], float]] = {"mean": lambda s: s["mean"], "ECE": lambda s: s["ece"]}
+    columns |= {f"surest {share:.0%}": lambda s, key=f"{share:.0%}": s["surest"][key] for share in COVERAGES}  # type: ignore[misc]
+    with_sets = any("prediction_sets" in s for s in having.values())
+    rows = []
+    for name, group in having.items():
+        sure, sets = group.get("confidence"), group.get("prediction_sets")
+        row = [name, str(max(found["n"] for found in (sure, sets) if found is not None))]
+        row += ["" if sure is None else f"{100 * value(sure):.1f}" for value in columns.values()]
+        if with_sets:
+            row += ["", ""] if sets is None else [f"{100 * sets['holds']:.1f}", f"{sets['mean_size']:.2f}"]
+        rows.append(row)
+    below = ["ECE: the expected calibration error over 15 bins, how far the confidence is from the accuracy."]
+    if with_sets:
+        below.append(
+            "sets hold: how many prediction sets hold a rotation that near; size: how many rotations are in one."
+        )
+    title = f"How far the confidence can be believed, in %; accuracies at {scores['thresholds_deg'][0]:.4g}°"
+    return [section(title, ["answers of", "n", *columns, *(["sets hold", "size"] if with_sets else [])], rows, below)]
 
 
 def _places(systems: Mapping[str, Scores]) -> list[Section]:

@@ -12,7 +12,7 @@ import numbers
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -33,6 +33,7 @@ METADATA_FILE = "metadata.jsonl"
 MAX_ANGLE = 4 * math.pi  # radians are written in [0, 2 pi) or (-pi, pi]; what is far outside is in degrees
 MAX_NUMBER = 1e30  # of pixels and lengths in prepared data: beyond it, and beyond its inverse, float32 loses them
 MAX_ORDER = 360  # turns of a symmetry that a prediction may claim
+_MOST_ROTATIONS = 100  # of a prediction set
 _LONGEST_LINE = 1 << 26  # bytes of a JSON line: 67 million
 _INDEX = re.compile(r"[0-9]{1,9}")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -259,6 +260,8 @@ class Prediction:
         instance: the thing that the picture shows, where several pictures may show it: a car, a CAD model; "" if unknown.
         dense: of the annotation, ``dense_yes`` where others of its kind stand close by, else ``dense_no``; "" if unknown.
         symmetry_order: how many turns about the vertical axis the system itself calls the same pose, where it finds that.
+        prediction_set: azimuth, elevation and theta, radians, of the rotations that the system holds possible, the pose's
+            first; None of a system that gives no such set.
     """
 
     id: str
@@ -273,11 +276,16 @@ class Prediction:
     instance: str = ""
     dense: str = ""
     symmetry_order: int | None = None
+    prediction_set: Sequence[Sequence[float]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         pose = None if self.pose is None else self.pose.to_dict()
         confidence = float(self.confidence) if _is_number(self.confidence) else None
-        return {**asdict(self), "pose": pose, "true": self.true.to_dict(), "confidence": confidence}
+        rotations = self.prediction_set
+        if rotations is not None and not all(_is_number(angle) for angles in rotations for angle in angles):
+            rotations = None
+        own = {**asdict(self), "pose": pose, "true": self.true.to_dict(), "confidence": confidence}
+        return {**own, "prediction_set": rotations}
 
     @classmethod
     def of(
@@ -289,6 +297,7 @@ class Prediction:
         pred_category: str | None,
         confidence: float | None,
         symmetry_order: int | None = None,
+        prediction_set: Sequence[Sequence[float]] | None = None,
     ) -> Prediction:
         """A system's answer for an annotated object."""
         return cls(
@@ -304,6 +313,7 @@ class Prediction:
             instance=str(record.source.get("instance") or ""),
             dense=str(record.source.get("dense") or ""),
             symmetry_order=symmetry_order,
+            prediction_set=prediction_set,
         )
 
     @classmethod
@@ -342,7 +352,22 @@ class Prediction:
             instance=str(value.get("instance") or ""),
             dense=str(value.get("dense") or ""),
             symmetry_order=order,
+            prediction_set=_rotations(value.get("prediction_set"), where),
         )
+
+
+def _rotations(value: Any, where: str) -> list[list[float]] | None:
+    """Return a prediction set as it stands in somebody's line."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST_ROTATIONS:
+        raise InputError(f"{where}: 'prediction_set' must be null or a list of 1 to {_MOST_ROTATIONS} rotations")
+    for angles in value:
+        if not isinstance(angles, list) or len(angles) != 3 or not all(map(_is_number, angles)):
+            raise InputError(
+                f"{where}: each of 'prediction_set' must be three angles in radians, not {_shorten(angles)}"
+            )
+    return [[float(angle) for angle in angles] for angles in value]
 
 
 def parse_json(text: str) -> Any:

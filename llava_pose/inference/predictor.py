@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from itertools import starmap
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from llava_pose.inference.answer_trie import AnswerTrie
 from llava_pose.inference.best_first import best_answers, finds_the_best
 from llava_pose.inference.drawing import draw_axes
 from llava_pose.inference.scoring import PROBED, Scores, best_scores, tree_scores
+from llava_pose.model.calibration import Calibration
 from llava_pose.model.checkpoint_files import loading
 from llava_pose.model.loading import load_model, require_fit, require_tower
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
@@ -52,6 +54,15 @@ _MOST_KEPT = 1 << 30  # numbers of a cache: two gigabytes in 16 bits
 _MOST_LOGITS = 1 << 27  # numbers at a time: half a gigabyte, and as much again for their logarithms
 
 
+class Mode(NamedTuple):
+    """A rotation that the head holds likely: angles in radians, and its probability among all modes."""
+
+    azimuth: float
+    elevation: float
+    theta: float
+    probability: float
+
+
 @dataclass(frozen=True)
 class PoseAnswer:
     """The pose of one object, in pixels of the picture that was given.
@@ -61,6 +72,8 @@ class PoseAnswer:
         category: the category that was asked about or found.
         probabilities: over the candidates, where the category was found.
         viewport: pixels per unit focal length of the picture.
+        modes: the rotations that the head holds likely, the pose's first; of probability 0 where it has fewer.
+        set_size: how many of the modes are in the prediction set, of a checkpoint that was calibrated.
     """
 
     pose: Pose
@@ -68,6 +81,15 @@ class PoseAnswer:
     category: str
     probabilities: dict[str, float] | None = None
     viewport: float | None = None
+    modes: Sequence[Mode] = ()
+    set_size: int | None = None
+
+    @property
+    def prediction_set(self) -> list[tuple[float, float, float]] | None:
+        """Azimuth, elevation and theta in radians of the rotations, the pose's first, that are to hold the true one, in the
+        share of answers that ``llava-pose calibrate`` was asked for; None of a checkpoint that was not calibrated.
+        """
+        return None if self.set_size is None else [mode[:3] for mode in self.modes[: self.set_size]]
 
     def degrees(self) -> tuple[float, float, float]:
         """Azimuth in [0, 360), elevation and in-plane rotation."""
@@ -113,6 +135,7 @@ class PoseAnswer:
             "category": self.category,
             "confidence": self.confidence,
             "pose": self.pose.to_dict(),
+            "prediction_set": self.prediction_set,
             "degrees": {"azimuth": azimuth, "elevation": elevation, "theta": theta},
             "convention": convention,
             "matrix": [[float(number) for number in row] for row in self.matrix(convention)],
@@ -129,6 +152,7 @@ class ChatAnswer:
         text: with a `<pose6D>` for each of ``poses``.
         poses: in pixels of the picture, in the order of their tokens.
         confidences: of the poses.
+        prediction_sets: of the poses (:attr:`PoseAnswer.prediction_set`).
         complete: False if the answer was cut off, at the limit of its tokens or of its time.
         took_too_long: whether it was time that cut it off.
     """
@@ -136,6 +160,7 @@ class ChatAnswer:
     text: str
     poses: list[Pose] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
+    prediction_sets: list[list[tuple[float, float, float]] | None] = field(default_factory=list)
     complete: bool = True
     took_too_long: bool = False
 
@@ -221,7 +246,13 @@ class PosePredictor:
     Distances need the viewport (pixels per unit focal length) of the camera; see :func:`assumed_viewport`.
     """
 
-    def __init__(self, model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor):
+    def __init__(
+        self,
+        model: LlavaPoseForConditionalGeneration,
+        processor: LlavaPoseProcessor,
+        calibration: Calibration | None = None,
+    ):
+        self.calibration = calibration
         self._model = model.eval()
         self._model.put_channels_last()
         self._processor = processor
@@ -237,6 +268,7 @@ class PosePredictor:
         base: str | None = None,
         device: str | None = None,
         dtype: torch.dtype | str | None = None,
+        calibrated: bool = True,
         **kwargs: Any,
     ) -> PosePredictor:
         """Load a checkpoint folder (full or adapter).
@@ -245,6 +277,7 @@ class PosePredictor:
             base: the base of an adapter, if it has moved.
             device: by default a GPU if there is one.
             dtype: by default the checkpoint's own on a GPU, float32 on a CPU.
+            calibrated: whether answers are to be as ``llava-pose calibrate`` has found, where it has.
 
         Raises:
             InputError: the checkpoint is missing, incomplete, or not one of ours, or there is no such device.
@@ -255,11 +288,16 @@ class PosePredictor:
         model = load_model(path, base=base, device=device, dtype=dtype, **kwargs)
         processor = load_processor(path)
         require_fit(model, processor, path)
-        predictor = cls(model, processor)
+        predictor = cls(model, processor, Calibration.load(path) if calibrated else None)
         require_tower(model, processor, path)
         with loading(f"{path}: it cannot be used"):
             predictor.predict([picture_to_try()], ["object"])
         return predictor
+
+    @property
+    def confidence_threshold(self) -> float:
+        """The angle in radians that an answer is to be within, for the confidence to be right about it."""
+        return self._model.pose_config.confidence_threshold
 
     @property
     def categories(self) -> list[str]:
@@ -518,7 +556,8 @@ class PosePredictor:
         rows = torch.zeros(len(at_pose), dtype=torch.long, device=self._device)
         output = self._model.read_poses(generated.states[0, at_pose], generated.image_tokens, rows)
         answers = self._answers(output, [frame] * len(at_pose), [""] * len(at_pose))
-        return ChatAnswer(text, [a.pose for a in answers], [a.confidence for a in answers], **ending)
+        poses, confidences = [a.pose for a in answers], [a.confidence for a in answers]
+        return ChatAnswer(text, poses, confidences, [a.prediction_set for a in answers], **ending)
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         """Return what an answer's tokens say, with `<pose6D>` for each pose."""
@@ -600,7 +639,23 @@ class PosePredictor:
         side = torch.tensor([frame.side for frame in frames], dtype=torch.float64)
         viewport = torch.tensor([frame.viewport for frame in frames], dtype=torch.float64)
         poses = output.to_poses(width=side, height=side, viewport=viewport)
+        angles, shares = self._model.pose_head.modes(output)
+        confidences = output.confidence.tolist()
+        sizes: list[int | None] = [None] * len(poses)
+        if self.calibration is not None:
+            confidences = self.calibration.confidences(output.confidence_logit.double().cpu().numpy()).tolist()
+            sizes = self.calibration.set_sizes(shares).tolist()
+        modes = [list(starmap(Mode, row)) for row in np.concatenate([angles, shares[..., None]], -1).tolist()]
         return [
-            PoseAnswer(frame.to_picture(pose), float(confidence), name, viewport=frame.viewport / frame.scale)
-            for frame, pose, confidence, name in zip(frames, poses, output.confidence.tolist(), names, strict=True)
+            PoseAnswer(
+                frame.to_picture(pose),
+                confidence,
+                name,
+                viewport=frame.viewport / frame.scale,
+                modes=found,
+                set_size=size,
+            )
+            for frame, pose, confidence, name, found, size in zip(
+                frames, poses, confidences, names, modes, sizes, strict=True
+            )
         ]

@@ -30,10 +30,19 @@ from transformers import PreTrainedConfig
 from llava_pose.data.records import parse_json
 from llava_pose.errors import InputError
 from llava_pose.model.rotation import DECODING
-from llava_pose.utils.files import is_regular, read_bytes, read_text, shortened, unsafe_name, weights_digest
+from llava_pose.utils.files import (
+    file_digest,
+    is_regular,
+    read_bytes,
+    read_text,
+    shortened,
+    unsafe_name,
+    weights_digest,
+)
 
 CONFIG_FILE = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+CALIBRATION = "calibration.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # NAME or OWNER/NAME; whatever else is not there is a path
 WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # what every call of from_pretrained is given
@@ -285,6 +294,8 @@ def settings_of_checkpoint(checkpoint: str, base: str | None) -> dict[str, Any]:
         "decoding": DECODING,
         "weights_digest": weights_digest(folder),
         "base_digest": _base_digest(folder, base),
+        # only where there is one: an output of a checkpoint that was never calibrated is gone on with
+        **({"calibration_digest": file_digest(folder / CALIBRATION)} if (folder / CALIBRATION).is_file() else {}),
     }
 
 

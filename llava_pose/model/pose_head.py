@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -236,6 +237,12 @@ class PoseHead(nn.Module):
             raw = raw.float()
         rotation, location, confidence = raw.split([self.representation.size, _LOCATION_SIZE, 1], -1)
         return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
+
+    def modes(self, output: PoseHeadOutput) -> tuple[np.ndarray, np.ndarray]:
+        """Angles (n, k, 3) in radians of the rotations that n answers hold likely, and their probabilities (n, k)."""
+        rotations, shares = self.representation.modes(output.raw_rotation.detach())
+        angles = torch.stack(angles_from_rotation(rotations.double().cpu()), -1)
+        return angles.numpy(), shares.double().cpu().numpy()
 
     def with_mirror_images(self, output: PoseHeadOutput, of_mirror: PoseHeadOutput, both: Tensor) -> PoseHeadOutput:
         """Answers for n pictures and for their mirror images as one: the means of what the head puts out.

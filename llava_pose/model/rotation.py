@@ -17,6 +17,7 @@ name                size  source
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -29,7 +30,16 @@ from llava_pose.pose.rotation_names import ROTATION_NAMES
 
 BINS = 40
 DECODING = "smoothed bins"  # of :meth:`decode`, for files of answers: to be named anew when one changes, so that none mixes two
+MODES = 6
+PEAKS = 4  # of an angle that modes are made of
+MODE_SEPARATION = math.radians(40)
 _MIRRORED_SIGNS = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 1.0)  # of S R S, row by row, S = diag(-1, 1, 1)
+
+
+def _steps(device: torch.device) -> Tensor:
+    """(BINS, BINS): bins from a row's bin to a column's, the short way round."""
+    bins = torch.arange(BINS, device=device)
+    return (bins - bins[:, None] + BINS // 2) % BINS - BINS // 2
 
 
 class RotationRepresentation(ABC):
@@ -50,6 +60,12 @@ class RotationRepresentation(ABC):
         """(..., size) raw outputs for a picture -> those that mean the same for its mirror image: (-a, e, -t) of (a, e, t),
         which is S R S of a rotation R, with S = diag(-1, 1, 1).
         """
+
+    def modes(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, size) raw outputs -> (n, k, 3, 3) rotations that they hold likely, the likeliest first and as :meth:`decode`
+        gives it, and (n, k) their probabilities, 0 where there are fewer than k. A representation with one mode has one.
+        """
+        return self.decode(raw)[:, None], raw.new_ones(len(raw), 1, dtype=torch.float32)
 
     def with_mirror_images(self, raw: Tensor, of_mirror: Tensor, both: Tensor) -> Tensor:
         """(n, size) raw outputs for pictures and for their mirror images as one: the means of both where ``both`` (n,) says
@@ -174,17 +190,55 @@ class BinsResidual(RotationRepresentation):
         return torch.stack(rows, -2).flatten(-3)
 
     def decode(self, raw: Tensor) -> Tensor:
+        probabilities, offsets, smoothed = self._smoothed(raw)
+        angles = self._shifted(smoothed.argmax(-1, keepdim=True), probabilities, offsets)
+        return rotation_matrix(*angles.squeeze(-1).unbind(-1))
+
+    def modes(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Up to MODES rotations at peaks of the smoothed bins of all three angles, no two within MODE_SEPARATION.
+
+        A peak weighs the product of what the angles' surroundings hold, as if the angles were independent, which is what
+        the bins say.
+        """
+        probabilities, offsets, smoothed = self._smoothed(raw)
+        peak = (smoothed >= smoothed.roll(1, -1)) & (smoothed > smoothed.roll(-1, -1))
+        # the best of an angle stands first, so that the first of all is what decode finds
+        heights, places = torch.where(peak, smoothed, 0.0).topk(PEAKS, dim=-1)
+        places[..., :1] = smoothed.argmax(-1, keepdim=True)
+        heights[..., :1] = smoothed.amax(-1, keepdim=True)
+        angles = self._shifted(places, probabilities, offsets)
+        grid = torch.cartesian_prod(*[torch.arange(PEAKS, device=raw.device)] * 3)  # a row a choice of three peaks
+        of_angle = torch.arange(3, device=raw.device)
+        weights = heights[:, of_angle, grid].prod(-1)
+        rotations = rotation_matrix(*angles[:, of_angle, grid].unbind(-1))
+        chosen, kept = [], []
+        rows = torch.arange(len(raw), device=raw.device)
+        left = weights
+        for _ in range(MODES):
+            best = left.argmax(-1)
+            chosen.append(rotations[rows, best])
+            kept.append(left[rows, best])
+            turned = torch.einsum("nij,nkij->nk", chosen[-1], rotations)  # the trace of the relative rotation
+            left = torch.where(turned > 1 + 2 * math.cos(MODE_SEPARATION), 0.0, left)
+        share = torch.stack(kept, -1)
+        return torch.stack(chosen, 1), share / share.sum(-1, keepdim=True)
+
+    def _smoothed(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for each bin of each angle, its probability, its offset and what its surroundings hold, (..., 3, BINS)."""
         logits, offsets = raw.float().unflatten(-1, (2, 3, BINS)).unbind(-3)
         probabilities = logits.softmax(-1)
-        bins = torch.arange(BINS, device=raw.device)
-        steps = (bins - bins[:, None] + BINS // 2) % BINS - BINS // 2  # from a row's bin to a column's
-        near = torch.exp(-0.5 * (steps / self.width) ** 2)
         with torch.autocast(raw.device.type, enabled=False):  # bfloat16 would now and then find another mode
-            mode = (probabilities @ near).argmax(-1)
-        weights = near[mode] * probabilities
-        step = (weights * (steps[mode] + offsets.clamp(-0.5, 0.5))).sum(-1) / weights.sum(-1)
-        angles = bins_to_angles(mode, bins=BINS, shift=self.shift) + step * (2 * torch.pi / BINS)
-        return rotation_matrix(*angles.unbind(-1))
+            return probabilities, offsets.clamp(-0.5, 0.5), probabilities @ self._near(raw.device)
+
+    def _near(self, device: torch.device) -> Tensor:
+        return torch.exp(-0.5 * (_steps(device) / self.width) ** 2)
+
+    def _shifted(self, modes: Tensor, probabilities: Tensor, offsets: Tensor) -> Tensor:
+        """(..., 3, m) bins -> (..., 3, m) angles in radians, one step of mean shift from there."""
+        device = modes.device
+        weights = self._near(device)[modes] * probabilities[..., None, :]
+        step = (weights * (_steps(device)[modes] + offsets[..., None, :])).sum(-1) / weights.sum(-1)
+        return bins_to_angles(modes, bins=BINS, shift=self.shift) + step * (2 * torch.pi / BINS)
 
     def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
         angles = angles.float()

@@ -138,7 +138,7 @@ def test_the_figures_are_those_of_score(tmp_path, page):
         assert row[header.index("failed")] == "1"
     in_page = page.evaluate("[...document.querySelectorAll('table')].map((t) => t.innerText)")
     of_score = (tmp_path / "scores.html").read_text()
-    assert of_score.count("<table>") + 2 + 1 == len(in_page), "score's tables, two of sides, one of confidence"
+    assert of_score.count("<table>") + 2 == len(in_page), "score's tables, and two of sides"
 
 
 def test_a_prepared_folder_is_needed_and_the_rules_of_outputs_hold(tmp_path, capsys):

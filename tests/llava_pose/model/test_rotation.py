@@ -13,6 +13,8 @@ from torch import Tensor
 
 from llava_pose.model.rotation import (
     BINS,
+    MODE_SEPARATION,
+    MODES,
     ROTATION_NAMES,
     MatrixFisher,
     chordal_loss,
@@ -234,6 +236,39 @@ def test_residual_bins_answer_between_two_bins_that_share_an_angle():
     azimuth, _, theta = angles_from_rotation(rotation_representation("bins+residual").decode(raw))
     assert azimuth.item() == pytest.approx(10.5 * BIN, abs=0.05 * BIN)  # one step gets there but for that
     assert theta.item() == pytest.approx(-0.5 * BIN, abs=0.05 * BIN)
+
+
+def test_the_first_mode_is_the_answer_and_no_two_are_near():
+    representation = rotation_representation("bins+residual")
+    raw = 3 * torch.randn(300, representation.size, generator=torch.Generator().manual_seed(0))
+    rotations, shares = representation.modes(raw)
+    assert torch.equal(rotations[:, 0], representation.decode(raw))
+    assert (shares.diff() <= 0).all()
+    assert shares.sum(-1).numpy() == pytest.approx(np.ones(300), abs=1e-5)
+    off = geodesic_angle(rotations[:, :, None], rotations[:, None])
+    both = (shares[:, :, None] > 0) & (shares[:, None] > 0) & ~torch.eye(MODES, dtype=torch.bool)
+    assert math.degrees(off[both].min()) >= math.degrees(MODE_SEPARATION) - 0.1
+
+
+def test_a_half_turn_that_is_as_likely_is_the_second_mode():
+    logits = torch.full((1, 3, BINS), -9.0)
+    logits[0, 0, [3, 23]] = torch.tensor([3.0, 2.9])
+    logits[0, 1, 1] = logits[0, 2, 0] = 5.0
+    raw = torch.stack([logits, torch.zeros_like(logits)], 1).flatten(1)
+    rotations, shares = rotation_representation("bins+residual").modes(raw)
+    azimuth, elevation, theta = (np.degrees(angle[0, :2].numpy()) for angle in angles_from_rotation(rotations))
+    assert azimuth.tolist() == pytest.approx([27, 207], abs=0.1)
+    assert (elevation.tolist(), theta.tolist()) == (pytest.approx([9, 9], abs=0.1), pytest.approx([0, 0], abs=0.1))
+    assert shares[0, :3].tolist() == pytest.approx([0.525, 0.475, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in ROTATION_NAMES if name != "bins+residual"])
+def test_other_representations_have_one_mode(name: str):
+    representation = rotation_representation(name)
+    raw = torch.randn(5, representation.size, generator=torch.Generator().manual_seed(0))
+    rotations, shares = representation.modes(raw)
+    assert torch.equal(rotations[:, 0], representation.decode(raw))
+    assert shares.tolist() == [[1.0]] * 5
 
 
 def test_a_sure_bin_of_residual_bins_is_taken_with_its_offset():

@@ -1,0 +1,67 @@
+"""How far the confidences and the prediction sets of answers can be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llava_pose.data.records import Prediction
+from llava_pose.pose.metrics import accuracy_by_coverage, calibration_error, pose_error
+
+COVERAGES = (1.0, 0.8, 0.5)  # of the surest answers whose accuracy is told
+
+
+def confidence_columns(answers: Sequence[Prediction | None], true: np.ndarray) -> dict[str, Any]:
+    """Return columns of outcomes: ``confidence``, NaN where an answer has none; ``set_size`` and ``set_error``, how many
+    rotations its prediction set holds and the least of their errors in radians. Those alone that some answer has.
+
+    Args:
+        true: (n, 3) azimuth, elevation, theta in radians.
+    """
+    columns: dict[str, Any] = {}
+    given = [math.nan if answer is None or answer.confidence is None else answer.confidence for answer in answers]
+    if not all(map(math.isnan, given)):
+        columns["confidence"] = given
+    sets = [None if answer is None else answer.prediction_set for answer in answers]
+    if any(held is not None for held in sets):
+        columns["set_size"] = [math.nan if held is None else len(held) for held in sets]
+        columns["set_error"] = [
+            math.nan
+            if held is None
+            else float(np.min(pose_error(np.array(held), np.broadcast_to(row, (len(held), 3)))))
+            for held, row in zip(sets, true, strict=True)
+        ]
+    return columns
+
+
+def confidence_scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    """Return what the confidences and prediction sets of a group of outcomes are worth, of the answers that have them.
+
+    Args:
+        threshold: of a hit, radians.
+
+    Returns:
+        Under ``confidence``: ``n``, their ``mean``, the expected calibration error ``ece`` and the accuracy of the ``surest``
+        shares; under ``prediction_sets``: ``n``, the share that ``holds`` a rotation within the threshold, and ``mean_size``.
+    """
+    scores: dict[str, Any] = {}
+    if "confidence" in rows and rows["confidence"].notna().any():
+        sure = rows[rows["confidence"].notna()]
+        confidence, hits = sure["confidence"].to_numpy(), sure["error"].to_numpy() < threshold
+        coverage, accuracy = accuracy_by_coverage(confidence, hits)
+        at = accuracy[np.searchsorted(coverage, np.array(COVERAGES) - 1e-9)]  # the last coverage is 1
+        scores["confidence"] = {
+            "n": len(sure),
+            "mean": float(confidence.mean()),
+            "ece": calibration_error(confidence, hits),
+            "surest": {f"{share:.0%}": float(value) for share, value in zip(COVERAGES, at, strict=True)},
+        }
+    if "set_size" in rows and rows["set_size"].notna().any():
+        told = rows[rows["set_size"].notna()]
+        holds, size = (told["set_error"] < threshold).mean(), told["set_size"].mean()
+        scores["prediction_sets"] = {"n": len(told), "holds": float(holds), "mean_size": float(size)}
+    return scores

@@ -1,0 +1,222 @@
+"""`llava-pose calibrate` on a real checkpoint of random weights, and its arithmetic on answers whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.calibrate import Asked, fit, main
+from eval.compared import align
+from eval.predict import PredictConfig, predict
+from eval.scoring import score_comparison
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, write_records
+from llava_pose.errors import InputError
+from llava_pose.inference.predictor import PosePredictor
+from llava_pose.model.calibration import Calibration, least_masses
+from llava_pose.model.checkpoint_files import CALIBRATION
+from llava_pose.pose.metrics import calibration_error
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve cars, two pictures of each."""
+    folder = tmp_path_factory.mktemp("prepared")
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(24):
+        record = ObjectRecord(
+            file_name=f"car/{index:02d}.png",
+            id=f"car/{index:02d}/0",
+            category="car",
+            pose=Pose(float(rng.uniform(0, 2 * math.pi)), 0.1, 0.0, 4.0, SIDE / 2, SIDE / 2),
+            viewport=200.0,
+            width=SIDE,
+            height=SIDE,
+            bbox=(4.0, 4.0, 28.0, 28.0),
+            source={"instance": f"car {index // 2}"},
+        )
+        path = folder / "val" / record.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((SIDE, SIDE)).save(path)
+        records.append(record)
+    write_records(folder, "val", records)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tiny_base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_base, tmp_path / "checkpoint"))
+
+
+def _asked(count: int, *, pictures: int = 1, overconfident: float = 3.0, seed: int = 0) -> Asked:
+    """Answers whose logits are three times too large, with a first mode that is right as often as the logit's third says, a
+    second that is right otherwise, but for one object in twenty.
+    """
+    rng = np.random.default_rng(seed)
+    logits = np.repeat(rng.normal(0.5, 1.5, count), pictures)
+    first = np.repeat(rng.uniform(size=count), pictures) < 1 / (1 + np.exp(-logits))
+    second = ~first & (np.repeat(rng.uniform(size=count), pictures) > 0.05)
+    share = (1 / (1 + np.exp(-logits))).clip(0.5, 0.99)
+    shares = np.stack([share, 1 - share], -1)
+    return Asked(logits * overconfident, shares, np.stack([first, second], -1), np.repeat(np.arange(count), pictures))
+
+
+def test_confidences_come_true_on_instances_that_were_not_used():
+    found, unseen = fit(_asked(600), 0.9, ""), _asked(2000, seed=1)
+    hits = unseen.covering[:, 0]
+    before, after = 1 / (1 + np.exp(-unseen.logits)), found.confidences(unseen.logits)
+    assert calibration_error(before, hits) > 0.08
+    assert calibration_error(after, hits) < 0.03
+    assert found.scale == pytest.approx(1 / 3, rel=0.2)
+
+
+@pytest.mark.parametrize("pictures", [1, 8])
+def test_prediction_sets_hold_the_truth_in_the_promised_share_of_new_instances(pictures: int):
+    held = []
+    for seed in range(40):
+        found, unseen = fit(_asked(60, pictures=pictures, seed=seed), 0.8, ""), _asked(500, seed=1000 + seed)
+        sizes = found.set_sizes(unseen.shares)
+        held.append((unseen.covering & (np.arange(2) < sizes[:, None])).any(1).mean())
+    assert 0.78 < np.mean(held) < 0.9, "as promised, and not by sets of everything"
+
+
+def test_pictures_of_one_instance_count_as_one():
+    few, many = _asked(50), _asked(50, pictures=6)
+    once, often = fit(few, 0.8, ""), fit(many, 0.8, "")
+    assert (often.scale, often.shift, often.mass) == pytest.approx((once.scale, once.shift, once.mass), abs=1e-4)
+    assert (often.objects, often.instances) == (300, 50)
+
+
+def test_where_all_modes_hold_too_few_all_are_in_the_set():
+    asked = _asked(50)
+    never = Asked(asked.logits, asked.shares, np.zeros_like(asked.covering), asked.instances)
+    found = fit(never, 0.9, "")
+    assert found.mass == 1
+    assert found.set_sizes(asked.shares).tolist() == [2] * 50
+    assert found.confidences(asked.logits).max() < 0.1
+
+
+def test_confidences_that_tell_the_contrary_tell_nothing():
+    asked = _asked(400)
+    found = fit(Asked(-asked.logits, asked.shares, asked.covering, asked.instances), 0.9, "")
+    assert found.scale == 0
+    share = asked.covering[:, 0].mean()
+    assert found.confidences(asked.logits) == pytest.approx(np.full(400, share), abs=0.02)
+
+
+def test_the_least_mass_is_that_of_the_first_mode_that_covers():
+    shares = np.array([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.6, 0.4, 0.0], [0.6, 0.3, 0.1]])
+    covering = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 1], [0, 1, 1]], dtype=bool)
+    least = least_masses(shares, covering)
+    assert least == pytest.approx([0, 0.9, math.inf, 0.6])
+    for mass, size in ((0, 1), (0.5, 1), (0.6, 2), (0.8, 2), (0.9, 3), (1, 3)):
+        calibration = Calibration(scale=1, shift=0, coverage=0.9, mass=mass, objects=1, instances=1)
+        assert calibration.set_sizes(shares[:2]).tolist() == [size, size]
+    assert calibration.set_sizes(shares[2:3]).tolist() == [2], "a mode of no probability is none"
+
+
+def test_a_calibrated_checkpoint_answers_with_its_calibration(checkpoint: Path, prepared: Path, tmp_path: Path, caplog):
+    argv = ["--checkpoint", str(checkpoint), "--data", str(prepared), "--device", "cpu", "--coverage", "0.8"]
+
+    def lines(name: str) -> list[Prediction]:
+        out = tmp_path / f"{name}.jsonl"
+        return read_predictions(predict(PredictConfig(checkpoint=str(checkpoint), data=str(prepared), out=str(out))))
+
+    plain = lines("plain")
+    assert {line.prediction_set for line in plain} == {None}
+    with caplog.at_level("INFO"):
+        assert main(argv) == 0
+    found = Calibration.load(checkpoint)
+    assert found is not None
+    assert (found.coverage, found.objects, found.instances) == (0.8, 24, 12)
+    assert "24 objects of 12 instances" in caplog.text
+    again = lines("calibrated")
+    assert [line.pose for line in again] == [line.pose for line in plain]
+    logits = np.array([math.log(line.confidence / (1 - line.confidence)) for line in plain])
+    assert [line.confidence for line in again] == pytest.approx(found.confidences(logits).tolist(), abs=1e-5)
+    for line in again:
+        assert line.prediction_set[0] == pytest.approx(line.pose.angles, abs=1e-4), "the answer stands first"
+    answer = PosePredictor.from_checkpoint(checkpoint, device="cpu").chat(
+        Image.new("RGB", (SIDE, SIDE)), [{"role": "user", "content": "What is this and what is its pose?"}]
+    )
+    assert len(answer.prediction_sets) == len(answer.poses)
+    before = (checkpoint / CALIBRATION).read_bytes()
+    assert main(argv) == 0, "it is made of the head's own confidence, not of the calibrated one"
+    assert (checkpoint / CALIBRATION).read_bytes() == before
+
+
+def test_lines_of_before_are_not_gone_on_with(checkpoint: Path, prepared: Path, tmp_path: Path):
+    config = PredictConfig(checkpoint=str(checkpoint), data=str(prepared), out=str(tmp_path / "p.jsonl"), limit=1)
+    predict(config)
+    Calibration(scale=1, shift=0, coverage=0.9, mass=1, objects=9, instances=9).save(checkpoint)
+    with pytest.raises(InputError, match="the calibration changed"):
+        predict(config)
+
+
+def test_too_few_instances_are_refused(checkpoint: Path, prepared: Path, tmp_path: Path, capsys):
+    few = tmp_path / "few"
+    shutil.copytree(prepared, few)
+    file = few / "val" / "metadata.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:10]))
+    assert main(["--checkpoint", str(checkpoint), "--data", str(few), "--device", "cpu"]) == 2
+    assert "10 objects show 5 instances, and a calibration needs 10 at least" in capsys.readouterr().err
+    assert not (checkpoint / CALIBRATION).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "calibration.json"),
+        ("[]", "calibration.json"),
+        ('{"scale": 1}', "calibration.json.*needed"),
+        ('{"scale": -1, "shift": 0, "coverage": 0.9, "mass": 1, "objects": 1, "instances": 1}', "scale"),
+        ('{"scale": 1, "shift": NaN, "coverage": 0.9, "mass": 1, "objects": 1, "instances": 1}', "shift"),
+        ('{"scale": 1, "shift": 0, "coverage": 0.9, "mass": 2, "objects": 1, "instances": 1}', "mass"),
+        ('{"scale": 1, "shift": 0, "coverage": 0.9, "mass": 1, "objects": 1, "instances": 1, "x": 1}', "x"),
+    ],
+)
+def test_a_damaged_calibration_is_a_sentence(checkpoint: Path, text: str, match: str):
+    (checkpoint / CALIBRATION).write_text(text)
+    with pytest.raises(InputError, match=match):
+        PosePredictor.from_checkpoint(checkpoint, device="cpu")
+
+
+def test_score_says_what_confidences_and_sets_are_worth():
+    true = Pose(0.0, 0.0, 0.0)
+
+    def line(number: int, azimuth: float, confidence: float | None, held: list[float] | None) -> Prediction:
+        sets = None if held is None else [[other, 0.0, 0.0] for other in held]
+        return Prediction(
+            f"car/{number}/0", "s", "car", None, Pose(azimuth, 0, 0), true, confidence, prediction_set=sets
+        )
+
+    answers = [
+        line(0, 0.1, 0.9, [0.1]),
+        line(1, 3.0, 0.7, [3.0, 0.2]),
+        line(2, 3.0, 0.1, [3.0, 1.5]),
+        line(3, 0.2, None, None),
+    ]
+    scores = score_comparison(align({"s": answers}))["systems"]["s"]["overall"]
+    assert scores["confidence"]["n"] == 3
+    assert scores["confidence"]["ece"] == pytest.approx((0.1 + 0.7 + 0.1) / 3)
+    assert scores["confidence"]["surest"] == pytest.approx({"100%": 1 / 3, "80%": 1 / 3, "50%": 1 / 2})
+    assert scores["prediction_sets"] == pytest.approx({"n": 3, "holds": 2 / 3, "mean_size": 5 / 3})
+
+
+@pytest.mark.parametrize(
+    "value", [[], [[0, 0]], [[0, 0, "1"]], [[0, 0, math.inf]], "x", {"0": [0, 0, 0]}, [[0, 0, 0]] * 101]
+)
+def test_a_wrong_prediction_set_is_a_sentence(value: object):
+    line = Prediction("car/0/0", "s", "car", None, Pose(0, 0, 0), Pose(0, 0, 0)).to_dict()
+    with pytest.raises(InputError, match=r"p:1: .*'prediction_set' must be"):
+        Prediction.from_dict({**line, "prediction_set": value}, where="p:1")
+    kept = Prediction.from_dict(json.loads(json.dumps({**line, "prediction_set": [[1, 2, 3]]})), where="p:1")
+    assert kept.prediction_set == [[1.0, 2.0, 3.0]]
