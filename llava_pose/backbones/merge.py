@@ -76,6 +76,7 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     """Write the merged checkpoint, and return the largest share by which its outputs differ, and its type of numbers."""
     import torch
 
+    from llava_pose.model.card import bases_of, part_of, write_card
     from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, require_finite
     from llava_pose.model.loading import load_full, load_model
     from llava_pose.model.processors import load_processor
@@ -99,6 +100,8 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     require_finite(merged.to(dtype), config.out, remedy="nothing was written; try --dtype float32")
     merged.save_pretrained(out)
     processor.save_pretrained(out)
+    parts = {part: text for part in ("learning", "scores") if (text := part_of(folder, part)) is not None}
+    write_card(out, bases_of(folder), **parts)
     save_config(vars(config) | ({"base": base} if base else {}), out / "merge.yaml")
     del model, merged  # one model of full size at a time
     share = require_same_outputs(wanted, probe(load_full(out, dtype=torch.float32), processor), dtype)
