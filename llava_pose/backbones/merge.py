@@ -47,6 +47,12 @@ class MergeConfig:
         default="auto",
         metadata={"help": f"The type of the stored weights, one of {', '.join(DTYPES)}; auto is that of the base."},
     )
+    push_to: str | None = field(
+        default=None,
+        metadata={
+            "help": "The repository of the hub, USER/NAME, that the merged checkpoint goes to; a new one is private."
+        },
+    )
 
 
 def merge(config: MergeConfig) -> Path:
@@ -56,9 +62,12 @@ def merge(config: MergeConfig) -> Path:
     the first question for a pose.
 
     Raises:
-        InputError: there is nothing to merge, an adapter's base is not there or is quantised, the folder is taken, or the
-            written checkpoint answers otherwise; then nothing is left under ``out``.
+        InputError: there is nothing to merge, an adapter's base is not there or is quantised, the folder is taken, the hub
+            does not take the checkpoint, or what was written answers otherwise; then nothing is left under ``out``.
+        RunError: the upload failed; the folder is whole.
     """
+    from llava_pose.backbones.hub import push, require_repository  # seconds, which --help does without
+
     require(config.checkpoint, "--checkpoint")
     require(config.out, "--out")
     if config.dtype not in DTYPES:
@@ -66,8 +75,12 @@ def merge(config: MergeConfig) -> Path:
     folder = require_folder(config.checkpoint, "--checkpoint", "give the folder that llava-pose train wrote")
     out = Path(config.out)
     with own_new_folder(out, "--out", "merge") as written:
+        if config.push_to is not None:
+            require_repository(config.push_to)
         share, dtype = _merge(config, folder, written)
     logger.info(f"{out}: a full checkpoint in {dtype}; its outputs are those of {folder} to {share:.1e} of their size")
+    if config.push_to is not None:
+        push(out, config.push_to)
     say_next(f"llava-pose predict --checkpoint {out} --data PREPARED --split val --out predictions.jsonl")
     return out
 
@@ -101,7 +114,7 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     merged.save_pretrained(out)
     processor.save_pretrained(out)
     parts = {part: text for part in ("learning", "scores") if (text := part_of(folder, part)) is not None}
-    write_card(out, bases_of(folder), **parts)
+    write_card(out, bases_of(folder), name=config.push_to, **parts)
     save_config(vars(config) | ({"base": base} if base else {}), out / "merge.yaml")
     del model, merged  # one model of full size at a time
     share = require_same_outputs(wanted, probe(load_full(out, dtype=torch.float32), processor), dtype)

@@ -168,13 +168,17 @@ def test_what_cannot_be_merged_is_one_sentence(base: Path, tmp_path: Path, capsy
         (["--checkpoint", str(adapter)], "the option --out is needed"),
         (["--checkpoint", "/none", "--out", "x"], "--checkpoint /none: there is no such folder"),
         (["--checkpoint", str(base), "--out", "x", "--base", str(base)], "is a full checkpoint and needs no base"),
-        (["--checkpoint", str(taken), "--out", "x"], "neither config.json nor adapter_config.json is in it"),
+        (["--checkpoint", str(taken), "--out", "x"], "no LLaVA-pose processor there"),
         (["--checkpoint", str(adapter), "--out", str(taken)], f"--out {taken}: is there already; give a new folder"),
         (
             ["--checkpoint", str(adapter), "--out", "x", "--dtype", "int8"],
             "--dtype int8: not known; choose one of auto",
         ),
         (["--checkpoint", str(adapter), "--out", "x", "--base", "/none"], "the adapter's base /none is not there"),
+        (
+            ["--checkpoint", str(adapter), "--out", str(tmp_path / "y"), "--push-to", "me/it"],
+            "--push-to me/it: the hub does not",
+        ),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
