@@ -34,6 +34,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
     import torch
     from transformers import set_seed
 
+    from llava_pose.backbones.probe import look_again
     from llava_pose.data.collator import PoseCollator
     from llava_pose.data.dataset import PoseDataset, read_samples
     from llava_pose.model.card import bases_of, learning_of, write_card
@@ -64,6 +65,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             dtype=torch.bfloat16 if training_args.bf16 else torch.float32,
             quantization_config=nf4_config(model_args.model) if model_args.quantize == "nf4" else None,
         )
+        if not training_args.deepspeed:  # whose weights may be shards
+            look_again(model, processor, model_args.model)
         if model_args.text_loss_weight is not None:
             model.pose_config.text_loss_weight = model_args.text_loss_weight
         model.pose_config.add_taught(samples)

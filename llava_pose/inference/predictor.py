@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from llava_pose.backbones.probe import look_again
 from llava_pose.data.collator import joined_pictures
 from llava_pose.data.conversation import (
     DESCRIBED_ANSWER,
@@ -257,6 +258,7 @@ class PosePredictor:
         require_fit(model, processor, path)
         predictor = cls(model, processor)
         require_tower(model, processor, path)
+        look_again(model, processor, path)
         with loading(f"{path}: it cannot be used"):
             predictor.predict([picture_to_try()], ["object"])
         return predictor
