@@ -34,8 +34,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
     import torch
     from transformers import set_seed
 
+    from llava_pose.backbones.probe import look_again
     from llava_pose.data.collator import PoseCollator
     from llava_pose.data.dataset import PoseDataset, read_samples
+    from llava_pose.model.card import bases_of, learning_of, write_card
     from llava_pose.model.loading import load_full, require_fit, require_tower
     from llava_pose.model.processors import load_processor
     from llava_pose.train.feature_cache import can_cache, fill_together
@@ -63,6 +65,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             dtype=torch.bfloat16 if training_args.bf16 else torch.float32,
             quantization_config=nf4_config(model_args.model) if model_args.quantize == "nf4" else None,
         )
+        if not training_args.deepspeed:  # whose weights may be shards
+            look_again(model, processor, model_args.model)
         if model_args.text_loss_weight is not None:
             model.pose_config.text_loss_weight = model_args.text_loss_weight
         model.pose_config.add_taught(samples)
@@ -140,6 +144,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             require_saved_adapter(model, run.folder)
         if trainer.is_world_process_zero():
             processor.save_pretrained(run.folder)
+            data = f"{len(samples)} conversations, {Path(data_args.train_json).name}"
+            write_card(run.folder, bases_of(model_args.model), learning=learning_of(data, run.unusual_settings()))
         run.finish(trainer, **parameters)
     logger.info(f"done: the checkpoint is {run.folder}")
     say_next(

@@ -26,6 +26,13 @@ class ScoreConfig(ComparisonConfig):
         default="scores.json", metadata={"help": "The JSON file of the scores; plots and a page are written beside it."}
     )
 
+    model_card: str | None = field(
+        default=None,
+        metadata={
+            "help": "A checkpoint, into whose model card (README.md) the tables go, in the place of those before."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if Path(self.out).suffix != ".json":
@@ -44,6 +51,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     outputs = (config.out, *plot_paths(config.out), page_path(config.out))
     require_suffix("--out", config.out, ".json")
     require_other("--out", outputs, config.predictions)
+    if config.model_card is not None:
+        from llava_pose.model.card import require_part  # seconds, which no other score needs
+
+        require_part(config.model_card, "scores")
     with own_file(config.out, "--out", "score"):
         return _score(config)
 
@@ -52,7 +63,7 @@ def _score(config: ScoreConfig) -> dict[str, Any]:
     # half a second, which --help does without
     from eval.report.plots import categories_plot, curve_plot, save_plot
     from eval.report.score_tables import score_notes, score_sections
-    from eval.report.tables import as_page
+    from eval.report.tables import as_markdown, as_page
 
     _, scores = compare(config)
     scores = {"files": [str(path) for path in config.predictions], **scores}
@@ -62,6 +73,10 @@ def _score(config: ScoreConfig) -> dict[str, Any]:
         save_plot(figure, path)
     title = f"Scores of {', '.join(scores['systems'])}"
     write_atomic(page_path(config.out), as_page(title, score_sections(scores), score_notes(scores), plots))
+    if config.model_card is not None:
+        from llava_pose.model.card import put_part
+
+        put_part(config.model_card, "scores", as_markdown("", score_sections(scores), score_notes(scores)))
     return scores
 
 

@@ -41,7 +41,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
             "llava_pose.train.command",
             "Fine-tune a base; train.py does the same under deepspeed and torchrun.",
         ),
-        "merge": ("llava_pose.backbones.merge", "Merge an adapter and its base into one full checkpoint."),
+        "merge": ("llava_pose.backbones.merge", "Merge what was trained into one checkpoint of plain transformers."),
         "classifier": ("eval.systems.classifier.command", "Train a pose classifier and predict with it."),
         "neural-mesh": ("eval.systems.neural_mesh.command", "Train NMM-Sphere or NOVUM and predict with it."),
     },

@@ -160,8 +160,8 @@ def _text_of(value: str | Cell, beside: bool) -> str:
 
 
 def as_markdown(title: str, sections: Sequence[Section], notes: Sequence[str]) -> str:
-    """Return a page of Markdown: a heading, each table, the best of a column in bold, and the notes as a list."""
-    parts = [f"# {_escaped(title)}\n"]
+    """Return a page of Markdown: a heading (none for ""), each table, the best of a column in bold, and the notes as a list."""
+    parts = [f"# {_escaped(title)}\n"] if title else []
     for above, frame, below in sections:
         rows = [[_escaped(name) for name in frame.columns], ["---", *["---:"] * (len(frame.columns) - 1)]]
         rows += [[_markdown_of(value) for value in row] for row in frame.itertuples(index=False)]

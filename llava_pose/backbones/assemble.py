@@ -104,16 +104,18 @@ def assemble(config: AssembleConfig) -> Path:
 def _assemble(config: AssembleConfig, written: Path) -> None:
     from transformers import set_seed
 
-    from llava_pose.backbones.parts import add_token, from_parts, tiny, whole
+    from llava_pose.backbones.parts import from_parts, tiny, whole
     from llava_pose.backbones.probe import require_same_as_plain, sizes_of
+    from llava_pose.backbones.vocabulary import place_pose_token
+    from llava_pose.model.card import bases_of, write_card
     from llava_pose.model.configuration import LlavaPoseConfig
     from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
-    from llava_pose.model.processing import POSE_ADDED_TOKEN, LlavaPoseProcessor
+    from llava_pose.model.processing import LlavaPoseProcessor
 
     set_seed(config.seed)
     make = whole if config.vlm or config.llava else tiny if config.preset is not None else from_parts
     backbone, own_processor = make(config)
-    add_token(own_processor.tokenizer, POSE_ADDED_TOKEN, backbone)
+    place_pose_token(own_processor, backbone)
     processor = LlavaPoseProcessor(own_processor)
     backbone.eval()
     pose_config = LlavaPoseConfig(
@@ -130,6 +132,8 @@ def _assemble(config: AssembleConfig, written: Path) -> None:
 
     model.save_pretrained(written)
     processor.save_pretrained(written)
+    parts = (config.vlm, config.llava, config.vision, config.language)
+    write_card(written, [base for part in parts if part is not None for base in bases_of(part)])
     save_config(config, written / "assemble.yaml")
     parameters = sum(p.numel() for p in model.parameters())
     tokens = pose_config.image_places if processor.expanded_image else "as many as its size asks for"

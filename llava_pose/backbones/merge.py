@@ -1,6 +1,7 @@
-"""`llava-pose merge`: an adapter and its base to one full checkpoint, which answers as the two did or is not written.
+"""`llava-pose merge`: what was trained as one checkpoint of the backbone alone, which answers as before or is not written.
 
-The vectors of `<pose6D>` go into the backbone's own rows: plain transformers then emit the token with the same logits.
+An adapter goes into its base, and the vectors of `<pose6D>` into the backbone's own rows, those of a full checkpoint as well:
+plain transformers then emit the token with the same logits.
 """
 
 from __future__ import annotations
@@ -33,39 +34,53 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass
 class MergeConfig:
-    checkpoint: str = field(default="", metadata={"help": "folder of the adapter"})
-    out: str = field(default="", metadata={"help": "folder of the full checkpoint, new or empty"})
+    """The options of ``llava-pose merge``."""
+
+    checkpoint: str = field(
+        default="", metadata={"help": "The folder that llava-pose train wrote, an adapter or a full checkpoint."}
+    )
+    out: str = field(default="", metadata={"help": "The folder of the merged checkpoint, new or empty."})
     base: str | None = field(
-        default=None, metadata={"help": "the adapter's base, if it has moved or was stored in four bits"}
+        default=None, metadata={"help": "The adapter's base, if it has moved or was stored in four bits."}
     )
     dtype: str = field(
-        default="auto", metadata={"help": f"of the stored weights, one of {', '.join(DTYPES)}; auto: the base's own"}
+        default="auto",
+        metadata={"help": f"The type of the stored weights, one of {', '.join(DTYPES)}; auto is that of the base."},
+    )
+    push_to: str | None = field(
+        default=None,
+        metadata={
+            "help": "The repository of the hub, USER/NAME, that the merged checkpoint goes to; a new one is private."
+        },
     )
 
 
 def merge(config: MergeConfig) -> Path:
-    """Write the full checkpoint and return its folder.
+    """Write the merged checkpoint and return its folder.
 
-    The sums are worked out in float32. What was written is read back and asked beside the adapter on its base: a random
-    picture and the first question for a pose.
+    The sums are worked out in float32. What was written is read back and asked beside what was merged: a random picture and
+    the first question for a pose.
 
     Raises:
-        InputError: there is no adapter, its base is not there or is quantised, the folder is taken, or the written
-            checkpoint answers otherwise than the adapter; then nothing is left under ``out``.
+        InputError: there is nothing to merge, an adapter's base is not there or is quantised, the folder is taken, the hub
+            does not take the checkpoint, or what was written answers otherwise; then nothing is left under ``out``.
+        RunError: the upload failed; the folder is whole.
     """
-    from llava_pose.model.checkpoint_files import ADAPTER_CONFIG  # seconds, which --help does without
+    from llava_pose.backbones.hub import push, require_repository  # seconds, which --help does without
 
     require(config.checkpoint, "--checkpoint")
     require(config.out, "--out")
     if config.dtype not in DTYPES:
         raise InputError(f"--dtype {config.dtype}: not known; choose one of {', '.join(DTYPES)}")
     folder = require_folder(config.checkpoint, "--checkpoint", "give the folder that llava-pose train wrote")
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(f"--checkpoint {folder}: {ADAPTER_CONFIG} is not in it; only an adapter needs merging")
     out = Path(config.out)
     with own_new_folder(out, "--out", "merge") as written:
+        if config.push_to is not None:
+            require_repository(config.push_to)
         share, dtype = _merge(config, folder, written)
-    logger.info(f"{out}: a full checkpoint in {dtype}; its outputs are the adapter's to {share:.1e} of their size")
+    logger.info(f"{out}: a full checkpoint in {dtype}; its outputs are those of {folder} to {share:.1e} of their size")
+    if config.push_to is not None:
+        push(out, config.push_to)
     say_next(f"llava-pose predict --checkpoint {out} --data PREPARED --split val --out predictions.jsonl")
     return out
 
@@ -74,25 +89,41 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     """Write the merged checkpoint, and return the largest share by which its outputs differ, and its type of numbers."""
     import torch
 
-    from llava_pose.model.checkpoint_files import require_finite
+    from llava_pose.model.card import bases_of, part_of, write_card
+    from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, require_finite
     from llava_pose.model.loading import load_full, load_model
     from llava_pose.model.processors import load_processor
 
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if config.base is not None and not is_adapter:
+        raise InputError(f"--base {config.base}: {folder} is a full checkpoint and needs no base; leave it out")
     processor = load_processor(folder)
-    base = _whole_base(folder, config.base)
-    dtype = _stored_dtype(config.dtype, base)
+    base = _whole_base(folder, config.base) if is_adapter else None
 
     model = load_model(folder, base=base, dtype=torch.float32)
+    if not is_adapter and not has_vectors(model):
+        raise InputError(
+            f"--checkpoint {folder}: there is nothing to merge, neither an adapter nor vectors of {POSE_TOKEN} that are not in "
+            "its vocabulary yet"
+        )
+    dtype = _stored_dtype(config.dtype, base or str(folder))
     wanted = probe(model, processor)
     merged = model.merged()
     bake_token(merged)
     require_finite(merged.to(dtype), config.out, remedy="nothing was written; try --dtype float32")
     merged.save_pretrained(out)
     processor.save_pretrained(out)
-    save_config({**vars(config), "base": base}, out / "merge.yaml")
+    parts = {part: text for part in ("learning", "scores") if (text := part_of(folder, part)) is not None}
+    write_card(out, bases_of(folder), name=config.push_to, **parts)
+    save_config(vars(config) | ({"base": base} if base else {}), out / "merge.yaml")
     del model, merged  # one model of full size at a time
     share = require_same_outputs(wanted, probe(load_full(out, dtype=torch.float32), processor), dtype)
     return share, _name(dtype)
+
+
+def has_vectors(model: LlavaPoseForConditionalGeneration) -> bool:
+    """Return whether `<pose6D>` has learned vectors beside the backbone's rows."""
+    return bool(model.pose_token_embedding.change.any() or model.pose_token_output.change.any())
 
 
 def bake_token(model: LlavaPoseForConditionalGeneration) -> None:
@@ -107,7 +138,7 @@ def bake_token(model: LlavaPoseForConditionalGeneration) -> None:
         vlm, row = model.vlm, model.pose_config.pose_token_id
         embedding, output = cast(Any, vlm.get_input_embeddings()), cast(Any, vlm.get_output_embeddings())
         inward, outward = model.pose_token_embedding.change, model.pose_token_output.change
-        if not bool(inward.any() or outward.any()):
+        if not has_vectors(model):
             return
         if output.weight is embedding.weight:
             output.weight = nn.Parameter(embedding.weight.clone())
@@ -218,8 +249,8 @@ def require_same_outputs(wanted: dict[str, Tensor], found: dict[str, Tensor], dt
     worst = max(shares, key=lambda name: (not np.isfinite(shares[name]), shares[name]))
     if not shares[worst] <= TOLERANCES[_name(dtype)]:
         raise InputError(
-            f"the merged model's {worst} differs from the adapter's by {shares[worst]:.1e} of its size, more than "
-            f"{TOLERANCES[_name(dtype)]:g}; nothing was written; try --dtype float32, or use the adapter as it is"
+            f"the merged model's {worst} differs from the checkpoint's by {shares[worst]:.1e} of its size, more than "
+            f"{TOLERANCES[_name(dtype)]:g}; nothing was written; try --dtype float32, or use the checkpoint as it is"
         )
     return shares[worst]
 
@@ -228,7 +259,8 @@ main = command(
     MergeConfig,
     merge,
     prog="llava-pose merge",
-    description="Merge a LoRA checkpoint into its base: one full checkpoint, compared with the adapter before it is kept.",
+    description="Merge what was trained, an adapter or the vectors of <pose6D>, into one checkpoint that transformers load by "
+    "themselves; it is compared with what was merged before it is kept.",
     example="llava-pose merge --checkpoint runs/first --out runs/first_merged",
 )
 

@@ -20,6 +20,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from llava_pose.backbones.vocabulary import add_token
 from llava_pose.compact import CompactLlavaConfig, CompactLlavaForConditionalGeneration, CompactLlavaProcessor
 from llava_pose.compact.modeling import tower_patches
 from llava_pose.data.conversation import IMAGE_TOKEN
@@ -96,27 +97,28 @@ def whole(config: AssembleConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
     path = cast(str, config.vlm or config.llava)
 
     def attempt() -> None:
-        processor = _whole_processor(path, config.chat_template)
+        own = _whole_processor(path, config.chat_template)
+        add_token(own.tokenizer, POSE_ADDED_TOKEN, None)
+        processor = LlavaPoseProcessor(own)
         try_template(processor, path)
         try_processor(processor)
 
     with loading(f"{option} {path}: cannot be loaded"):
         try_apart(path, "the files of its processor", attempt)
-        processor = _whole_processor(path, config.chat_template).processor
+        processor = _whole_processor(path, config.chat_template)
     backbone = load_backbone(path, named=f"{option} {path}")
     return backbone, processor
 
 
-def _whole_processor(path: str, template: str | None) -> LlavaPoseProcessor:
-    """A backbone's own processor, which knows `<pose6D>`; a template of ours where it has none, or where one is asked for."""
+def _whole_processor(path: str, template: str | None) -> ProcessorMixin:
+    """A backbone's own processor, with a template of ours where it has none, or where one is asked for."""
     processor: Any = backbone_processor(path)
     if template is None and processor.chat_template is None and processor.tokenizer.chat_template is None:
         template = _template_for(processor.tokenizer)
     if template is not None:
         processor.chat_template, processor.tokenizer.chat_template = CHAT_TEMPLATES[template], None
     processor.tokenizer.padding_side = "left"
-    add_token(processor.tokenizer, POSE_ADDED_TOKEN, None)
-    return LlavaPoseProcessor(processor)
+    return processor
 
 
 def _load_part(
@@ -176,17 +178,6 @@ def _add_image_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel 
     """Give `<image>` an id; rows of the embedding are added only where none is free."""
     image = AddedToken(IMAGE_TOKEN, special=True, normalized=False)
     return add_token(tokenizer, image, model)
-
-
-def add_token(tokenizer: PreTrainedTokenizerBase, token: AddedToken, model: PreTrainedModel | None) -> int:
-    """Give a token an id in a tokenizer, and a row in a model where none is free; return the id."""
-    if token.content not in tokenizer.get_vocab():
-        tokenizer.add_tokens([token], special_tokens=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if model is not None and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    return tokenizer.convert_tokens_to_ids(token.content)
 
 
 def _compact_config(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,11 +18,15 @@ from llava_pose.data.collator import joined_pictures
 from llava_pose.data.conversation import IMAGE_TOKEN, JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.configuration import POSE_CONFIG
 from llava_pose.model.loading import embedding_shape
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.pictures import accepted_names, token_types, tokens_of_each
 from llava_pose.model.processing import EncodedChat, LlavaPoseProcessor
 
+logger = logging.getLogger(__name__)
+# what the code of transformers decides, and no weight: another version may have it otherwise and be right
+_OF_THE_CODE = frozenset(("connector", "listed_tokens", "base_states"))
 TOLERANCE = 1e-3  # of a number's difference, as a share of the largest
 
 
@@ -81,6 +88,7 @@ def sizes_of(backbone: PreTrainedModel, processor: LlavaPoseProcessor) -> dict[s
         "connector": connector,
         "listed_tokens": listed,
         "base_states": last.shape == states[0].shape and torch.equal(last, states[0]),
+        "transformers_version": transformers.__version__,
     }
 
 
@@ -156,3 +164,41 @@ def require_same_as_plain(model: LlavaPoseForConditionalGeneration, processor: L
             f"a {vlm.config.model_type} model: with image tokens handed over it answers otherwise than with pixels, by "
             f"{difference:.1e} of its logits; it cannot be a backbone"
         )
+
+
+def look_again(
+    model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor, path: str | os.PathLike[str]
+) -> None:
+    """Find out anew what a backbone is where that was done with another version of transformers; else do nothing.
+
+    It takes a few passes of one small picture. The model's config is brought up to date; nothing is written.
+
+    Raises:
+        InputError: with this version it is another model, or answers otherwise with image tokens handed over.
+    """
+    config, now = model.pose_config, transformers.__version__
+    then = config.transformers_version
+    if then == now:
+        return
+    remedy = f"; install {then}, with which its base was made" if then else ""
+    was_training = model.training
+    model.eval()
+    with loading(f"{path}: its backbone cannot be used with transformers {now}{remedy}"):
+        found = sizes_of(model.vlm, processor)
+        found["image_places"] = config.image_places  # so many the head has learned, whatever a picture has now
+        changes = []
+        for name, value in found.items():
+            old = getattr(config, name)
+            if value == old or name == "transformers_version":
+                continue
+            if name not in _OF_THE_CODE or value is None or old is None:  # the head has learned from something else
+                raise InputError(f"{name} is {value}, and {old} in {POSE_CONFIG}")
+            changes.append(f"{name} is {value} and no longer {old}")
+        for name, value in found.items():
+            setattr(config, name, value)
+        require_same_as_plain(model, processor)
+    model.train(was_training)
+    logger.info(
+        f"{path}: its backbone was looked at with transformers {then or 'of unknown version'}, and is anew with {now}: "
+        f"{', '.join(changes) or 'all is as it was'}"
+    )

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from llava_pose.backbones.probe import look_again
 from llava_pose.data.collator import joined_pictures
 from llava_pose.data.conversation import (
     DESCRIBED_ANSWER,
@@ -290,6 +291,7 @@ class PosePredictor:
         require_fit(model, processor, path)
         predictor = cls(model, processor, Calibration.load(path) if calibrated else None)
         require_tower(model, processor, path)
+        look_again(model, processor, path)
         with loading(f"{path}: it cannot be used"):
             predictor.predict([picture_to_try()], ["object"])
         return predictor

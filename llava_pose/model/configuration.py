@@ -43,6 +43,7 @@ class LlavaPoseConfig:
             through which patches could be handed in from a cache.
         listed_tokens: whether the backbone takes image tokens as a list, one entry a picture, and not as one tensor.
         base_states: whether the last hidden states of the backbone's base are what its output layer is given.
+        transformers_version: the version of transformers with which all of this was found out; "" where nobody wrote it down.
         rotation: the rotation representation of the head, a name of ``llava_pose.model.rotation``.
         pose_head_hidden_size: width of the head's hidden layer.
         pose_head_attention_heads: heads of the pose head's own attention to the image tokens; 0: it does not look at them.
@@ -61,6 +62,7 @@ class LlavaPoseConfig:
     connector: str | None = None
     listed_tokens: bool = True
     base_states: bool = False
+    transformers_version: Annotated[str, Field(max_length=40)] = ""
     rotation: Literal[ROTATION_NAMES] = DEFAULT_ROTATION  # type: ignore[valid-type]
     pose_head_hidden_size: PositiveInt = 512
     pose_head_attention_heads: NonNegativeInt = 0

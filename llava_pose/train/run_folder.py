@@ -182,6 +182,12 @@ class RunFolder:
         if is_first_process():
             write_settings(self.settings_file, self._kind, settings_of(self._arguments), replace=True)
 
+    def unusual_settings(self) -> dict[str, Any]:
+        """Return what decides about the weights and is not the default; paths are left out."""
+        usual = {field.name: field.default for part in self._arguments for field in dataclasses.fields(part)}
+        decisive = self._decisive(as_written(settings_of(self._arguments)))
+        return {name: value for name, value in decisive.items() if name not in PATHS and value != usual[name]}
+
     def finish(self, trainer: Trainer, **facts: Any) -> None:
         """Mark the run as done, once all that it has written is on the disk. Waits for all.
 

@@ -10,6 +10,8 @@ from PIL import Image
 
 from eval.score import main, plot_paths
 from eval.scoring import chance_accuracy, mean_over_categories
+from llava_pose.model.card import part_of, write_card
+from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.pose.categories import all_categories
 
 TRUE = {"azimuth": 1.0, "elevation": 0.0, "theta": 0.0}
@@ -294,6 +296,26 @@ def test_plots_and_a_table_come_with_the_scores(tmp_path, capsys):
             image.load()
             assert min(image.size) > 150
             assert len(set(image.convert("L").resize((64, 64)).getdata())) > 5
+
+
+def test_the_tables_go_into_a_model_card_in_the_place_of_those_before(tmp_path, capsys):
+    sizes = {"hidden_size": 8, "embedding_size": 8, "pooled_size": 8}
+    LlavaPoseConfig(pose_token_id=4, image_token_id=3, **sizes).save(tmp_path)
+    write_card(tmp_path, [])
+    card = tmp_path / "README.md"
+    card.write_text(card.read_text() + "\nOur own words.\n")
+    for error in (0, 90):
+        scored(tmp_path, [line(0, error)], options=["--model-card", str(tmp_path)])
+    assert "| mine |" in part_of(tmp_path, "scores")
+    assert "None yet" not in card.read_text()
+    assert card.read_text().count("| mine |") == part_of(tmp_path, "scores").count("| mine |")
+    assert card.read_text().endswith("\nOur own words.\n")
+    card.unlink()
+    (tmp_path / "scores.json").unlink()
+    capsys.readouterr()
+    assert main([str(tmp_path / "0.jsonl"), "--out", str(tmp_path / "scores.json"), "--model-card", str(tmp_path)]) == 2
+    assert "README.md: there is no model card with <!-- scores -->" in capsys.readouterr().err
+    assert not (tmp_path / "scores.json").exists()
 
 
 def test_the_same_seed_gives_the_same_file_and_another_moves_the_intervals_only(tmp_path):

@@ -110,18 +110,31 @@ class Family:
     processor: Callable[[PreTrainedTokenizerBase], ProcessorMixin]
     named: dict[str, str] | None = None
 
-    def save(self, folder: Path) -> Path:
-        """Write a model with random weights, and its processor."""
-        tokenizer = copy.deepcopy(project_tokenizer())
+    def save(
+        self,
+        folder: Path,
+        *,
+        spare: int = SPARE,
+        reserved: tuple[str, ...] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Path:
+        """Write a model with random weights, and its processor.
+
+        Args:
+            spare: rows of its vocabulary that no token has.
+            reserved: tokens that its tokenizer holds in reserve.
+            tokenizer: of the pieces of words; by default one that knows `<pose6D>` already.
+        """
+        tokenizer = copy.deepcopy(tokenizer or project_tokenizer())
         bare = set(tokenizer.get_vocab())
-        added = [AddedToken(t, special=True, normalized=False) for t in self.tokens if t not in bare]
+        added = [AddedToken(t, special=True, normalized=False) for t in (*self.tokens, *reserved) if t not in bare]
         tokenizer.add_tokens(added, special_tokens=True)
         if self.named:
             tokenizer = type(tokenizer).from_pretrained(
                 _saved(tokenizer, folder / "tokenizer"), extra_special_tokens=self.named
             )
         processor = self.processor(tokenizer)
-        rows = len(tokenizer) + SPARE
+        rows = len(tokenizer) + spare
         text = {
             **TEXT,
             "vocab_size": rows,

@@ -158,29 +158,53 @@ def test_the_states_of_an_answer_are_those_of_teacher_forcing(made: Made):
     torch.testing.assert_close(answer.states[0], forced[0, start : start + 5], rtol=1e-3, atol=1e-3)
 
 
-def test_merged_it_is_a_plain_model_that_says_the_token_by_itself(made: Made, tmp_path: Path):
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_merged_it_is_a_plain_model_that_says_the_token_by_itself(made: Made, tmp_path: Path, kind: str):
     """In a process that has imported nothing of ours."""
-    merged = merge(MergeConfig(checkpoint=str(made.run), out=str(tmp_path / "merged")))
-    adapter, processor = load_model(made.run, dtype=torch.float32), load_processor(made.run)
-    chat = probe_chat(processor)
-    ids = torch.from_numpy(chat.input_ids)[None]
-    with torch.inference_mode():
-        expected = adapter(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures).logits
+    checkpoint = made.run if kind == "adapter" else fully_tuned(made.base, tmp_path / "full")
+    merged = merge(MergeConfig(checkpoint=str(checkpoint), out=str(tmp_path / "merged")))
+    before, processor = load_model(checkpoint, dtype=torch.float32), load_processor(checkpoint)
     assert not bool(load_model(merged).pose_token_output.change.any())
-    inputs = plain_inputs(adapter.vlm, chat, adapter.pose_config.image_token_id)
+    inputs = plain_inputs(before.vlm, probe_chat(processor), before.pose_config.image_token_id)
+    greedy = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        expected = before.vlm(**inputs).logits
+        said = before.vlm.generate(**inputs, **greedy)
+    assert (before.pose_config.pose_token_id in said[0, inputs["input_ids"].shape[1] :]) or kind == "adapter"
     torch.save(inputs, tmp_path / "inputs.pt")
     program = (
         "import sys, torch\n"
         "from transformers import AutoModelForImageTextToText\n"
         "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1]).eval()\n"
         "inputs = torch.load(sys.argv[2])\n"
-        "with torch.inference_mode(): torch.save(model(**inputs).logits, sys.argv[3])\n"
+        "with torch.inference_mode():\n"
+        f"    torch.save((model(**inputs).logits, model.generate(**inputs, **{greedy})), sys.argv[3])\n"
         "assert not any(name.startswith('llava_pose') for name in sys.modules)\n"
     )
-    words = [str(merged), str(tmp_path / "inputs.pt"), str(tmp_path / "logits.pt")]
+    words = [str(merged), str(tmp_path / "inputs.pt"), str(tmp_path / "found.pt")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-3, atol=1e-3)
+    logits, generated = torch.load(tmp_path / "found.pt")
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(generated, said)
+
+
+def fully_tuned(base: Path, folder: Path) -> Path:
+    """Save a full checkpoint whose weights are all stirred, and that is more inclined to say `<pose6D>` than anything else."""
+    model, processor = load_model(base, dtype=torch.float32), load_processor(base)
+    torch.manual_seed(7)
+    chat = probe_chat(processor)
+    ids = torch.from_numpy(chat.input_ids)[None]
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() >= 2:
+                weight.add_(torch.randn_like(weight) * 0.02)
+        model.pose_token_embedding.change.normal_(std=0.3)
+        last = model(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures).states[0, -1]
+        model.pose_token_output.change[0] = 100 * last / last.norm()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

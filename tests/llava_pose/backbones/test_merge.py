@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from llava_pose.backbones.merge import MergeConfig, main, merge, probe, require_same_outputs
+from llava_pose.backbones.merge import MergeConfig, has_vectors, main, merge, probe, require_same_outputs
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full, load_model
@@ -74,6 +74,18 @@ def test_what_is_merged_is_a_base_to_train_again(recipe, base: Path, tmp_path: P
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(merged)
 
 
+@pytest.mark.parametrize("name", ["base", "other_base"])
+def test_a_full_checkpoint_is_merged_with_the_vectors_of_its_token(request, recipe, tmp_path: Path, name: str):
+    values = {**recipe, "model": str(request.getfixturevalue(name)), "language": "full"}
+    folder = run_training(values)
+    out = merge(MergeConfig(checkpoint=str(folder), out=str(tmp_path / "merged")))
+    assert has_vectors(load_full(folder))
+    assert not has_vectors(load_full(out))
+    assert_close(outputs(folder), outputs(out))
+    with pytest.raises(InputError, match="there is nothing to merge"):
+        merge(MergeConfig(checkpoint=str(out), out=str(tmp_path / "again")))
+
+
 def test_a_moved_base_and_half_precision(base: Path, tmp_path: Path):
     adapter = save_adapter(base, tmp_path / "adapter")
     settings = adapter / "adapter_config.json"
@@ -130,7 +142,7 @@ def test_a_part_that_was_lost_is_seen(base: Path, tmp_path: Path, part: str):
     other = load_model(adapter, dtype=torch.float32).merged()
     assert require_same_outputs(wanted, probe(other, processor), torch.float32) < 1e-4
     lost(other, load_full(base, dtype=torch.float32), part)
-    with pytest.raises(InputError, match="differs from the adapter's"):
+    with pytest.raises(InputError, match="differs from the checkpoint's"):
         require_same_outputs(wanted, probe(other, processor), torch.float32)
 
 
@@ -155,16 +167,27 @@ def test_what_cannot_be_merged_is_one_sentence(base: Path, tmp_path: Path, capsy
         (["--out", "x"], "the option --checkpoint is needed"),
         (["--checkpoint", str(adapter)], "the option --out is needed"),
         (["--checkpoint", "/none", "--out", "x"], "--checkpoint /none: there is no such folder"),
-        (["--checkpoint", str(base), "--out", "x"], "adapter_config.json is not in it; only an adapter needs merging"),
+        (["--checkpoint", str(base), "--out", "x", "--base", str(base)], "is a full checkpoint and needs no base"),
+        (["--checkpoint", str(taken), "--out", "x"], "no LLaVA-pose processor there"),
         (["--checkpoint", str(adapter), "--out", str(taken)], f"--out {taken}: is there already; give a new folder"),
         (
             ["--checkpoint", str(adapter), "--out", "x", "--dtype", "int8"],
             "--dtype int8: not known; choose one of auto",
         ),
         (["--checkpoint", str(adapter), "--out", "x", "--base", "/none"], "the adapter's base /none is not there"),
+        (
+            ["--checkpoint", str(adapter), "--out", str(tmp_path / "y"), "--push-to", "me/it"],
+            "--push-to me/it: the hub does not",
+        ),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err
         assert sentence in error
         assert error.count("\n") == 1
     assert left_in(taken) == ["notes.txt"]
+    assert main(["--checkpoint", str(base), "--out", str(tmp_path / "new")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]  # behind the bar of loading
+    assert last.startswith(
+        f"error: --checkpoint {base}: there is nothing to merge, neither an adapter nor vectors of <pose6D>"
+    )
+    assert not (tmp_path / "new").exists()
