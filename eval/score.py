@@ -15,7 +15,7 @@ from eval.compared import Comparison, ComparisonConfig, align, read_meta_classes
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
-from llava_pose.utils.output_folder import own_file, require_other, require_suffix
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
 
 @dataclass(kw_only=True)
@@ -45,6 +45,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     require_suffix("--out", config.out, ".json")
     require_other("--out", outputs, config.predictions)
     with own_file(config.out, "--out", "score"):
+        require_together("--out", config.out, outputs[1:])
         return _score(config)
 
 
