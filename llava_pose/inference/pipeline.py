@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from llava_pose.data.conversation import object_words
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN, object_words
 from llava_pose.data.images import (
     BOX_MARGIN,
     MAX_SQUARE,
@@ -33,6 +33,7 @@ from llava_pose.errors import InputError
 from llava_pose.inference.photos import AUTO
 from llava_pose.inference.predictor import ChatAnswer, PoseAnswer, PosePredictor
 from llava_pose.pose import categories
+from llava_pose.utils.files import is_plain_name, shortened
 
 Box = Sequence[float]
 
@@ -125,7 +126,8 @@ class PosePipeline:
         """Return the canonical names of categories, or those that the checkpoint was taught.
 
         Raises:
-            InputError: a name is not in the taxonomy, or the checkpoint does not say what it was taught.
+            InputError: a name is not in the taxonomy or cannot name a category, or the checkpoint does not say what it was
+                taught.
         """
         names = [category] if isinstance(category, str) else list(category)
         if names == [AUTO]:
@@ -136,6 +138,9 @@ class PosePipeline:
                 )
         if not names or not all(isinstance(name, str) for name in names):
             raise InputError(f"a category is a name, several are a list of names, not {reprlib.repr(category)}")
+        for name in names:
+            if not is_plain_name(name) or IMAGE_TOKEN in name or POSE_TOKEN in name:
+                raise InputError(f"{shortened(name)} cannot name a category; use plain words")
         return tuple(dict.fromkeys(self._category(name).name for name in names))
 
     def _category(self, name: str) -> categories.Category:
