@@ -46,6 +46,7 @@ from llava_pose.utils.files import is_plain_name, read_text, replacing, shortene
 
 logger = logging.getLogger(__name__)
 INDEX_FILE = "annotated.json"
+_LONGEST_SIDE = 65_500  # pixels of a JPEG, as which the page gets it; the raw layout has 16 bits for them
 _PLAIN_FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Angle = Annotated[Number, Field(gt=-1e4, lt=1e4)]  # the page counts turns on
@@ -100,8 +101,18 @@ class Labels:
             self._write_list(category)
 
     def picture(self, index: int) -> Image.Image:
-        """Return a photograph as it is seen: 8-bit RGB, upright."""
-        return open_picture(self._photos[index])
+        """Return a photograph as it is seen: 8-bit RGB, upright.
+
+        Raises:
+            InputError: it cannot be read, or is too long for the page and for the layout.
+        """
+        picture = open_picture(self._photos[index])
+        if max(picture.size) > _LONGEST_SIDE:
+            width, height = picture.size
+            raise InputError(
+                f"{self.names[index]}: has {width}x{height} pixels, a side {_LONGEST_SIDE} at most; shrink it"
+            )
+        return picture
 
     def counts(self) -> list[int | None]:
         """Return how many objects are labelled on each photograph; None where it has not been looked at."""

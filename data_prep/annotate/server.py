@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 import math
 import re
@@ -28,6 +27,7 @@ from data_prep.raw.imagenet3d import DEFAULT_VIEWPORT
 from llava_pose.data.images import assumed_viewport
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
+from llava_pose.serve.json_body import json_of
 from llava_pose.serve.limits import Refused
 from llava_pose.utils.files import printable
 
@@ -227,16 +227,7 @@ def _file(name: str) -> str:
 async def _body(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "a request must be JSON, and say so")
-    parts, count = [], 0
-    async for part in request.stream():
-        count += len(part)
-        if count > _MOST_BYTES:
-            raise Refused(413, "the request is too long")
-        parts.append(part)
-    try:
-        return json.loads(b"".join(parts))
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "the request is not valid JSON") from error
+    return await json_of(request, _MOST_BYTES)
 
 
 def _valid(kind: type[Any], value: Any) -> Any:

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import CONVENTIONS
+from llava_pose.serve.json_body import json_of
 from llava_pose.serve.limits import Refused
 from llava_pose.serve.session import require_plain, require_short
 from llava_pose.utils.files import printable
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _MAX_PICTURES = 64  # of a request
 _MAX_MESSAGES = 64
-_MAX_PARTS = 1 << 18  # lists, mappings and what they hold, of a request: a byte each, and a hundred of memory
 _BODIES_AT_ONCE = 4  # of the largest size, of all requests that are not answered yet
 _KEPT_PIXELS = 1 << 29  # of the pictures of all requests that are not answered yet: 1.6 GB
 _DECODED_AT_ONCE = 4  # requests whose pictures are
@@ -445,26 +445,16 @@ class Application:
             raise Refused(503, "the answer took too long; ask for less, or again later") from error
 
     async def _body(self, request: Request) -> Any:
-        """Return a request's JSON.
-
-        Raises:
-            Refused: it is too long, or none.
-        """
-        parts, count = [], 0
+        """Return a request's JSON. Its bytes are counted until it is answered."""
+        count = 0
         request.state.held.callback(lambda: self._bytes.give_back(count))
-        async for part in request.stream():
-            self._bytes.take(len(part))
-            count += len(part)
-            if count > self._limits.body_bytes:
-                raise Refused(413, f"a request has at most {self._limits.body_bytes >> 20} MiB; send smaller pictures")
-            parts.append(part)
-        body = b"".join(parts)
-        if sum(map(body.count, (b"[", b"{", b","))) > _MAX_PARTS:
-            raise Refused(400, "the request's JSON has too many parts")
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, "the request is not valid JSON") from error
+
+        def take(more: int) -> None:
+            nonlocal count
+            self._bytes.take(more)
+            count += more
+
+        return await json_of(request, self._limits.body_bytes, take)
 
     def _picture(self, uri: str) -> Image.Image:
         """Return the picture of a data URI.

@@ -18,6 +18,7 @@ from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.pipeline import PosePipeline
 from llava_pose.inference.predictor import PoseAnswer
+from tests.hostile.test_server_requests import require_broken_off_is_answered
 
 testclient = pytest.importorskip(
     "starlette.testclient", reason="the page needs starlette: pip install 'llava-pose[serve]'"
@@ -119,6 +120,12 @@ def test_a_question_to_the_checkpoint_that_is_none_is_a_sentence(kind: str, phot
             assert kind == "a box beyond all measure"
 
 
+def test_a_label_that_is_broken_off_is_none(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    require_broken_off_is_answered(page(photos).app, "/api/labels/0")
+    assert "Traceback" not in caplog.text
+    assert not (photos.parent / "raw").exists()
+
+
 @pytest.mark.parametrize("index", ["9" * 5000, "9" * 30, "-1", "%00", "..", "0%2f..", "²", "1e0", " 0"])
 @pytest.mark.parametrize("place", ["pictures", "labels"])
 def test_a_photograph_of_no_number_is_not_found(place: str, index: str, photos: Path) -> None:
@@ -202,7 +209,9 @@ def test_a_folder_of_models_whose_name_is_no_text_is_left_out(name: bytes, photo
         assert client.get("/api/state").json()["models"] == {"car": [1]}
 
 
-@pytest.mark.parametrize("kind", ["a FIFO", "a FIFO as a model", "a link to a device", "a link to itself", "a text"])
+@pytest.mark.parametrize(
+    "kind", ["a FIFO", "a FIFO as a model", "a link to a device", "a link to itself", "a text", "a panorama"]
+)
 def test_what_is_no_photograph_is_a_sentence(kind: str, photos: Path) -> None:
     bad = photos / "a.png"
     if kind != "a FIFO as a model":
@@ -213,6 +222,8 @@ def test_what_is_no_photograph_is_a_sentence(kind: str, photos: Path) -> None:
         bad.symlink_to("/dev/zero")
     elif kind == "a link to itself":
         bad.symlink_to(bad)
+    elif kind == "a panorama":
+        Image.new("RGB", (70_000, 4)).save(bad)
     elif kind == "a text":
         bad.write_text("root:x:0:0")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
@@ -115,3 +116,25 @@ def test_bodies_that_are_read_have_a_bound_together(client: Any) -> None:
     """A body of the largest size is taken again and again: each gives back what it held."""
     for _ in range(12):
         assert client.post("/v1/pose", content=b" " * (2 << 20)).status_code == 400
+
+
+def require_broken_off_is_answered(application: Any, path: str) -> None:
+    """A request whose sender has gone in the middle of it is a bad one, and no failure of the server."""
+    sent: list[Any] = []
+    came = iter([{"type": "http.request", "body": b'{"im', "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(came)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "root_path": ""}
+    asyncio.run(application(scope, receive, send))
+    assert sent[0]["status"] == 400
+
+
+def test_a_body_that_is_broken_off_is_no_failure_of_the_server(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    require_broken_off_is_answered(client.app, "/v1/pose")
+    assert "Traceback" not in caplog.text
