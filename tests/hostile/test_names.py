@@ -12,6 +12,7 @@ from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference import photos
 from llava_pose.inference.predictor import PoseAnswer
+from llava_pose.utils.files import is_plain_name
 from tests.hostile.data_commands import posed_object
 
 
@@ -54,3 +55,8 @@ def test_photographs_of_one_name_are_drawn_each_and_a_name_too_long_is_listed(tm
     ]
     assert len(faults) == 1
     assert "too long" in str(faults[0])
+
+
+def test_a_name_with_a_blank_at_its_end_is_no_plain_name() -> None:
+    assert not is_plain_name(" n2")
+    assert is_plain_name("n 2")

@@ -48,3 +48,31 @@ def test_a_mixture_is_not_written_into_what_it_is_made_of(tmp_path: Path) -> Non
         with pytest.raises(InputError, match="read"):
             mix(MixConfig(rendered=[str(prepared)], out=str(out)))
     assert (prepared / "val/metadata.jsonl").read_text() == before
+
+
+def test_captions_are_not_written_over_notes(workspace, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my only notes")
+    assert main(["caption", "--data", str(workspace.prepared), "--out", str(notes)]) == 2
+    assert notes.read_text() == "my only notes"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "a.json", "--out", "a.json"),
+        ("tables", "a.json", "b.jsonl", "--table", "1", "--out", "a.md"),
+        ("inspect", "page", "b.jsonl", "--out", "link.html"),
+        ("instruct", "--data", ".", "--captions", "a.jsonl", "--out", "link.json"),
+    ],
+    ids="-".join,
+)
+def test_no_output_replaces_what_it_is_made_of(words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "a.jsonl", "b.jsonl"):
+        Path(name).write_text("read\n")
+    Path("link.html").symlink_to("b.jsonl")
+    Path("link.json").symlink_to("a.jsonl")
+    assert main(words) == 2
+    assert "is one of the files that are read; name another" in capsys.readouterr().err
+    assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl")} == {"read\n"}
