@@ -27,6 +27,8 @@ from llava_pose.utils.output_folder import own_folder, require_other
 
 logger = logging.getLogger(__name__)
 COPIES, SCORES, PAGE = "predictions", "scores.json", "index.html"
+_LONGEST_NAME = 100  # letters of a system's
+_LONGEST_REASON = 500  # letters: it may quote what a file says
 
 
 @dataclass(kw_only=True)
@@ -114,11 +116,15 @@ def _sorted_out(
                 raise InputError("its name cannot be a file's on every system; give it another")
             predictions = _checked(name, path, records)
             systems = {prediction.system for prediction in predictions}
+            longest = max(map(len, systems))
+            if longest > _LONGEST_NAME:
+                raise InputError(f"names a system by {longest} letters; give it a name of {_LONGEST_NAME} at most")
             taken = next((system for system in sorted(systems) if system in owner), None)
             if taken is not None:
                 raise InputError(f"names its system '{taken}', as {owner[taken]} does; give it another name")
         except InputError as error:
-            refused[name] = str(error).replace(f"{folder}/", "")  # where the folder lies is nobody's business
+            reason = str(error).replace(f"{folder}/", "")  # where the folder lies is nobody's business
+            refused[name] = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
             continue
         owner |= dict.fromkeys(systems, name)
         accepted[name] = predictions

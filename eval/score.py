@@ -15,7 +15,7 @@ from eval.compared import Comparison, ComparisonConfig, align, read_meta_classes
 from llava_pose.errors import InputError
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
-from llava_pose.utils.output_folder import own_file, require_other, require_suffix
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
 
 @dataclass(kw_only=True)
@@ -56,6 +56,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
         require_part(config.model_card, "scores")
     with own_file(config.out, "--out", "score"):
+        require_together("--out", config.out, outputs[1:])
         return _score(config)
 
 

@@ -24,7 +24,7 @@ from llava_pose.pose import categories
 from llava_pose.pose.metrics import threshold_name
 from llava_pose.utils.config import command
 from llava_pose.utils.files import printable, write_atomic, write_json
-from llava_pose.utils.output_folder import own_file, require_other, require_suffix
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
 logger = logging.getLogger(__name__)
 PROBE_GRID = "probe_grid.json"  # what linear probing leaves beside its predictions
@@ -92,6 +92,7 @@ def tables(config: TablesConfig) -> dict[str, Any]:
     require_suffix("--out", config.out, ".md", ".json", ".html")
     require_other("--out", outputs, config.predictions)
     with own_file(outputs[0], "--out", "tables"):
+        require_together("--out", config.out, outputs)
         return _tables(config)
 
 
@@ -139,9 +140,9 @@ def _tables(config: TablesConfig) -> dict[str, Any]:
     if config.meta_classes:
         table["meta_classes_of"] = Path(config.meta_classes).name
     markdown, numbers, plot, page = output_paths(config.out)
-    write_json(numbers, table)
     sections, notes = report_sections(table), report_notes(table)
     write_atomic(markdown, as_markdown(title_of(table), sections, notes))
+    write_json(numbers, table)
     save_plot(meta_classes_plot(table), plot)
     write_atomic(page, as_page(title_of(table), sections, notes, [plot]))
     return table

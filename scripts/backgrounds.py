@@ -76,8 +76,9 @@ def strips(
     """The boxes (left, top, right, bottom) of what lies left, right, above and below all objects, in pixels."""
     if not boxes:
         boxes = [(width, height, width, height)]  # all of it is above
-    left, top = (int(min(box[side] for box in boxes)) for side in (0, 1))
-    right, bottom = (int(max(box[side] for box in boxes)) + 1 for side in (2, 3))
+    # a box may lie outside of its picture, where there is nothing to cut
+    left, top = (min(size, int(min(box[side] for box in boxes))) for side, size in ((0, width), (1, height)))
+    right, bottom = (max(0, int(max(box[side] for box in boxes)) + 1) for side in (2, 3))
     for box in ((0, 0, left, height), (right, 0, width, height), (0, 0, width, top), (0, bottom, width, height)):
         if min(box[2] - box[0], box[3] - box[1]) >= least:
             yield box

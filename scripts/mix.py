@@ -24,12 +24,13 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
+from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records, write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.utils.config import command, require, require_folder
 from llava_pose.utils.files import inside
-from llava_pose.utils.output_folder import own_folder
+from llava_pose.utils.output_folder import own_folder, require_other
 
 logger = logging.getLogger(__name__)
 TRAIN = "train"
@@ -82,11 +83,10 @@ def mix(config: MixConfig) -> Path:
     if len(set(names)) < len(names):
         raise InputError(f"Two of the prepared folders have one name ({', '.join(names)}): rename one.")
     out = Path(require(config.out or None, "--out"))
+    require_other("--out", [out], [part.folder for part in parts])
     with own_folder(out, "--out", "mix"):
         for split in sorted({split for part in parts for split in part.splits}):
-            objects = [
-                (part, record) for part in parts if split in part.splits for record in read_records(part.folder, split)
-            ]
+            objects = [(part, record) for part in parts if split in part.splits for record in usable(part, split)]
             if split == TRAIN:
                 objects = weighed(objects, config)
             write_jsonl(out / split / METADATA_FILE, (record.to_dict() for record in placed(objects, split, out)))
@@ -97,6 +97,20 @@ def mix(config: MixConfig) -> Path:
 def folders(paths: Sequence[str], option: str) -> list[Path]:
     """The folders that an option names."""
     return [require_folder(path, option, "make it with llava-pose prepare") for path in paths]
+
+
+def usable(part: Part, split: str) -> Iterator[ObjectRecord]:
+    """The records of a split whose pictures can be taken; the others are named and left out."""
+    faults: list[InputError] = []
+    for record in read_records(part.folder, split, faults=faults):
+        try:
+            check_picture(part.folder / split, record.file_name)
+        except InputError as error:
+            faults.append(error)
+        else:
+            yield record
+    for fault in faults:
+        logger.warning(f"left out: {fault}")
 
 
 def weighed(objects: Sequence[tuple[Part, ObjectRecord]], config: MixConfig) -> list[tuple[Part, ObjectRecord]]:

@@ -46,8 +46,10 @@ from llava_pose.utils.files import is_plain_name, read_text, replacing, shortene
 
 logger = logging.getLogger(__name__)
 INDEX_FILE = "annotated.json"
+_LONGEST_SIDE = 65_500  # pixels of a JPEG, as which the page gets it; the raw layout has 16 bits for them
 _PLAIN_FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "TIFF": (".tif", ".tiff")}
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Angle = Annotated[Number, Field(gt=-1e4, lt=1e4)]  # the page counts turns on
 
 
 class Label(BaseModel):
@@ -56,9 +58,9 @@ class Label(BaseModel):
     model_config = ConfigDict(extra="forbid")
     category: str
     bbox: tuple[Number, Number, Number, Number]
-    azimuth: Number
-    elevation: Number
-    theta: Number
+    azimuth: Angle
+    elevation: Angle
+    theta: Angle
     distance: Number
     px: Number
     py: Number
@@ -99,8 +101,18 @@ class Labels:
             self._write_list(category)
 
     def picture(self, index: int) -> Image.Image:
-        """Return a photograph as it is seen: 8-bit RGB, upright."""
-        return open_picture(self._photos[index])
+        """Return a photograph as it is seen: 8-bit RGB, upright.
+
+        Raises:
+            InputError: it cannot be read, or is too long for the page and for the layout.
+        """
+        picture = open_picture(self._photos[index])
+        if max(picture.size) > _LONGEST_SIDE:
+            width, height = picture.size
+            raise InputError(
+                f"{self.names[index]}: has {width}x{height} pixels, a side {_LONGEST_SIDE} at most; shrink it"
+            )
+        return picture
 
     def counts(self) -> list[int | None]:
         """Return how many objects are labelled on each photograph; None where it has not been looked at."""
@@ -141,9 +153,9 @@ class Labels:
             if now.category is not None:
                 self._write_picture(photo, now.category, name)
                 write_annotation(self._layout.annotation(now.category, name), objects)
-            self._entries[key] = now
-            values = {other: vars(entry) for other, entry in self._entries.items()}
-            write_json(self._layout.root / INDEX_FILE, values)
+            entries = {**self._entries, key: now}
+            write_json(self._layout.root / INDEX_FILE, {other: vars(entry) for other, entry in entries.items()})
+            self._entries = entries
             for category in {now.category, before.category if before else None} - {None}:
                 self._write_list(str(category))
             if before is not None and before.category not in (None, now.category):
@@ -195,8 +207,10 @@ class Labels:
         try:
             value = parse_json(read_text(path))
             entries = {str(key): _Entry(str(of["name"]), of["category"], int(of["count"])) for key, of in value.items()}
-        except (ValueError, AttributeError, LookupError, TypeError) as error:
+        except (ValueError, AttributeError, LookupError, TypeError, OverflowError) as error:
             raise InputError(f"{path}: is damaged ({json.dumps(str(error))}); begin in another folder") from error
+        if len({entry.name for entry in entries.values()}) < len(entries):
+            raise InputError(f"{path}: two photographs have one name; begin in another folder")
         for entry in entries.values():
             if not is_plain_name(entry.name) or not (entry.category is None or _is_name(entry.category)):
                 raise InputError(f"{path}: {shortened(str(entry))} cannot name files; begin in another folder")

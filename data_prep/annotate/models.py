@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llava_pose.data.records import MAX_NUMBER
+from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.meshes import read_off
+from llava_pose.utils.files import is_plain_name
 
 _SHARP = np.cos(np.radians(25))  # faces that meet at more than this have a line between them
 _MOST_EDGES = 4000  # of a model; of more, the longest
@@ -18,8 +22,9 @@ def list_models(folder: Path | None) -> dict[str, dict[int, Path]]:
     """Return canonical category -> number -> file of ``<category>/NN.off``."""
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.glob("*/*.off")) if folder is not None else ():
-        if path.stem.isascii() and path.stem.isdigit():
-            found.setdefault(categories.canonical_name(path.parent.name), {})[int(path.stem)] = path
+        if re.fullmatch("[0-9]{1,4}", path.stem) and is_plain_name(path.parent.name):
+            known = categories.find(path.parent.name)
+            found.setdefault(path.parent.name if known is None else known.name, {})[int(path.stem)] = path
     return found
 
 
@@ -30,9 +35,11 @@ def wires_of(path: Path) -> dict[str, Any]:
         ``vertices`` (V, 3) in the object frame and ``edges`` (E, 2), as lists.
 
     Raises:
-        InputError: it is no OFF file that can be read.
+        InputError: it is no OFF file that can be read, or its numbers are none that can be drawn.
     """
     mesh = read_off(path)
+    if (np.abs(mesh.vertices) > MAX_NUMBER).any():
+        raise InputError(f"{path}: a vertex is farther out than {MAX_NUMBER:g}; scale the model down")
     places, same = np.unique(
         np.round(mesh.vertices, 6), axis=0, return_inverse=True
     )  # faces may have corners of their own

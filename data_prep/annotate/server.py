@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 import math
+import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
@@ -27,6 +27,7 @@ from data_prep.raw.imagenet3d import DEFAULT_VIEWPORT
 from llava_pose.data.images import assumed_viewport
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
+from llava_pose.serve.json_body import json_of
 from llava_pose.serve.limits import Refused
 from llava_pose.utils.files import printable
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _MOST_BYTES = 1 << 20  # of a request
+_AT_ONCE = 4  # requests that a photograph is decoded for, or a model read
 _HERE = ("localhost", "127.0.0.1", "::1")
 _EVERYWHERE = ("0.0.0.0", "::", "")
 _POLICY = "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -72,7 +74,8 @@ class Application:
         self._models = models
         self._pipe = pipe
         self._asking = threading.Lock()  # one question at a time
-        self._hosts = None if host in _EVERYWHERE else {host, *_HERE}
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._hosts = None if host in _EVERYWHERE else {host.lower(), *_HERE}
 
     def build(self) -> Starlette:
         """Return the ASGI application."""
@@ -84,11 +87,11 @@ class Application:
                 Route("/", self._guarded(self.page)),
                 Route("/annotate.js", self._guarded(self.script)),
                 Route("/api/state", self._guarded(self.state)),
-                Route("/api/pictures/{index:int}", self._guarded(self.picture)),
-                Route("/api/labels/{index:int}", self._guarded(self.labels)),
-                Route("/api/labels/{index:int}", self._guarded(self.save), methods=["POST"]),
-                Route("/api/predict/{index:int}", self._guarded(self.predict), methods=["POST"]),
-                Route("/api/models/{category}/{number:int}", self._guarded(self.model)),
+                Route("/api/pictures/{index}", self._guarded(self.picture)),
+                Route("/api/labels/{index}", self._guarded(self.labels)),
+                Route("/api/labels/{index}", self._guarded(self.save), methods=["POST"]),
+                Route("/api/predict/{index}", self._guarded(self.predict), methods=["POST"]),
+                Route("/api/models/{category}/{number}", self._guarded(self.model)),
             ]
         )
 
@@ -108,6 +111,7 @@ class Application:
                 response = JSONResponse({"error": "the server failed at this request; its log says why"}, 500)
             response.headers["content-security-policy"] = _POLICY
             response.headers["x-content-type-options"] = "nosniff"
+            response.headers["cross-origin-resource-policy"] = "same-origin"
             response.headers["cache-control"] = "no-store"
             return response
 
@@ -152,7 +156,7 @@ class Application:
         """Answer with a photograph as it is seen."""
         from starlette.responses import Response
 
-        return Response(await asyncio.to_thread(self._jpeg, self._index(request)), media_type="image/jpeg")
+        return Response(await self._apart(self._jpeg, self._index(request)), media_type="image/jpeg")
 
     def _jpeg(self, index: int) -> bytes:
         stream = io.BytesIO()
@@ -166,12 +170,12 @@ class Application:
     async def save(self, request: Request) -> Response:
         """Save the labels of a photograph; none say that it was looked at and left out."""
         index, saved = self._index(request), _valid(_Saved, await _body(request))
-        return _json({"count": await asyncio.to_thread(self._labels.save, index, saved.objects)})
+        return _json({"count": await self._apart(self._labels.save, index, saved.objects)})
 
     async def predict(self, request: Request) -> Response:
         """Answer with what the checkpoint sees in a box of a photograph, whole or of one category."""
         index, asked = self._index(request), _valid(_Asked, await _body(request))
-        return _json(await asyncio.to_thread(self._predict, index, asked))
+        return _json(await self._apart(self._predict, index, asked))
 
     def _predict(self, index: int, asked: _Asked) -> dict[str, Any]:
         if self._pipe is None:
@@ -192,16 +196,27 @@ class Application:
 
     async def model(self, request: Request) -> Response:
         """Answer with the lines of a CAD model."""
-        path = self._models.get(request.path_params["category"], {}).get(request.path_params["number"])
+        path = self._models.get(request.path_params["category"], {}).get(_number(request, "number"))
         if path is None:
             raise Refused(404, "there is no such model")
-        return _json(await asyncio.to_thread(wires_of, path))
+        return _json(await self._apart(wires_of, path))
+
+    async def _apart(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Await a call that takes much memory, in a thread, a few of them at a time."""
+        async with self._free:
+            return await asyncio.to_thread(call, *arguments)
 
     def _index(self, request: Request) -> int:
-        index = int(request.path_params["index"])
+        index = _number(request, "index")
         if not 0 <= index < len(self._labels.names):
             raise Refused(404, "there is no such photograph")
         return index
+
+
+def _number(request: Request, name: str) -> int:
+    """Return a number of a request's address; -1, which nothing has, for what is none."""
+    text = request.path_params[name]
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
 
 
 def _file(name: str) -> str:
@@ -212,16 +227,7 @@ def _file(name: str) -> str:
 async def _body(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "a request must be JSON, and say so")
-    parts, count = [], 0
-    async for part in request.stream():
-        count += len(part)
-        if count > _MOST_BYTES:
-            raise Refused(413, "the request is too long")
-        parts.append(part)
-    try:
-        return json.loads(b"".join(parts))
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "the request is not valid JSON") from error
+    return await json_of(request, _MOST_BYTES)
 
 
 def _valid(kind: type[Any], value: Any) -> Any:

@@ -15,6 +15,7 @@ fixes no front: if the models do not face -y, ``llava-pose align --turn annotati
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def _image(
     models: Mapping[str, list[float]],
 ) -> Iterator[ImportedObject | LeftOut]:
     where = f"{scene}, image {image}"
-    number = f"{int(image):06d}" if image.isdigit() else "?"
+    number = f"{int(image):06d}" if re.fullmatch("[0-9]{1,9}", image) else "?"
     candidates = [scene / folder / f"{number}{suffix}" for folder in _FOLDERS for suffix in _SUFFIXES]
     picture = next((path for path in candidates if path.is_file()), None)
     if picture is None:

@@ -11,14 +11,14 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.import_.items import ImportedObject, LeftOut, key, picture_in, rough_place
-from llava_pose.data.poses.posed_object import read_json
+from llava_pose.data.poses.posed_object import number_list, read_json
 from llava_pose.data.records import MAX_ANGLE
 from llava_pose.errors import InputError
 from llava_pose.utils.files import read_text
@@ -84,16 +84,13 @@ def _object(
     if row is None:
         return LeftOut(where, "angles missing", f"{where}: the table has no line for it; add its angles")
     box = annotation.get("bbox")
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(n, int | float) and math.isfinite(n) for n in box)
-    ):
-        return LeftOut(where, "bbox malformed", f"{where}: 'bbox' must be x, y, width, height, not {box!r}; mend it")
+    try:
+        x, y, width, height = number_list(box, 4, "'bbox', which is x, y, width, height,")
+    except InputError as error:
+        return LeftOut(where, "bbox malformed", f"{where}: {error}; mend it")
     path = picture_in(images, image.get("file_name"), where)
     if isinstance(path, LeftOut):
         return path
-    x, y, width, height = map(float, box)
     bbox = (x, y, x + width, y + height)
     size = (image.get("width"), image.get("height"))
     known = {name: value for name, value in row[1].items() if not math.isnan(value)}
@@ -120,16 +117,9 @@ def read_angles(table: Path, unit: str) -> dict[str, tuple[int, dict[str, float]
     header = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-    found = {field: next((columns[n] for n in names if n in columns), None) for field, names in _NAMES.items()}
-    missing = [names[0] for field, names in _NAMES.items() if found[field] is None]
-    if missing:
-        raise InputError(
-            f"{table}: there is no column {missing[0]!r}; give annotation_id, azimuth, elevation and theta in its first line"
-        )
-    found |= {name: columns[name] for name in _MORE if name in columns}
     rows: dict[str, tuple[int, dict[str, float]]] = {}
     try:
+        found = _columns(table, reader.fieldnames or ())
         for row in reader:
             where = f"{table}:{reader.line_num}"
             id_ = (row.get(found["id"] or "") or "").strip()
@@ -149,6 +139,18 @@ def read_angles(table: Path, unit: str) -> dict[str, tuple[int, dict[str, float]
         for _, values in rows.values():
             values |= {name: math.radians(values[name]) for name in ("azimuth", "elevation", "theta")}
     return rows
+
+
+def _columns(table: Path, names: Sequence[str]) -> dict[str, str | None]:
+    """Return the name in the table of each field that is known here."""
+    columns = {(name or "").strip().lower(): name for name in names}
+    found = {field: next((columns[n] for n in known if n in columns), None) for field, known in _NAMES.items()}
+    missing = [known[0] for field, known in _NAMES.items() if found[field] is None]
+    if missing:
+        raise InputError(
+            f"{table}: there is no column {missing[0]!r}; give annotation_id, azimuth, elevation and theta in its first line"
+        )
+    return found | {name: columns[name] for name in _MORE if name in columns}
 
 
 def _number(text: str | None, where: str, name: str, delimiter: str) -> float:

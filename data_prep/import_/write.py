@@ -37,9 +37,10 @@ from llava_pose.data.images import DECODING_ERRORS, open_image
 from llava_pose.data.records import write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.utils.files import is_plain_name, replacing, shortened
+from llava_pose.utils.files import is_plain_name, printable, replacing, shortened, unsafe_name
 
 REJECTS_FILE = "rejects.jsonl"
+_LONGEST_SIDE = 2**16 - 1  # pixels: ImageNet3D writes them as numbers of 16 bits
 _LONGEST_NAME = 150  # letters of a picture's name in the raw layout; of longer ones the end is kept
 
 
@@ -91,7 +92,8 @@ def write_raw(
         account.objects[first.split] += len(objects)
         account.pictures += 1
         account.custom |= {v["class"] for _, v in objects if categories.find(v["class"]) is None}
-    write_jsonl(out / REJECTS_FILE, (vars(reject) for reject in account.rejects))
+    # names of files may hold what no text can
+    write_jsonl(out / REJECTS_FILE, ({k: printable(v) for k, v in vars(reject).items()} for reject in account.rejects))
     for (category, split), listed in lists.items():  # last of all: what is listed is there
         write_list(layout.list_file(category, split), listed)
     return account
@@ -101,6 +103,10 @@ def _annotation(
     item: ImportedObject, rename: Mapping[str, str], sizes: dict[Path, tuple[int, int] | LeftOut]
 ) -> dict[str, Any] | LeftOut:
     """The annotation of an object, checked as ``prepare`` will check it, or why there is none."""
+    reason = unsafe_name(item.picture_name)
+    if reason is not None:
+        sentence = f"{item.where}: the name of its picture {shortened(item.picture_name)} {reason}; rename it"
+        return LeftOut(item.where, "picture name malformed", sentence)
     name = rename.get(item.category, item.category)
     known = categories.find(name)
     category = name if known is None else known.name
@@ -117,6 +123,11 @@ def _annotation(
         sentence = f"{item.where}: the data set says that the picture is {told}; it is another picture"
         return LeftOut(item.where, "picture size differs", sentence)
     width, height = item.size or size
+    if max(width, height) > _LONGEST_SIDE:
+        sentence = (
+            f"{item.where}: its picture has {width}x{height} pixels, and a side may have {_LONGEST_SIDE}; shrink it"
+        )
+        return LeftOut(item.where, "picture too large", sentence)
     values = {
         **{"focal": 1.0, "object_status": "status_good", "dense": "dense_no", "cad_index": 0},
         **item.fields,

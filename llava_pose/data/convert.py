@@ -11,7 +11,7 @@ from llava_pose.data.poses.formats import FORMATS, SUFFIXES, read_poses, write_p
 from llava_pose.data.poses.posed_object import PosedObject
 from llava_pose.errors import InputError, left_out
 from llava_pose.utils.config import check_fields, command, require
-from llava_pose.utils.output_folder import own_file, require_other, require_suffix
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
 logger = logging.getLogger(__name__)
 FormatName = Literal[
@@ -78,6 +78,7 @@ def convert(config: ConvertConfig) -> list[Path]:
         items = [_scaled(item, 1 / config.metres) for item in items]
     require_other("--out", FORMATS[to_format].files(out), FORMATS[config.from_format].files(source))
     with own_file(out, "--out", "convert"):
+        require_together("--out", out, FORMATS[to_format].files(out))
         files, unwritten = write_poses(out, to_format, items)
     if to_format not in ("llava-pose", "orient-anything") and any(item.pose.distance is None for item in items):
         logger.warning("poses without a distance are written at a distance of 1")

@@ -211,6 +211,10 @@ class ObjectRecord:
         crop = value.get("crop", {})
         if not all(map(_is_place, crop.values())) or not is_size(crop.get("scale", 1)):
             raise InputError(f"{where}: 'crop' must hold numbers, 'scale' a positive one, not {_shorten(crop)}")
+        try:
+            json.dumps(value.get("source"), allow_nan=False)
+        except ValueError as error:
+            raise InputError(f"{where}: 'source' holds a number that is not finite; mend or drop it") from error
         if not isinstance(value.get("source", {}).get("image", ""), str):
             raise InputError(f"{where}: 'image' of 'source' must be text, not {_shorten(value['source']['image'])}")
         bbox = value["bbox"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from llava_pose.data.conversation import object_words
 from llava_pose.data.convert import FormatName, check_intrinsics
-from llava_pose.data.images import BOX_MARGIN
+from llava_pose.data.images import BOX_MARGIN, MAX_SQUARE, shrink
 from llava_pose.data.poses.formats import FORMATS, SUFFIXES, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject, project_box
 from llava_pose.errors import InputError, left_out
@@ -29,7 +29,7 @@ from llava_pose.pose.conventions import box_orientations
 from llava_pose.pose.geometry import angles_from_rotation, geodesic_angle, rotation_matrix
 from llava_pose.utils.config import check_fields, command, require, require_folder
 from llava_pose.utils.files import shortened, unsafe_name
-from llava_pose.utils.output_folder import own_file, require_other, require_suffix
+from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -109,6 +109,7 @@ def orient_boxes(config: OrientBoxesConfig) -> list[Path]:
 
     predictor = PosePredictor.from_checkpoint(checkpoint, base=config.base, device=config.device)
     with own_file(out, "--out", "orient-boxes"):
+        require_together("--out", out, FORMATS[config.format].files(out))
         oriented: list[PosedObject] = []
         turned, angles = 0, []
         load = lru_cache(maxsize=1)(partial(_load, pictures))  # boxes of one picture mostly stand together
@@ -174,7 +175,7 @@ def _crop(item: PosedObject, load: Callable[[str], Image.Image]) -> Image.Image:
     right, bottom = min(image.width, round(right + margin)), min(image.height, round(bottom + margin))
     if right - left < 2 or bottom - top < 2:
         raise InputError(f"it lies outside of its picture {item.picture}; check --intrinsics")
-    return image.crop((left, top, right, bottom))
+    return shrink(image.crop((left, top, right, bottom)), MAX_SQUARE)  # a batch of them is held
 
 
 main = command(

@@ -23,14 +23,21 @@ from tqdm import tqdm
 
 from llava_pose.data.images import BOX_MARGIN, open_picture
 from llava_pose.data.poses.formats import read_poses
-from llava_pose.data.poses.posed_object import csv_items, read_json
+from llava_pose.data.poses.posed_object import csv_items, is_number, read_json
 from llava_pose.data.records import append_jsonl, drop_torn_line, resume_jsonl
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.conventions import CONVENTIONS
 from llava_pose.train.arguments import Name
 from llava_pose.utils.config import check_fields, command
-from llava_pose.utils.files import append_whole, atomic_file, file_digest
+from llava_pose.utils.files import (
+    LONGEST_PLAIN_NAME,
+    append_whole,
+    atomic_file,
+    file_digest,
+    holds_controls,
+    shortened,
+)
 from llava_pose.utils.output_folder import keep_settings, own_file, own_folder, require_other, require_suffix
 
 if TYPE_CHECKING:
@@ -140,6 +147,9 @@ def _is_text(photo: Path, faults: list[InputError]) -> bool:
     except UnicodeEncodeError:
         faults.append(InputError(f"{os.fsencode(photo).decode(errors='replace')}: its name is no UTF-8; rename it"))
         return False
+    if holds_controls(str(photo)):
+        faults.append(InputError(f"{shortened(str(photo), 300)}: its name holds control characters; rename it"))
+        return False
     return True
 
 
@@ -240,7 +250,7 @@ def _coco_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any]]:
         entry = item if isinstance(item, dict) else {}
         box = entry.get("bbox")
         corners = None
-        if isinstance(box, list) and len(box) == 4 and all(isinstance(number, int | float) for number in box):
+        if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
             corners = box[0], box[1], box[0] + box[2], box[1] + box[3]
         picture, kind = entry.get("image_id"), entry.get("category_id")
         name = names.get(picture) if isinstance(picture, int | str) else None
@@ -303,7 +313,7 @@ def _answer(
             if not all(map(math.isfinite, answer.pose.angles)):
                 faults.append(InputError(f"{one.photo}: the answer is no pose, for its numbers are not finite"))
             elif one.id in left:
-                lines.append(_line(one, of.picture.size, answer, config.convention))
+                lines.append(_line(one, of.size, answer, config.convention))
         _append(out, lines)
     return faults
 
@@ -315,11 +325,8 @@ def _load(photo: Path) -> Image.Image:
 
 
 def _asked(ask: PosePipeline, one: _Object, names: tuple[str, ...], load: Any) -> Asked:
-    from llava_pose.inference.pipeline import Asked, require_box
-
-    picture = load(one.photo)
     own = names if one.category is None else ask.known(one.category)
-    return Asked(picture, own, None if one.box is None else require_box(one.box, picture.size))
+    return ask.asked(load(one.photo), own, one.box)
 
 
 def _line(one: _Object, size: tuple[int, int], answer: PoseAnswer, convention: str) -> dict[str, Any]:
@@ -372,14 +379,22 @@ def _draw_all(folder: Path, photos: Sequence[Path], out: Path) -> list[InputErro
     of_photo = defaultdict(list)
     for item in read_poses(out, "llava-pose")[0]:
         of_photo[item.picture].append(item)
+    taken: set[Path] = set()
     top = os.path.commonpath([photo.absolute().parent for photo in photos])
     with own_folder(folder, "--overlays", "predict"):
         for photo in photos:
             if str(photo) not in of_photo:
                 continue
-            file = folder / Path(os.path.relpath(photo.absolute(), top)).with_suffix(".jpg")
+            name = Path(os.path.relpath(photo.absolute(), top))
+            file = folder / name.with_suffix(".jpg")
+            while file in taken:  # of a photograph of the same name in another format
+                name = name.with_name(f"{name.name}.jpg")
+                file = folder / name
+            taken.add(file)
             require_other("--overlays", [file], photos)
             try:
+                if len(os.fsencode(file.name)) > LONGEST_PLAIN_NAME:
+                    raise InputError(f"{photo}: its name is too long for a drawing to have it; shorten it")
                 drawn = _load(photo)
                 for item in of_photo[str(photo)]:
                     drawn = draw_axes(drawn, item.pose, item.viewport)

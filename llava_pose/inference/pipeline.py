@@ -9,7 +9,8 @@ pipe("chair.jpg", text="What is this and what is its pose?")   # a ChatAnswer: t
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+import reprlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -17,30 +18,45 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image
 
-from llava_pose.data.conversation import object_words
-from llava_pose.data.images import BOX_MARGIN, PADDING_COLOUR, assumed_viewport, open_picture, to_rgb
+from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN, object_words
+from llava_pose.data.images import (
+    BOX_MARGIN,
+    MAX_SQUARE,
+    PADDING_COLOUR,
+    assumed_viewport,
+    open_picture,
+    shrink,
+    to_rgb,
+)
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.photos import AUTO
 from llava_pose.inference.predictor import ChatAnswer, PoseAnswer, PosePredictor
 from llava_pose.pose import categories
+from llava_pose.utils.files import is_plain_name, shortened
 
 Box = Sequence[float]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One object to ask about.
+    """One object to ask about, with no more of its picture than a model sees: many of them may wait at a time.
 
     Attributes:
-        picture: that shows it, whole.
+        seen: the picture, or the square round a box of it, with no side of more than ``MAX_SQUARE`` pixels.
         categories: one to ask about, or several of which the checkpoint chooses.
-        box: left, top, right, bottom in pixels of the picture; None where the object fills it.
+        size: width and height of the whole picture, pixels.
+        viewport: pixels of the whole picture per unit focal length.
+        scale, left, top: a pixel of the whole picture = one of what is seen / scale + (left, top).
     """
 
-    picture: Image.Image
+    seen: Image.Image
     categories: tuple[str, ...]
-    box: tuple[float, float, float, float] | None = None
+    size: tuple[int, int]
+    viewport: float
+    scale: float
+    left: int
+    top: int
 
 
 class PosePipeline:
@@ -89,11 +105,11 @@ class PosePipeline:
             InputError: an argument is none of these, a picture cannot be read, or a category is not known.
         """
         is_one = isinstance(images, str | os.PathLike | Image.Image)
-        pictures = [_picture(image) for image in _listed(images, is_one)]
+        pictures = _listed(images, is_one)
         if text is not None:
             said = [
-                self.predictor.chat(picture, [{"role": "user", "content": _text(text)}], viewport=viewport)
-                for picture in pictures
+                self.predictor.chat(_picture(image), [{"role": "user", "content": _text(text)}], viewport=viewport)
+                for image in pictures
             ]
             return said[0] if is_one else said
         names = self.known(category)
@@ -102,10 +118,7 @@ class PosePipeline:
             raise InputError(
                 f"there are {len(pictures)} pictures and {len(boxes)} boxes; give one box, or None, a picture"
             )
-        asked = [
-            Asked(picture, names, None if box is None else require_box(box, picture.size))
-            for picture, box in zip(pictures, boxes, strict=True)
-        ]
+        asked = [self.asked(_picture(image), names, box) for image, box in zip(pictures, boxes, strict=True)]
         answers = self.ask(asked, flip=flip)
         return answers[0] if is_one else answers
 
@@ -113,7 +126,8 @@ class PosePipeline:
         """Return the canonical names of categories, or those that the checkpoint was taught.
 
         Raises:
-            InputError: a name is not in the taxonomy, or the checkpoint does not say what it was taught.
+            InputError: a name is not in the taxonomy or cannot name a category, or the checkpoint does not say what it was
+                taught.
         """
         names = [category] if isinstance(category, str) else list(category)
         if names == [AUTO]:
@@ -123,11 +137,31 @@ class PosePipeline:
                     "the checkpoint does not say which categories it knows; name one, or several to choose from"
                 )
         if not names or not all(isinstance(name, str) for name in names):
-            raise InputError(f"a category is a name, several are a list of names, not {category!r}")
+            raise InputError(f"a category is a name, several are a list of names, not {reprlib.repr(category)}")
+        for name in names:
+            if not is_plain_name(name) or IMAGE_TOKEN in name or POSE_TOKEN in name:
+                raise InputError(f"{shortened(name)} cannot name a category; use plain words")
         return tuple(dict.fromkeys(self._category(name).name for name in names))
 
     def _category(self, name: str) -> categories.Category:
         return categories.get(name, allow_custom=self._allow_custom)
+
+    def asked(self, picture: Image.Image, names: tuple[str, ...], box: Any = None) -> Asked:
+        """Return what is asked about an object of a picture.
+
+        Args:
+            box: left, top, right, bottom of the object in pixels; None where it fills the picture.
+
+        Raises:
+            InputError: as :func:`require_box`.
+        """
+        viewport = assumed_viewport(picture)
+        if box is None:
+            seen, left, top = shrink(to_rgb(picture), MAX_SQUARE), 0, 0
+            scale = max(seen.size) / max(picture.size)
+        else:
+            seen, scale, left, top = _square(to_rgb(picture), require_box(box, picture.size), self._margin)
+        return Asked(seen, names, picture.size, viewport, scale, left, top)
 
     def ask(self, asked: Sequence[Asked], *, flip: bool = False) -> list[PoseAnswer]:
         """Return a pose for each object, in pixels of its whole picture, in one forward pass for each choice of categories."""
@@ -136,14 +170,14 @@ class PosePipeline:
             groups.setdefault(one.categories if len(one.categories) > 1 else (), []).append(row)
         answers = {}
         for choice, rows in groups.items():
-            crops = [_crop(asked[row], self._margin) for row in rows]
-            pictures, viewports = [crop for crop, _, _ in crops], [assumed_viewport(asked[row].picture) for row in rows]
+            pictures = [asked[row].seen for row in rows]
+            viewports = [asked[row].viewport * asked[row].scale for row in rows]
             if choice:
                 given = self._choose(pictures, choice, viewports, flip)
             else:
                 given = self._ask(pictures, [asked[row].categories[0] for row in rows], viewports, flip)
-            for row, (_, left, top), answer in zip(rows, crops, given, strict=True):
-                answers[row] = replace(answer, pose=_moved(answer.pose, left, top))
+            for row, answer in zip(rows, given, strict=True):
+                answers[row] = replace(answer, pose=_in_whole(answer.pose, asked[row]), viewport=asked[row].viewport)
         return [answers[row] for row in range(len(asked))]
 
     def _ask(
@@ -164,10 +198,11 @@ class PosePipeline:
         return self.predictor.classify(pictures, candidates, viewports=viewports, flip=mirrored)
 
 
-def _moved(pose: Pose, left: float, top: float) -> Pose:
+def _in_whole(pose: Pose, asked: Asked) -> Pose:
+    """Return a pose with its place in pixels of the whole picture."""
     if pose.px is None or pose.py is None:
         return pose
-    return replace(pose, px=pose.px + left, py=pose.py + top)
+    return replace(pose, px=pose.px / asked.scale + asked.left, py=pose.py / asked.scale + asked.top)
 
 
 def pipeline(
@@ -195,10 +230,12 @@ def require_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, f
     """
     try:
         left, top, right, bottom = (float(number) for number in box)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"a box is four numbers, left, top, right and bottom in pixels, not {box!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"a box is four numbers, left, top, right and bottom in pixels, not {reprlib.repr(box)}"
+        ) from error
     if not np.isfinite([left, top, right, bottom]).all():
-        raise InputError(f"a box is four finite numbers, not {box!r}")
+        raise InputError(f"a box is four finite numbers, not {reprlib.repr(box)}")
     inner = max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
     if inner[2] - inner[0] < 1 or inner[3] - inner[1] < 1:
         raise InputError(
@@ -208,19 +245,28 @@ def require_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, f
     return inner
 
 
-def _crop(asked: Asked, margin: float) -> tuple[Image.Image, int, int]:
-    """Return the square round a box, as prepare --crop box cuts it out, and where its corner is in the picture."""
-    if asked.box is None:
-        return asked.picture, 0, 0
-    left, top, right, bottom = asked.box
-    side = max(right - left, bottom - top) * (1 + 2 * margin)
-    corner = round((left + right - side) / 2), round((top + bottom - side) / 2)
-    square = Image.new("RGB", (max(2, round(side)),) * 2, PADDING_COLOUR)
-    square.paste(asked.picture, (-corner[0], -corner[1]))
-    return square, *corner
+def _square(
+    picture: Image.Image, box: tuple[float, float, float, float], margin: float
+) -> tuple[Image.Image, float, int, int]:
+    """Return the square round a box, as prepare --crop box cuts it out; how much smaller it was made, as its pixels per pixel;
+    and where its corner is in the picture. The square of a thin panorama's box would be vast: it is never made whole.
+    """
+    left, top, right, bottom = box
+    length = max(right - left, bottom - top) * (1 + 2 * margin)
+    corner = round((left + right - length) / 2), round((top + bottom - length) / 2)
+    side = max(2, round(length))
+    scale = min(1.0, MAX_SQUARE / side)
+    inner = max(0, corner[0]), max(0, corner[1])
+    part = picture.crop((*inner, min(picture.width, corner[0] + side), min(picture.height, corner[1] + side)))
+    if scale < 1:
+        size = [max(1, round(pixels * scale)) for pixels in part.size]
+        part = part.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = Image.new("RGB", (round(side * scale),) * 2, PADDING_COLOUR)
+    square.paste(part, (round((inner[0] - corner[0]) * scale), round((inner[1] - corner[1]) * scale)))
+    return square, scale, *corner
 
 
-def _listed(images: Any, is_one: bool) -> Iterable[Any]:
+def _listed(images: Any, is_one: bool) -> Collection[Any]:
     if is_one:
         return [images]
     if not isinstance(images, Collection) or isinstance(images, bytes | dict | set):

@@ -214,6 +214,10 @@ def _require_fields(values: Mapping[str, Any], file: str, above: str, most: floa
             raise InputError(
                 f"{file}: {name} is {shortened(str(value))}, not a whole number up to {_MOST_LABELS}; take it out"
             )
+        if key == "max_position_embeddings" and not (value is None or isinstance(value, int)):
+            raise InputError(
+                f"{file}: {name} is {shortened(str(value))}, not a whole number; take the model from its source again"
+            )
         if isinstance(value, dict):
             _require_fields(value, file, f"{name}.", most)
         elif key in _SIZES and value is not None:

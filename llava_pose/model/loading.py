@@ -39,6 +39,7 @@ from llava_pose.model.trial import on_meta, try_apart
 from llava_pose.utils.files import is_regular, shortened
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of the pose parts
 _BEFORE = "llava_pose"  # the model_type of checkpoints from before there were backbones
 
 
@@ -193,6 +194,12 @@ def _with_pose_parts(
     model = LlavaPoseForConditionalGeneration(backbone, config)
     with loading(f"{weights}: cannot be loaded"):
         state = load_file(weights)
+    for name, weight in state.items():
+        if weight.dtype not in _TYPES:
+            raise InputError(
+                f"{weights}: the weight {name} is of the type {str(weight.dtype).removeprefix('torch.')}, which none of "
+                "llava-pose train is; take the checkpoint from its source again"
+            )
     _set_pose_parts(model, state, weights, dtype)
     return model
 

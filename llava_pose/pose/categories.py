@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from llava_pose.errors import InputError
+from llava_pose.utils.files import shortened
 
 META_CLASSES = ("Electronics", "Furniture", "Household", "Music", "Sports", "Vehicles", "Work")
 CUSTOM_META_CLASS = "Other"  # of categories that the taxonomy does not hold
@@ -195,7 +196,7 @@ def get(name: str, *, allow_custom: bool = False, source: str | None = None) -> 
     keys = difflib.get_close_matches(_normalize(name), _index(), n=5, cutoff=0.6)
     near = list(dict.fromkeys(_index()[key] for key in keys))[:3]
     hint = f"did you mean {' or '.join(near)}" if near else "llava_pose/categories.json lists the names"
-    raise InputError(f"{where}unknown category {name!r}: {hint}, or allow categories of your own")
+    raise InputError(f"{where}unknown category {shortened(name)}: {hint}, or allow categories of your own")
 
 
 class _Categorised(Protocol):

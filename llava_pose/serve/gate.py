@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+import httpx
 from starlette.requests import ClientDisconnect
 
 from llava_pose.serve.limits import (
@@ -51,7 +52,8 @@ FILES = f"{API}/file="
 UPLOAD = f"{API}/upload"
 PROGRESS = f"{API}/upload_progress"
 CALL = re.compile(rf"{API}/(?P<way>call|run|api)/(?P<name>{NAME})/?|{API}/queue/join/?")
-_AT_BAD_REQUESTS = (OSError, ValueError, TypeError, LookupError, RuntimeError)  # what Gradio and its parsers raise
+# what Gradio and its parsers raise; the last of them at a header that is to name the demo's own address
+_AT_BAD_REQUESTS = (OSError, ValueError, TypeError, LookupError, RuntimeError, httpx.InvalidURL)
 CANCEL = re.compile(rf"{API}/(?P<way>cancel|reset)/?")
 _NAMES_ARE = "must be at most 64 letters, digits, - and _"
 _LARGEST_NUMBER = 2**31

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,8 +34,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import CONVENTIONS
+from llava_pose.serve.json_body import json_of
 from llava_pose.serve.limits import Refused
-from llava_pose.serve.session import require_plain
+from llava_pose.serve.session import require_plain, require_short
 from llava_pose.utils.files import printable
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _MAX_PICTURES = 64  # of a request
 _MAX_MESSAGES = 64
+_BODIES_AT_ONCE = 4  # of the largest size, of all requests that are not answered yet
+_KEPT_PIXELS = 1 << 29  # of the pictures of all requests that are not answered yet: 1.6 GB
+_DECODED_AT_ONCE = 4  # requests whose pictures are
 _JOINED_SECONDS = 0.003  # that the first question of a batch waits for others
 _IN_DATA = "data:image/"
 
@@ -75,6 +80,8 @@ class ServerLimits:
 
 
 # What requests hold
+
+_Name = Annotated[str, Field(max_length=200)]
 
 
 class _Part(BaseModel):
@@ -109,7 +116,7 @@ class PoseRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     images: Annotated[list[str], Field(min_length=1, max_length=_MAX_PICTURES)]
-    category: str | list[str] = "auto"
+    category: _Name | Annotated[list[_Name], Field(max_length=1000)] = "auto"
     boxes: list[list[float] | None] | None = None
     flip: bool = False
     convention: str = "opencv"
@@ -162,11 +169,18 @@ class ModelThread:
         self._thread.join()
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            if job.answer.cancelled() or not job.answer.set_running_or_notify_cancel():
-                continue
+        while self._answer_next():  # a call of its own forgets its pictures before the next question is waited for
+            pass
+
+    def _answer_next(self) -> bool:
+        """Answer what comes next, and return whether anything did."""
+        job = self._next()
+        if job is None:
+            return False
+        if not job.answer.cancelled() and job.answer.set_running_or_notify_cancel():
             jobs = [job] if job.chat is not None else self._joined(job)
             self._give(jobs, partial(self._ask, jobs) if job.chat is None else partial(_one, job.chat))
+        return True
 
     def _next(self) -> _Job | None:
         if self._kept is not None:
@@ -224,6 +238,31 @@ def _one(chat: Callable[[], ChatAnswer]) -> list[ChatAnswer]:
 # The application
 
 
+class _Share:
+    """What requests that are not answered yet may hold of something, all together."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Take so much, to be given back.
+
+        Raises:
+            Refused: others hold too much of it.
+        """
+        with self._lock:
+            if self._held + count > self._most:
+                raise Refused(429, "too many pictures are waiting; ask again in a moment, or send fewer of them")
+            self._held += count
+
+    def give_back(self, count: int) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self._held -= count
+
+
 class Application:
     """The addresses of the server. :meth:`build` gives them to Starlette."""
 
@@ -234,6 +273,8 @@ class Application:
         self._key = api_key
         self._counts: dict[tuple[str, int], int] = {}
         self._seconds = 0.0
+        self._bytes, self._pixels = _Share(_BODIES_AT_ONCE * limits.body_bytes), _Share(_KEPT_PIXELS)
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     def build(self) -> Starlette:
         """Return the ASGI application."""
@@ -260,7 +301,8 @@ class Application:
             try:
                 if keyed:
                     self._require_key(request)
-                response = await respond(request)
+                with ExitStack() as request.state.held:
+                    response = await respond(request)
             except (Refused, InputError) as error:
                 response = _error(error.status if isinstance(error, Refused) else 400, str(error))
             except Exception:
@@ -306,8 +348,6 @@ class Application:
 
     async def pose(self, request: Request) -> Response:
         """Answer with a pose for each picture."""
-        from llava_pose.inference.pipeline import Asked, require_box
-
         asked_for = _valid(PoseRequest, await self._body(request))
         if asked_for.convention not in CONVENTIONS:
             raise Refused(400, f"convention: choose one of {', '.join(CONVENTIONS)}")
@@ -317,20 +357,34 @@ class Application:
                 400, f"boxes: there are {len(boxes)} for {len(asked_for.images)} images; give one, or null, an image"
             )
         names = self._model.pipe.known(asked_for.category)
-        pictures = await asyncio.to_thread(lambda: [self._picture(uri) for uri in asked_for.images])
-        asked = [
-            Asked(picture, names, None if box is None else require_box(box, picture.size))
-            for picture, box in zip(pictures, boxes, strict=True)
-        ]
+
+        def look() -> list[Asked]:
+            asked = []
+            for uri, box in zip(asked_for.images, boxes, strict=True):
+                asked.append(self._model.pipe.asked(self._picture(uri), names, box))
+                self._hold(asked[-1].seen, request.state.held)
+            return asked
+
+        async with self._decoding:
+            asked = await asyncio.to_thread(look)
         answers: list[PoseAnswer] = await self._answered(_Job(asked=asked, flip=asked_for.flip))
         return _json(
             {"model": self._name, "poses": [_finite(answer.to_dict(asked_for.convention)) for answer in answers]}
         )
 
+    def _hold(self, picture: Image.Image, held: ExitStack) -> None:
+        """Count the pixels of a picture until its request is answered."""
+        count = math.prod(picture.size)
+        self._pixels.take(count)
+        held.callback(self._pixels.give_back, count)
+
     async def chat(self, request: Request) -> Response:
         """Answer a chat, whole or as a stream."""
         asked_for = _valid(ChatRequest, await self._body(request))
-        picture, messages = await asyncio.to_thread(self._messages, asked_for.messages)
+        async with self._decoding:
+            picture, messages = await asyncio.to_thread(self._messages, asked_for.messages)
+        if picture is not None:
+            self._hold(picture, request.state.held)
         most = asked_for.max_completion_tokens or asked_for.max_tokens or self._limits.new_tokens
         most = min(most, self._limits.new_tokens)
 
@@ -341,18 +395,20 @@ class Application:
 
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._name}
         if asked_for.stream:
-            return await self._stream(ask, head)
+            return await self._stream(ask, head, request.state.held)
         answer = await self._answered(_Job(chat=ask))
         message = {"role": "assistant", "content": answer.text, "poses": _poses(answer)}
         choice = {"index": 0, "message": message, "finish_reason": "stop" if answer.complete else "length"}
         return _json({**head, "object": "chat.completion", "choices": [choice]})
 
-    async def _stream(self, ask: Callable[..., ChatAnswer], head: Mapping[str, Any]) -> Response:
+    async def _stream(self, ask: Callable[..., ChatAnswer], head: Mapping[str, Any], held: ExitStack) -> Response:
         from starlette.responses import StreamingResponse
 
         loop, texts = asyncio.get_running_loop(), asyncio.Queue[str | None]()
         job = _Job(chat=lambda: ask(lambda text: loop.call_soon_threadsafe(texts.put_nowait, text) and None))
         answer = self._model.submit(job)
+        kept = held.pop_all()  # for longer than this call
+        answer.add_done_callback(lambda _: kept.close())
         answer.add_done_callback(lambda _: loop.call_soon_threadsafe(texts.put_nowait, None))
 
         def chunk(delta: Mapping[str, Any], finish: str | None = None) -> str:
@@ -389,21 +445,16 @@ class Application:
             raise Refused(503, "the answer took too long; ask for less, or again later") from error
 
     async def _body(self, request: Request) -> Any:
-        """Return a request's JSON.
+        """Return a request's JSON. Its bytes are counted until it is answered."""
+        count = 0
+        request.state.held.callback(lambda: self._bytes.give_back(count))
 
-        Raises:
-            Refused: it is too long, or none.
-        """
-        parts, count = [], 0
-        async for part in request.stream():
-            count += len(part)
-            if count > self._limits.body_bytes:
-                raise Refused(413, f"a request has at most {self._limits.body_bytes >> 20} MiB; send smaller pictures")
-            parts.append(part)
-        try:
-            return json.loads(b"".join(parts))
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, "the request is not valid JSON") from error
+        def take(more: int) -> None:
+            nonlocal count
+            self._bytes.take(more)
+            count += more
+
+        return await json_of(request, self._limits.body_bytes, take)
 
     def _picture(self, uri: str) -> Image.Image:
         """Return the picture of a data URI.
@@ -443,6 +494,7 @@ class Application:
                     raise Refused(400, f"messages: a part is text or image_url, not {printable(part.type)[:40]!r}")
             text = "\n".join(part.text or "" for part in parts if part.type == "text").strip()
             text = text.encode(errors="replace").decode()  # half a surrogate pair is no text
+            require_short(text)
             if message.role == "user":
                 require_plain(text)
             turns.append({"role": message.role, "content": text})

@@ -26,6 +26,7 @@ LONGEST_PLAIN_NAME = 200  # bytes of a name that suffixes, numbers and the marks
 MOST_BYTES = (
     1 << 28
 )  # of a file that is read whole: 268 million; lists, settings, meshes and annotations are far smaller
+_BLOCK = 1 << 20  # bytes that are read at a time
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # how safetensors and torch.save say that a disk is full: they have no errno
 _NO_ROOM_WORDS = (
@@ -82,9 +83,13 @@ def read_bytes(path: str | os.PathLike[str], *, most: int = MOST_BYTES) -> bytes
         OSError: as :func:`open_regular`, or the file is larger.
     """
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"it has more than {_size(most)}", str(path))
+        _require_at_most(most, file, path)
         return file.read()
+
+
+def _require_at_most(most: int, file: IO[Any], path: str | os.PathLike[str]) -> None:
+    if os.fstat(file.fileno()).st_size > most:
+        raise OSError(errno.EFBIG, f"it has more than {_size(most)}", str(path))
 
 
 def read_text(
@@ -100,8 +105,15 @@ def read_text(
     Raises:
         InputError: the file cannot be read, is too large or is not UTF-8.
     """
+    content = bytearray()
     try:
-        return read_bytes(path, most=most).decode("utf-8-sig")
+        with open_regular(path) as file:
+            _require_at_most(most, file, path)
+            while block := file.read(_BLOCK):
+                if block.count(0) == _BLOCK:  # the hole of a sparse file, which may be as long as it likes
+                    raise InputError(f"{name or path}: is not UTF-8 text, it holds a hole of zeros; {remedy}")
+                content += block
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{name or path}: cannot be read ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
@@ -119,7 +131,7 @@ def unsafe_name(name: str) -> str | None:
     """
     if not name.strip():
         return "is empty"
-    if any(map(_is_control, name)):
+    if holds_controls(name):
         return "holds control characters"
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.anchor or ".." in posix.parts or ".." in windows.parts:
@@ -189,6 +201,11 @@ def printable(text: str) -> str:
 def _can_be_shown(character: str) -> bool:
     # half a surrogate pair, which JSON can hold, cannot be written to a terminal or given to another program
     return not _is_control(character) and not "\ud800" <= character <= "\udfff"
+
+
+def holds_controls(text: str) -> bool:
+    """Return whether a text holds characters that a line of a table, a name or a terminal cannot be trusted with."""
+    return any(map(_is_control, text))
 
 
 def _is_control(character: str) -> bool:

@@ -63,6 +63,23 @@ def require_other(
             raise InputError(f"{option} {os.fspath(path)}: is in a folder of files that are read; name another place")
 
 
+def require_together(option: str, out: str | os.PathLike[str], beside: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse to replace files that nobody has named, which go with an output, where the output itself is not there yet: then
+    they are of another command.
+
+    Raises:
+        InputError: naming the first that is there.
+    """
+    if os.path.lexists(out):
+        return
+    for path in beside:
+        if os.path.lexists(path):
+            raise InputError(
+                f"{option} {os.fspath(out)}: would replace {os.fspath(path)}, which is of something else, for "
+                f"{Path(out).name} is not there; choose another {option}, or move that file away"
+            )
+
+
 def require_suffix(option: str, path: str | os.PathLike[str], *suffixes: str) -> None:
     """Refuse the name of an output that does not say what is written there.
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from llava_pose.data.poses.posed_object import PosedObject
+from llava_pose.data.records import Pose
+
 GOOD = 2
 POSE = {"azimuth": 0.7, "elevation": 0.2, "theta": -0.1, "distance": 4.0, "px": 30.0, "py": 30.0}
 
@@ -186,3 +189,10 @@ def sparse(path: Path) -> Path:
     with open(path, "wb") as file:
         file.truncate(10**10)
     return path
+
+
+def posed_object(**changes: Any) -> PosedObject:
+    """A good object in its picture, with changes."""
+    values = {"id": "a", "picture": "p.jpg", "category": "car", "pose": Pose(0.1, 0.2, 0.3, 4.0, 30.0, 40.0)}
+    more = {"camera": (200.0, 200.0, 32.0, 32.0), "width": 64.0, "height": 64.0, "size": (1.0, 2.0, 1.0)}
+    return PosedObject(**{**values, **more, **changes})

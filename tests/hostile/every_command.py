@@ -93,6 +93,7 @@ class Workspace:
             "predict": f"--checkpoint {base} {data} --out {out} --device cpu --batch-size 3",
             "score": f"{self.root / 'predictions.jsonl'} --out {out}",
             "report": f"{self.root / 'predictions.jsonl'} {data} --out {out}",
+            "leaderboard": f"{self.root / 'sent'} {data} --out {out}",
             "sheet": f"{data} --predictions {self.root / 'predictions.jsonl'} --out {out}",
             "orient-anything": f"{data} --answers {self.root / 'answers.jsonl'} --out {out}",
             "tables": f"{self.root / 'predictions.jsonl'} --out {out}",
@@ -104,7 +105,7 @@ class Workspace:
 OUTPUTS = {
     **dict.fromkeys(("render", "import", "align", "prepare", "export", "inspect", "assemble", "train", "merge"), "out"),
     **dict.fromkeys(("classifier", "neural-mesh", "linear-probing", "vlm-api", "benchmark"), "out"),
-    **dict.fromkeys(("open-vocabulary", "joint"), "out"),
+    **dict.fromkeys(("open-vocabulary", "joint", "leaderboard"), "out"),
     "caption": "captions.jsonl",
     "instruct": "train.json",
     "predict": "predictions.jsonl",
@@ -127,7 +128,8 @@ def make_workspace(root: Path, base: Path) -> Workspace:
     instruct(InstructConfig(data=str(space.prepared), out=str(root / "train.json"), seed=0))
     answer = {"system": "llava-pose", "pose": Pose(0.1, 0.2, 0.3), "pred_category": "car", "confidence": 0.5}
     records = read_records(space.prepared, "val")
-    write_jsonl(root / "predictions.jsonl", (Prediction.of(record, **answer).to_dict() for record in records))
+    for name in ("predictions.jsonl", "sent/ours.jsonl"):
+        write_jsonl(root / name, (Prediction.of(record, **answer).to_dict() for record in records))
     answers = ({"id": record.id, "azimuth": 10, "polar": 5, "rotation": 0} for record in records)
     write_jsonl(root / "answers.jsonl", answers)
     system = {"name": "mine", "kind": "predictions", "options": {"file": str(root / "predictions.jsonl")}}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import resource
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,13 @@ from data_prep.prepare.command import main as prepare_main
 from data_prep.raw.imagenet3d import write_annotation, write_list
 from data_prep.raw.safe_npz import read_npz
 from eval.score import main as score_main
+from llava_pose.cli import main
+from llava_pose.data.poses.formats import read_poses
+from llava_pose.data.poses.posed_object import read_json
 from llava_pose.data.records import read_jsonl, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose.meshes import off_vertices, read_off, turned_off
+from scripts.mix import MixConfig, mix
 from tests.hostile.data_commands import COMMANDS, POSE, device, fifo, picture, prepared_with, record, sparse, time_limit
 
 ENDLESS = {"fifo": fifo, "device": device, "sparse": sparse}
@@ -260,3 +266,58 @@ def test_all_lists_are_written_as_they_are_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot stand in a list"):
         write_list(tmp_path / "list.txt", ["x" * 300])
     write_annotation(tmp_path / "a.npz", [])
+
+
+def test_a_file_of_holes_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "boxes.json"
+    path.write_text('{"images": [')
+    os.truncate(path, (1 << 32) - 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        read_json(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("format_name", ["bop", "llava-pose", "orient-anything"])
+def test_a_cell_without_an_end_is_a_sentence(format_name: str, tmp_path: Path) -> None:
+    path = tmp_path / "poses.csv"
+    path.write_text("id,azimuth,elevation,theta\n" + "x" * 200_000)
+    with pytest.raises(InputError, match="not a CSV file"):
+        read_poses(path, format_name)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"file_name": "car/none.JPEG"}, {"source": {"annotation": float("nan")}}, {"id": "../n2/0"}], ids=str
+)
+def test_one_bad_record_stops_no_mixture(bad: dict[str, Any], tmp_path: Path) -> None:
+    prepared = prepared_with(tmp_path / "prepared", record(2, **bad))
+    mix(MixConfig(rendered=[str(prepared)], out=str(tmp_path / "mixed")))
+    assert len(read_records(tmp_path / "mixed", "val")) == 2
+
+
+@pytest.mark.parametrize("crop", ["whole", "box"])
+@pytest.mark.parametrize(
+    "other", [{}, {"class": "bus"}, {"bbox": [20.0, 20.0, 300.0, 300.0]}], ids=["all", "pose", "name"]
+)
+def test_an_object_that_is_annotated_twice_stops_nothing(
+    raw_dataset, tmp_path: Path, crop: str, other: dict, caplog
+) -> None:
+    """Two objects of one pose: the same again, one of another category, and one with another box."""
+    first = raw_dataset.object()
+    raw_dataset.add("twice", objects=[first, {**first, **other}])
+    raw_dataset.add("once")
+    prepared, captions, train = (str(tmp_path / name) for name in ("prepared", "captions.jsonl", "train.json"))
+    words = ["--data-root", str(raw_dataset.root), "--out", prepared, "--crop", crop, "--size", "96", "--workers", "1"]
+    assert main(["prepare", *words, "--splits", "train"]) == 0
+    assert main(["caption", "--data", prepared, "--out", captions]) == 0
+    kinds = ["--kinds", "all", "--questions-per-object", "40"]
+    for words in ([], ["--captions", captions]):
+        assert main(["instruct", "--data", prepared, "--out", train, *kinds, *words]) == 0
+        assert main(["validate", "--data", prepared, train]) == 0
+    lines = [json.loads(line) for line in Path(captions).read_text().splitlines()]
+    named = [line["objects"] for line in lines if "twice" in line["image"]]
+    if "class" not in other:  # nothing that is said could tell the second from the first
+        assert all(len(objects) == 1 for objects in named)
+        assert "the first: car/twice/" in caplog.text or (crop == "box" and other)  # hardly seen in the crop
+    asked = [sample for sample in json.loads(Path(train).read_text()) if "twice" in sample["image"]]
+    assert {"yesno", "choice", "verify"} & {sample["kind"] for sample in asked} or not other

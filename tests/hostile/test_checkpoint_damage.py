@@ -386,3 +386,19 @@ def test_what_transformers_says_of_a_config_is_shown_without_control_characters(
     assert done.returncode == 2
     assert "'rope_type'='\\u001b]0;title\\u0007'" in done.stderr
     assert not set(done.stdout + done.stderr) & {"\x1b", "\x07"}
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint8", "bool", "float8_e4m3fn", "complex64"])
+def test_pose_parts_of_no_usual_numbers_are_a_sentence(kind: str, checkpoint: Path) -> None:
+    file = checkpoint / "pose_head.safetensors"
+    weights = {name: weight.to(getattr(torch, kind)) for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"pose_head.safetensors: the weight .* is of the type {kind}"):
+        load_full(checkpoint)
+
+
+def test_positions_that_are_no_number_are_a_sentence(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "max_position_embeddings": "x"}))
+    with pytest.raises(InputError, match=r"config\.json: max_position_embeddings is 'x'"):
+        load_full(checkpoint)

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_pose.cli import main
-from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
+from llava_pose.train.checkpoints import COMPLETE_MARK, damage_of, last_complete_checkpoint
 from llava_pose.train.run_folder import DONE_MARK
+from llava_pose.utils.files import sync_folder
 from tests.llava_pose.conftest import RECIPE, TrainingData, base, run_training, training_data  # noqa: F401 (fixtures)
 
 Change = Callable[[Path, Path], Any]
@@ -288,3 +289,38 @@ def test_every_file_of_a_checkpoint_is_on_the_disk_before_the_mark(
         files = {str(path) for path in written.iterdir() if path.is_file() and not path.name.endswith("_MARK")}
         unsynced = files - {str(mark)} - marked[str(mark)]
         assert {Path(path).name for path in unsynced} <= {".lock"}
+
+
+def marked(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / COMPLETE_MARK).write_text('{"step": 7, "files": {}}')
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["a linked folder", "a linked file", "a FIFO", "a FIFO of weights"])
+def test_a_checkpoint_that_holds_more_than_files_is_damaged(kind: str, tmp_path: Path) -> None:
+    checkpoint = marked(tmp_path / "checkpoint-7")
+    (tmp_path / "elsewhere").mkdir()
+    if kind.startswith("a FIFO"):
+        os.mkfifo(checkpoint / ("model.safetensors" if "weights" in kind else "latest"))
+    else:
+        (checkpoint / "global_step7").symlink_to(tmp_path / ("elsewhere" if "folder" in kind else "nothing"))
+    assert "is no regular file" in (damage_of(checkpoint, 7) or "")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best-7", "checkpoint-\u00b2", "checkpoint-7-copy"])
+def test_a_folder_that_a_user_put_beside_the_checkpoints_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    assert last_complete_checkpoint(tmp_path) is None
+    assert (tmp_path / name).is_dir()
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").symlink_to(tmp_path / "nothing")
+    assert last_complete_checkpoint(tmp_path) is None
+
+
+def test_links_and_pipes_do_not_stop_what_is_forced_to_disk(tmp_path: Path) -> None:
+    (tmp_path / ".#log.jsonl").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    sync_folder(tmp_path)

@@ -56,6 +56,18 @@ def _opened_and_closed(server: Server, path: str) -> bytes:
     return answer
 
 
+@pytest.mark.parametrize("path", ["/", "/config"])
+@pytest.mark.parametrize("name", ["host", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix"])
+@pytest.mark.parametrize("value", [b"\x01", b"[", b"a b", b"a:b:c", b"\xff", b"a" * 5000], ids=lambda v: repr(v[:6]))
+def test_an_address_in_a_header_that_is_none_is_no_traceback(server: Server, name: str, value: bytes, path: str):
+    address = urlsplit(server.url)
+    host = b"" if name == "host" else b"Host: a\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall(b"GET %b HTTP/1.0\r\n%b%b: %b\r\n\r\n" % (path.encode(), host, name.encode(), value))
+        status = connection.recv(4000).split()[1]
+    assert status in (b"200", b"400")
+
+
 @pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("place", ["heartbeat/{}", "call/ask/{}", "call/{}/abc"])
 def test_a_name_in_a_path_is_short_and_plain(server: Server, kind: str, place: str):

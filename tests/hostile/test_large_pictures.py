@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from llava_pose.data.images import MAX_SQUARE, load_rgb, shrink
 from llava_pose.errors import InputError
+from llava_pose.inference.pipeline import PosePipeline
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.decoding import decode_apart
@@ -162,3 +164,22 @@ def test_an_answer_that_takes_too_long_is_cut_off_and_says_so(taught):
     assert whole.complete
     assert not whole.took_too_long
     assert not predictor.chat(picture, question, max_new_tokens=3, max_seconds=600).took_too_long
+
+
+@pytest.mark.parametrize("box", [None, (0.0, 0.0, 60_000.0, 500.0)], ids=["whole", "box"])
+def test_what_is_asked_of_a_panorama_takes_no_more_than_a_model_sees(box: Any) -> None:
+    picture = Image.new("RGB", (60_000, 500), "red")
+    asked = PosePipeline(SimpleNamespace()).asked(picture, ("car",), box)  # type: ignore[arg-type]
+    assert max(asked.seen.size) == MAX_SQUARE
+    middle = asked.seen.width / 2 / asked.scale + asked.left, asked.seen.height / 2 / asked.scale + asked.top
+    assert middle == pytest.approx((30_000, 250), abs=20)
+    assert asked.seen.getpixel((asked.seen.width // 2, asked.seen.height // 2)) == (255, 0, 0)
+
+
+def test_a_box_of_usual_size_is_cut_out_as_it_is() -> None:
+    picture = Image.effect_noise((200, 100), 80).convert("RGB")
+    asked = PosePipeline(SimpleNamespace(), margin=0.1).asked(picture, ("car",), (-50, 20, 150, 80))  # type: ignore[arg-type]
+    assert (asked.scale, asked.seen.size) == (1.0, (180, 180))
+    square = Image.new("RGB", (180, 180), asked.seen.getpixel((0, 0)))
+    square.paste(picture, (-asked.left, -asked.top))
+    assert asked.seen.tobytes() == square.tobytes()

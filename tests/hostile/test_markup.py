@@ -13,11 +13,13 @@ import pytest
 
 from data_prep.caption.command import main as caption_main
 from data_prep.inspect.command import main as inspect_main
+from eval.leaderboard import main as leaderboard_main
+from eval.report.html_report import main as report_main
 from eval.score import main as score_main
 from eval.systems.vlm_api import main as vlm_main
 from eval.tables import main as tables_main
 from llava_pose.utils.files import printable
-from tests.hostile.data_commands import POSE, picture, prepared_with, record
+from tests.hostile.data_commands import POSE, device, fifo, picture, prepared_with, record, sparse, time_limit
 
 HTML = {
     "script": "<script>alert(1)</script>",
@@ -122,6 +124,58 @@ def test_scores_and_tables(tmp_path: Path, capsys: Any) -> None:
     assert not _HARMFUL.search(table)
 
 
+def systems_that_say(texts: list[str], records: list[dict[str, Any]]) -> str:
+    """The lines of systems whose every name is one of the texts."""
+    angles = {name: POSE[name] for name in ("azimuth", "elevation", "theta")}
+    lines = []
+    for text in texts:
+        says = {"system": text, "pred_category": text, "source": text, "instance": text, "dense": text, "note": text}
+        for of in records:
+            own = {"id": of["id"], "category": of["category"], "object_status": of.get("object_status")}
+            lines.append({**own, **says, "pose": angles, "true": angles, "confidence": 0.5})
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+def require_no_markup(page: str, scripts: int) -> None:
+    tags = Tags()
+    tags.feed(page)
+    assert page.count("<script") == scripts
+    assert not tags.found & {"onerror", "onmouseover", "onload", "svg", "i"}
+    assert not any("javascript:" in found for found in tags.found)
+    assert page.rstrip().endswith("</html>")
+    assert not _HARMFUL.search(page)
+
+
+def test_reports_and_leaderboards(tmp_path: Path, capsys: Any) -> None:
+    texts = [*HTML.values(), *CONTROLS.values(), "</script><script>alert(1)</script>", "$\\frac$", "x" * 100_000]
+    records = [record(0), record(1)]
+    for number, text in enumerate(HTML.values(), start=2):
+        name = text.replace("/", "").strip()
+        records.append(record(number, category=name, object_status=text, source={"source": text, "instance": text}))
+        picture(tmp_path / "prepared" / "val" / f"car/n{number}_00.JPEG")
+    prepared, sent = prepared_with(tmp_path / "prepared", *records[2:]), tmp_path / "sent"
+    sent.mkdir()
+    (sent / "all.jsonl").write_text(systems_that_say(texts, records))
+    words = [sent / "all.jsonl", "--data", prepared, "--out", tmp_path / "report.html", "--tile", "64", "--cases", "1"]
+    assert report_main(list(map(str, words))) == 0
+    require_no_markup((tmp_path / "report.html").read_text(encoding="utf-8"), scripts=1)
+    (sent / "all.jsonl").write_text(systems_that_say(texts[:-1], records))
+    (sent / "long.jsonl").write_text(systems_that_say(texts[-1:], records))
+    (sent / "quoted.jsonl").write_text(systems_that_say(["quoted"], [record(0, id=f"car/{'x' * 1_000_000}/0")]))
+    for text in [*HTML.values(), *CONTROLS.values()]:
+        (sent / f"{text}.jsonl".replace(os.sep, "")).write_text(systems_that_say([f"of {text}"], records[:1]))
+    (sent / os.fsdecode(b"\xff.jsonl")).write_text(systems_that_say(["bytes"], records))
+    for make in (fifo, device, sparse):
+        make(sent / f"{make.__name__}.jsonl")
+    with time_limit(120):
+        assert leaderboard_main([str(sent), "--data", str(prepared), "--out", str(tmp_path / "site")]) == 0
+    board = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    require_no_markup(board, scripts=0)
+    assert len(board) < 500_000
+    said = capsys.readouterr()
+    assert not _HARMFUL.search(said.out + said.err.replace("\r", "").replace("\x1b[A", ""))
+
+
 @pytest.mark.parametrize("text", CONTROLS.values(), ids=CONTROLS)
 def test_prompts_that_are_printed(tmp_path: Path, text: str, capsys: Any) -> None:
     category = {"class": text}
@@ -147,3 +201,8 @@ def test_names_of_files_in_messages(tmp_path: Path, text: str, capsys: Any) -> N
     path.write_text("no json\n")
     assert score_main([str(path), "--out", str(tmp_path / "scores.json")]) == 2
     assert not _HARMFUL.search(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\ufeff", "\U000e0041"])
+def test_marks_that_are_not_seen_are_written_out(mark: str) -> None:
+    assert mark not in printable(f"a{mark}b")

@@ -57,3 +57,24 @@ def test_steps_are_counted_and_named() -> None:
     assert refused_step(b"\x80\x05]" + b"Na" * (MOST_STEPS // 2 - 2) + b".") is None
     assert refused_step(b"\x80\x05]" + b"Na" * MOST_STEPS + b".") == f"it has more than {MOST_STEPS} steps"
     assert not ALLOWED & {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EMPTY_SET", "FROZENSET", "ADDITEMS", "PERSID", "EXT1"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        ([[1 << (8 << 20)]] * 400, "refused, it has a step LONG4"),  # a number of more than 255 bytes
+        ([[1 << 2000] * 1000] * 1000, "unfolds into more than a file may hold"),
+    ],
+    ids=["long", "often"],
+)
+def test_a_number_that_is_named_often_has_its_price(tmp_path: Path, extra: list[list[int]], match: str) -> None:
+    import numpy as np
+
+    objects = np.empty(1, dtype=object)
+    objects[0] = {"azimuth": 0.1, "extra": extra}
+    stream = io.BytesIO()
+    np.savez_compressed(stream, annotations=objects)
+    path = tmp_path / "bomb.npz"
+    path.write_bytes(stream.getvalue())
+    with pytest.raises(InputError, match=match):
+        read_npz(path)

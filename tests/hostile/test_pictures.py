@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +25,7 @@ from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.images import check_picture, load_rgb, sent_picture
 from llava_pose.data.records import read_jsonl, read_records
 from llava_pose.errors import InputError
+from tests.conftest import REPOSITORY
 from tests.hostile.data_commands import COMMANDS, device, fifo, picture, prepared_with, record, sparse, time_limit
 from tests.llava_pose.small_models import small_processor
 
@@ -299,3 +302,16 @@ def test_a_damaged_avif_is_a_sentence(tmp_path: Path, box: str) -> None:
 def test_a_picture_that_is_sent_is_as_it_was(tmp_path: Path) -> None:
     path = picture(tmp_path / "a.JPEG")
     assert sent_picture(path) == (path.read_bytes(), "image/jpeg")
+
+
+def test_the_decoder_takes_no_module_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "PIL.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 6)).save(picture)
+    program = (
+        f"import sys\nsys.path[0] = {str(REPOSITORY)!r}\nfrom llava_pose.serve.decoding import decode_apart\n"
+        "with open('picture.png', 'rb') as file:\n    sys.stdout.write(str(decode_apart(file, 'a').size))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stdout == "(8, 6)", ended.stderr
+    assert not (tmp_path / "ran").exists()

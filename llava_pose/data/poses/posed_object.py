@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_pose.data.records import MAX_NUMBER, Pose, parse_json, read_jsonl
+from llava_pose.data.records import MAX_NUMBER, Pose, is_size, parse_json, read_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import (
     Convention,
@@ -22,7 +22,7 @@ from llava_pose.pose.conventions import (
     pose_of_camera,
 )
 from llava_pose.pose.quaternions import nearest_rotation
-from llava_pose.utils.files import read_text
+from llava_pose.utils.files import holds_controls, read_text, shortened
 
 Faults = list[InputError]
 MOST_JSON = 1 << 32  # bytes: the annotations of a large data set are one file
@@ -54,6 +54,17 @@ class PosedObject:
     height: float | None = None
     size: tuple[float, float, float] | None = None
     confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError where numbers that are divided by are no sizes, or a name would not stay on its line of a file."""
+        for field, text in (("id", self.id), ("picture", self.picture), ("category", self.category)):
+            if holds_controls(text):
+                raise InputError(f"its {field} {shortened(text)} holds control characters")
+        sizes = {"viewport": self.viewport, "width": self.width, "height": self.height}
+        sizes |= {} if self.camera is None else {"the camera's fx": self.camera[0], "the camera's fy": self.camera[1]}
+        for name, value in sizes.items():
+            if value is not None and not is_size(value):
+                raise InputError(f"{name} is {value:g} and must be a positive number of pixels")
 
     def picture_camera(self) -> tuple[float, float, float, float]:
         """fx, fy, cx, cy of the picture's camera; one that was not given looks at the picture's middle.
@@ -180,7 +191,7 @@ def project_box(item: PosedObject) -> tuple[float, float, float, float]:
 
 def number_list(value: Any, count: int, name: str) -> list[float]:
     flat = [n for part in value for n in (part if isinstance(part, list) else [part])] if _is_list(value) else []
-    if len(flat) != count or not all(map(_is_number, flat)):
+    if len(flat) != count or not all(map(is_number, flat)):
         raise InputError(f"{name} must be {count} finite numbers, not {reprlib.repr(value)}")
     return [float(n) for n in flat]
 
@@ -189,12 +200,13 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple | np.ndarray)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether it is a number that pixels and lengths can have, or zero."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 
 def optional_number(value: Any) -> float | None:
-    return float(value) if _is_number(value) else None
+    return float(value) if is_number(value) else None
 
 
 def text_of(value: Any) -> str:
@@ -257,10 +269,20 @@ def common_fields(item: PosedObject) -> dict[str, Any]:
 
 
 def csv_items(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path)))
+    for where, row in csv_rows(path):
+        yield where, {name: _cell(name, text) for name, text in row.items() if name}
+
+
+def csv_rows(path: Path, names: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ("file:line", row) of a CSV file, all as it is written; without names of columns the first line has them.
+
+    Raises:
+        InputError: it cannot be read, or is no CSV file.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path)), names)
     try:
         for row in reader:
-            yield f"{path}:{reader.line_num}", {name: _cell(name, text) for name, text in row.items() if name}
+            yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
         raise InputError(f"{path}: not a CSV file ({error}); give a header and one line an object") from error
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from llava_pose.utils.files import read_text, write_atomic, write_json
 from .posed_object import (
     Faults,
     PosedObject,
+    csv_rows,
     each_item,
     from_camera,
     in_camera,
@@ -55,8 +54,8 @@ def read_bop(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> It
             where=where,
         )
 
-    reader = csv.DictReader(io.StringIO(read_text(path)), fieldnames=BOP_HEADER.split(","))
-    lines = ((f"{path}:{reader.line_num}", row) for row in reader if row["scene_id"] != "scene_id")
+    rows = csv_rows(path, BOP_HEADER.split(","))
+    lines = ((where, row) for where, row in rows if row["scene_id"] != "scene_id")
     return each_item(lines, faults, one)
 
 

@@ -83,11 +83,8 @@ def test_auto_chooses_among_what_the_checkpoint_was_taught(pipe, taught):
 
 
 def test_objects_of_several_choices_come_back_in_their_order(pipe, taught, photo):
-    from llava_pose.inference.pipeline import Asked
-
     picture = Image.open(taught.picture).convert("RGB")
-    asked = [Asked(picture, ("car",)), Asked(picture, ("car", "cup")), Asked(picture, ("cup",))]
-    answers = pipe.ask(asked)
+    answers = pipe.ask([pipe.asked(picture, names) for names in (("car",), ("car", "cup"), ("cup",))])
     assert [answer.probabilities is None for answer in answers] == [True, False, True]
     assert [answers[0].category, answers[2].category] == ["car", "cup"]
 

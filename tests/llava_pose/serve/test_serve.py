@@ -228,7 +228,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
         "/v1/chat/completions",
         {"messages": [{"role": "user", "content": "x " * 90_000}]},
         400,
-        "tokens",
+        "characters",
     ),
 }
 

@@ -1,0 +1,78 @@
+"""No output replaces what it is made of, or a file beside it that nobody named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_pose.cli import main
+from llava_pose.errors import InputError
+from scripts.mix import MixConfig, mix
+from tests.hostile.data_commands import prepared_with
+
+
+@pytest.mark.parametrize(
+    ("words", "beside"),
+    [
+        (("tables", "p.jsonl", "--table", "3", "--out", "t.md"), "t.json"),
+        (("tables", "p.jsonl", "--table", "3", "--out", "t.json"), "t.html"),
+        (("score", "p.jsonl", "--out", "s.json"), "s.html"),
+        (("convert", "p.jsonl", "--to-format", "colmap", "--out", "images.txt"), "cameras.txt"),
+        (("convert", "p.jsonl", "--to-format", "bop", "--out", "r.csv"), "r_names.json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_file_that_nobody_named_is_not_replaced(
+    words: tuple[str, ...], beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = {"id": "car/n/0", "system": "ours", "category": "car", "pred_category": "car"}
+    pose = {"azimuth": 0.1, "elevation": 0.2, "theta": 0.3, "distance": 4.0, "px": 30.0, "py": 30.0}
+    size = {"width": 64, "height": 64, "viewport": 100.0}
+    Path("p.jsonl").write_text(json.dumps({**line, **size, "pose": pose, "true": pose}) + "\n")
+    Path(beside).write_text("mine")
+    assert main(words) == 2
+    assert f"would replace {beside}" in capsys.readouterr().err
+    assert Path(beside).read_text() == "mine"
+    Path(beside).unlink()
+    assert main(words) == 0
+    assert main(words) == 0  # an earlier output is replaced, with all that goes with it
+
+
+def test_a_mixture_is_not_written_into_what_it_is_made_of(tmp_path: Path) -> None:
+    prepared = prepared_with(tmp_path / "prepared")
+    before = (prepared / "val/metadata.jsonl").read_text()
+    for out in (prepared, prepared / "mixed"):
+        with pytest.raises(InputError, match="read"):
+            mix(MixConfig(rendered=[str(prepared)], out=str(out)))
+    assert (prepared / "val/metadata.jsonl").read_text() == before
+
+
+def test_captions_are_not_written_over_notes(workspace, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my only notes")
+    assert main(["caption", "--data", str(workspace.prepared), "--out", str(notes)]) == 2
+    assert notes.read_text() == "my only notes"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "a.json", "--out", "a.json"),
+        ("tables", "a.json", "b.jsonl", "--table", "1", "--out", "a.md"),
+        ("inspect", "page", "b.jsonl", "--out", "link.html"),
+        ("instruct", "--data", ".", "--captions", "a.jsonl", "--out", "link.json"),
+    ],
+    ids="-".join,
+)
+def test_no_output_replaces_what_it_is_made_of(words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "a.jsonl", "b.jsonl"):
+        Path(name).write_text("read\n")
+    Path("link.html").symlink_to("b.jsonl")
+    Path("link.json").symlink_to("a.jsonl")
+    assert main(words) == 2
+    assert "is one of the files that are read; name another" in capsys.readouterr().err
+    assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl")} == {"read\n"}
