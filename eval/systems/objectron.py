@@ -72,7 +72,7 @@ class Objectron:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ModuleNotFoundError as error:
-            if error.name != "ai_edge_litert":
+            if (error.name or "").partition(".")[0] != "ai_edge_litert":
                 raise
             raise InputError(
                 "Objectron needs ai_edge_litert; install it with: pip install 'llava-pose[objectron]'"
@@ -171,8 +171,9 @@ def _pose(points: np.ndarray, record: ObjectRecord) -> Pose | None:
         return None
     rotation, translation, _ = pose_of_box(points / _FOCAL, KEYPOINTS)
     seen = pose_of_camera(rotation, translation, (_FOCAL * side, _FOCAL * side, (x1 + x2) / 2, (y1 + y2) / 2))
-    distance = seen["distance"] * record.viewport * record.focal / seen.pop("viewport")
-    return Pose(**{**seen, "distance": distance})
+    known = {name: value for name, value in seen.items() if value is not None}  # all, since the camera is
+    distance = known["distance"] * record.viewport * record.focal / known.pop("viewport")
+    return Pose(**{**known, "distance": distance})
 
 
 def run(options: ObjectronOptions) -> Path:

@@ -62,7 +62,7 @@ def test_keypoints_that_our_camera_sees_give_our_pose(azimuth: float, theta: flo
     record = record_of(Pose(0, 0, 0), bbox)
     pose = _pose(points, record)
     assert np.degrees(pose_error(*(np.array(p) for p in (pose.angles, (azimuth, 0.25, theta))))) < 2
-    assert (pose.px, pose.py) == pytest.approx((126.0, 133.0), abs=0.05)
+    assert (pose.px, pose.py) == pytest.approx((126.0, 133.0), abs=0.5)
     scale = (record.viewport * record.focal) / (
         2.0975 / 2 * side
     )  # of the record's camera to the one that was seen with
