@@ -49,6 +49,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "predict": ("eval.predict", "Predict photographs, or every object of a prepared split."),
         "vlm-api": ("eval.systems.vlm_api", "Predict with a vision-language model behind an OpenAI-compatible server."),
         "orient-anything": ("eval.systems.orient_anything", "Bring Orient Anything's answers into our convention."),
+        "objectron": ("eval.systems.objectron", "Predict chairs, cups, cameras and shoes with Objectron's networks."),
         "benchmark": ("eval.benchmark.command", "Train, predict and compare a list of systems: Tables 1 to 3."),
         "linear-probing": (
             "eval.benchmark.command:linear_probing",

@@ -34,6 +34,11 @@ def run_without(module: str, *words: str) -> subprocess.CompletedProcess[str]:
             "caption",
             ["caption", "--data", "{folder}", "--api-base", "http://127.0.0.1:{port}", "--model", "m"],
         ),
+        (
+            "ai_edge_litert",
+            "objectron",
+            ["objectron", "--models", "{folder}", "--data", "{folder}", "--output-dir", "{folder}/out"],
+        ),
         ("gradio", "demo", ["demo", "--checkpoint", "{folder}/none", "--port", "{port}"]),
         ("uvicorn", "serve", ["annotate", "docs/images", "--out", "{folder}/raw", "--port", "{port}"]),
         ("uvicorn", "serve", ["serve", "--checkpoint", "{folder}/none", "--port", "{port}"]),

@@ -30,6 +30,7 @@ KINDS: Mapping[str, tuple[str, str, str]] = {
     "llava-pose": ("eval.systems.llava_pose", "LlavaPoseOptions", "LlavaPose"),
     "vlm-api": ("eval.systems.vlm_api", "VlmApiConfig", "VlmApi"),
     "orient-anything": ("eval.systems.orient_anything", "OrientAnythingOptions", "OrientAnything"),
+    "objectron": ("eval.systems.objectron", "ObjectronOptions", "Objectron"),
     "predictions": ("eval.systems.predictions_file", "PredictionsFileOptions", "PredictionsFile"),
 }
 

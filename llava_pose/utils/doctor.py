@@ -30,6 +30,7 @@ _NEED = {
     "serve": "serve, annotate",
     "caption": "caption --api-base, vlm-api",
     "ray": "prepare --engine ray",
+    "objectron": "objectron",
     "weights": "scripts/fetch_small_weights.py",
 }
 

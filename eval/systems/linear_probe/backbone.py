@@ -129,6 +129,18 @@ class ProbeBackbone:
         self._of_layer, self._of_last = of_layer, of_last
         self.widths = {name: block.shape[1] for name, block in self._blocks(states).items()}
 
+    def keep(self, names: Sequence[str]) -> None:
+        """Leave the feature sets of these names, ``LAYERS:POOLING``, alone to be probed. What is computed stays the same.
+
+        Raises:
+            InputError: there is none of a name.
+        """
+        known = {f"{feature_set.layers}:{feature_set.pooling}": feature_set for feature_set in self.feature_sets}
+        for name in names:
+            if name not in known:
+                raise InputError(f"--features {name}: {self._name} has no such features; choose of {', '.join(known)}")
+        self.feature_sets = [feature_set for name, feature_set in known.items() if name in names]
+
     def settings(self) -> dict[str, Any]:
         """Return what decides the features, beside the weights."""
         config = self.model.config.to_dict()

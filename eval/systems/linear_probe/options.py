@@ -57,6 +57,12 @@ class ProbeOptions(SystemOptions):
             "epoch, as published."
         },
     )
+    features: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Probe these of the grid's features alone, written LAYERS:POOLING, such as uniform-4:cls; by default all."
+        },
+    )
     learning_rates: Annotated[list[Positive], Field(min_length=1)] = field(
         default_factory=lambda: list(LEARNING_RATES),
         metadata={"help": "The learning rates of the grid; by default the published ones."},

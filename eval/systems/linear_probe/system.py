@@ -65,6 +65,8 @@ class LinearProbe:
             mae_mask=options.mae_mask,
             device=state.device,
         )
+        if options.features is not None:
+            backbone.keep(options.features)
         images = sorted(
             {f"train/{record.file_name}" for record in train}
             | {f"{options.split}/{record.file_name}" for record in records}

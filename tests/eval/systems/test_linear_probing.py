@@ -12,10 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from eval.benchmark.command import linear_probing as main
 from eval.benchmark.command import main as benchmark_main
@@ -119,6 +128,39 @@ def test_the_cell_is_chosen_on_the_hold_out_and_what_the_predicted_split_would_c
     assert np.isclose((errors < np.pi / 6).mean(), grid["selected"]["predicted"]["acc@30"])
     probe = load_file(Path(recipe["output_dir"]) / "probe.safetensors")
     assert probe["weight"].shape[:2] == probe["bias"].shape == (3, 40)
+
+
+def test_named_features_alone_are_probed_and_score_as_in_the_whole_grid(recipe, tmp_path):
+    run(LinearProbeOptions(**recipe))
+    whole = [cell for cell in grid_of(recipe)["cells"] if (cell["layers"], cell["pooling"]) == ("last-4", "cls")]
+    named = {**recipe, "output_dir": str(tmp_path / "named")}
+    run(LinearProbeOptions(**named, features=["last-4:cls"]))
+    assert grid_of(named)["cells"] == whole
+
+
+def test_the_head_of_spatial_reasoner_is_one_set_of_features_of_raw_states(tmp_path):
+    """srdatagen/pose_utils.py takes CLS tokens of the hidden states at a quarter, a half, three quarters and the end."""
+    values = yaml.safe_load(
+        (REPOSITORY / "scripts" / "recipes" / "spatial_reasoner_probe.yaml").read_text(encoding="utf-8")
+    )
+    shape = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "mlp_ratio": 1}
+    torch.manual_seed(0)
+    model = Dinov2Model(Dinov2Config(**shape, image_size=28, patch_size=14)).eval()
+    model.save_pretrained(tmp_path / "dinov2")
+    ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path / "dinov2")
+    backbone = load_probe_backbone(
+        str(tmp_path / "dinov2"), center_crop=values["center_crop"], final_norm=values["final_norm"]
+    )
+    backbone.keep(values["features"])
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8))
+    pixels = backbone.image_processor([picture], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        states = model(pixels, output_hidden_states=True).hidden_states[1:]
+    seen = backbone.split(torch.from_numpy(backbone.features([picture])))
+    (feature_set,) = backbone.feature_sets
+    found = torch.cat([seen[block] for block in feature_set.blocks], 1)
+    expected = torch.cat([states[12 // 4 - 1][:, 0], states[12 // 2 - 1][:, 0], states[8][:, 0], states[11][:, 0]], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_with_random_flips_probes_learn_pictures_and_their_mirror_images(recipe):
@@ -309,6 +351,10 @@ def test_a_benchmark_of_table_1_takes_probes_and_others(recipe, backbone, tmp_pa
         ({"holdout": 1.0}, "--holdout: must be less than 1"),
         ({"learning_rates": [0.0]}, "--learning-rates: must be over 0"),
         ({"limit": 1}, "1 objects are too few to hold some out"),
+        (
+            {"features": ["uniform-3:cls"]},
+            "--features uniform-3:cls: .* no such features; choose of last:cls, last:",
+        ),
         ({"mae_mask": 1.0}, "--mae-mask: must be less than 1"),
         ({"center_crop": True, "image_size": 32}, "--center-crop: .* leave one of them out"),
     ],
