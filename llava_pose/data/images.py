@@ -247,6 +247,43 @@ def square_picture(image: Image.Image) -> tuple[Image.Image, float, int, int]:
     return square, scale, left, top
 
 
+def require_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return a box as the part of it that is in its picture.
+
+    Raises:
+        InputError: it is not four finite numbers, or nothing of it is in the picture.
+    """
+    try:
+        left, top, right, bottom = (float(number) for number in box)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a box is four numbers, left, top, right and bottom in pixels, not {box!r}") from error
+    if not np.isfinite([left, top, right, bottom]).all():
+        raise InputError(f"a box is four finite numbers, not {box!r}")
+    inner = max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
+    if inner[2] - inner[0] < 1 or inner[3] - inner[1] < 1:
+        raise InputError(
+            f"the box {left:g} {top:g} {right:g} {bottom:g} (left, top, right, bottom) has no pixel of its picture, which "
+            f"is {size[0]}×{size[1]}"
+        )
+    return inner
+
+
+def cut_to_box(
+    picture: Image.Image, box: tuple[float, float, float, float] | None, margin: float = BOX_MARGIN
+) -> tuple[Image.Image, int, int]:
+    """Return the square round a box, as prepare --crop box cuts it out, and where its corner is in the picture; without a box
+    the picture itself.
+    """
+    if box is None:
+        return picture, 0, 0
+    left, top, right, bottom = box
+    side = max(right - left, bottom - top) * (1 + 2 * margin)
+    corner = round((left + right - side) / 2), round((top + bottom - side) / 2)
+    square = Image.new("RGB", (max(2, round(side)),) * 2, PADDING_COLOUR)
+    square.paste(picture, (-corner[0], -corner[1]))
+    return square, *corner
+
+
 def picture_part(picture: Path) -> dict[str, Any]:
     """The part of a message that holds a picture, as a data URL.
 
