@@ -28,6 +28,7 @@ _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a
 _FRONT = (0, 1, 5, 4)  # the corners of the face at -y, in turn
 _SHARE_OF_IMAGE = 0.38  # an axis of automatic length, seen from its side, as a share of the image's mean side,
 _SHARE_OF_SHORTER = 0.42  # and at most of its shorter side
+_AFAR = 8.0  # object units from which a cube is seen
 _NEAREST_TIP = 0.7  # of the distance: a tip may not come nearer to the camera than that
 _SUPERSAMPLING = 4
 _LARGEST_CANVAS = 4096  # pixels: large photographs are supersampled less
@@ -92,15 +93,17 @@ def project_cube(
 ) -> tuple[np.ndarray, int]:
     """Return the pixels (8, 2) of the corners of a cube round the object, and which of them is farthest from the camera.
 
-    Its diagonal is one object unit, or less where that would reach the camera; arguments as in :func:`project_axes`.
+    Its diagonal is one object unit. It is seen from afar, in the size that it has at the object's place: how strong the
+    perspective is rests on a viewport that is mostly assumed. Arguments as in :func:`project_axes`.
 
     Raises:
         ValueError: an angle of the pose is not finite.
     """
     camera = _camera(pose, size, viewport, focal)
-    half = min(0.5, _NEAREST_TIP * camera["distance"]) / math.sqrt(3)
+    afar = max(_AFAR, camera["distance"])
+    camera |= {"distance": afar, "viewport": camera["viewport"] * afar / camera["distance"]}
     depth = _CORNERS @ rotation_matrix(*pose.angles)[2]
-    return _projected(_CORNERS * half, pose, camera), int(depth.argmin())
+    return _projected(_CORNERS / (2 * math.sqrt(3)), pose, camera), int(depth.argmin())
 
 
 def _camera(pose: Pose, size: tuple[int, int], viewport: float | None, focal: float) -> dict[str, float]:
