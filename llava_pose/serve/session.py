@@ -49,6 +49,11 @@ def named_objects(text: str) -> list[str]:
     return names
 
 
+def shown_name(name: str) -> str:
+    """Return what people read for a category, which need not be in the taxonomy."""
+    return categories.get(name, allow_custom=True).display_name
+
+
 def seen_words(pose: Pose, name: str = SOMETHING) -> str:
     """Return from where an object is seen, in words: "seen from its front-left, slightly from above".
 
@@ -65,7 +70,7 @@ def taught(known: Sequence[str]) -> str:
     """Return which categories a checkpoint was taught, as a sentence; nothing where it does not say so."""
     if not known:
         return ""
-    names = [categories.display_name(name) for name in known]
+    names = [shown_name(name) for name in known]
     return (
         f"It was taught {names[0]}." if len(names) == 1 else f"It was taught {', '.join(names[:-1])} and {names[-1]}."
     )

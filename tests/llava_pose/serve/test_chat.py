@@ -641,4 +641,5 @@ def test_a_question_about_something_else_is_doubted(question, known, doubted):
 def test_what_was_taught_is_a_sentence():
     assert known_sentence([]) == ""
     assert known_sentence(["car"]) == "It was taught car."
+    assert known_sentence(["my_gadget"]) == "It was taught my gadget."
     assert known_sentence(["car", "diningtable", "cup"]) == "It was taught car, dining table and cup."
