@@ -251,7 +251,7 @@ class _Pen:
 
     def cube(self, corners: np.ndarray, farthest: int) -> None:
         points = [tuple(corner * self._factor) for corner in corners]
-        self._draw.polygon([points[corner] for corner in _FRONT], fill=(*AXIS_COLOURS["front"], 60))
+        self._draw.polygon([points[corner] for corner in _FRONT], fill=(*AXIS_COLOURS["front"], 45))
         hidden = [edge for edge in _EDGES if farthest in edge]
         for edge in [*hidden, *(edge for edge in _EDGES if edge not in hidden)]:
             line = [points[corner] for corner in edge]

@@ -28,7 +28,7 @@ _NAMED = re.compile(r"\b(?:the|an?|this|that|my|your|these|those)\s+(?=([\w-]+(?
 
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth in [0, 360), elevation in [-90, 90] and in-plane angle in [-180, 180], to a tenth of a degree."""
-    azimuth, elevation, theta = (round(angle, 1) for angle in pose.degrees())
+    azimuth, elevation, theta = (round(angle, 1) + 0.0 for angle in pose.degrees())  # -0.0 is 0.0
     return azimuth % 360.0, elevation, theta
 
 
