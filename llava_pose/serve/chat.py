@@ -247,7 +247,7 @@ class Talk:
         if self._config.json:
             lines.append(self._as_json())
         elif not self._at_terminal:
-            several = len(self._config.image) > 1 or bool(self._left)
+            several = len(self._config.image) > 1
             lines.append((f"{self._path}: " if several else "") + (answer.readable or "(no answer)"))
         elif not ended:
             lines.append("")  # the end of the line of an answer without a word
