@@ -247,41 +247,33 @@ def square_picture(image: Image.Image) -> tuple[Image.Image, float, int, int]:
     return square, scale, left, top
 
 
-def require_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return a box as the part of it that is in its picture.
-
-    Raises:
-        InputError: it is not four finite numbers, or nothing of it is in the picture.
-    """
-    try:
-        left, top, right, bottom = (float(number) for number in box)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"a box is four numbers, left, top, right and bottom in pixels, not {box!r}") from error
-    if not np.isfinite([left, top, right, bottom]).all():
-        raise InputError(f"a box is four finite numbers, not {box!r}")
-    inner = max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
-    if inner[2] - inner[0] < 1 or inner[3] - inner[1] < 1:
-        raise InputError(
-            f"the box {left:g} {top:g} {right:g} {bottom:g} (left, top, right, bottom) has no pixel of its picture, which "
-            f"is {size[0]}×{size[1]}"
-        )
-    return inner
-
-
 def cut_to_box(
-    picture: Image.Image, box: tuple[float, float, float, float] | None, margin: float = BOX_MARGIN
-) -> tuple[Image.Image, int, int]:
-    """Return the square round a box, as prepare --crop box cuts it out, and where its corner is in the picture; without a box
-    the picture itself.
+    picture: Image.Image, box: tuple[float, float, float, float], margin: float = BOX_MARGIN
+) -> tuple[Image.Image, float, int, int]:
+    """Return the square round a box, as prepare --crop box cuts it out, and how it lies in the picture.
+
+    Args:
+        picture: RGB.
+        box: left, top, right, bottom in pixels of the picture, within it.
+        margin: round the box, as a share of its longer side.
+
+    Returns:
+        The square, no side of which has more than :data:`MAX_SQUARE` pixels (that of a thin panorama's box would be vast);
+        its pixels per pixel of the picture; and where its corner is in the picture.
     """
-    if box is None:
-        return picture, 0, 0
     left, top, right, bottom = box
-    side = max(right - left, bottom - top) * (1 + 2 * margin)
-    corner = round((left + right - side) / 2), round((top + bottom - side) / 2)
-    square = Image.new("RGB", (max(2, round(side)),) * 2, PADDING_COLOUR)
-    square.paste(picture, (-corner[0], -corner[1]))
-    return square, *corner
+    length = max(right - left, bottom - top) * (1 + 2 * margin)
+    corner = round((left + right - length) / 2), round((top + bottom - length) / 2)
+    side = max(2, round(length))
+    scale = min(1.0, MAX_SQUARE / side)
+    inner = max(0, corner[0]), max(0, corner[1])
+    part = picture.crop((*inner, min(picture.width, corner[0] + side), min(picture.height, corner[1] + side)))
+    if scale < 1:
+        width, height = (max(1, round(pixels * scale)) for pixels in part.size)
+        part = part.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = Image.new("RGB", (round(side * scale),) * 2, PADDING_COLOUR)
+    square.paste(part, (round((inner[0] - corner[0]) * scale), round((inner[1] - corner[1]) * scale)))
+    return square, scale, *corner
 
 
 def picture_part(picture: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -55,12 +55,6 @@ class Pose:
     @property
     def angles(self) -> tuple[float, float, float]:
         return self.azimuth, self.elevation, self.theta
-
-    def moved(self, right: float, down: float) -> Pose:
-        """Return the pose with its place moved by pixels, where it has one."""
-        if self.px is None or self.py is None:
-            return self
-        return replace(self, px=self.px + right, py=self.py + down)
 
     def degrees(self) -> tuple[float, float, float]:
         """Azimuth in [0, 360), elevation in [-90, 90] and in-plane rotation in [-180, 180]."""

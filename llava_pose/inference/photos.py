@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
-from llava_pose.data.images import BOX_MARGIN, open_picture, require_box
+from llava_pose.data.images import BOX_MARGIN, open_picture
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.poses.posed_object import csv_items, read_json
 from llava_pose.data.records import append_jsonl, drop_torn_line, resume_jsonl
@@ -311,7 +311,7 @@ def _load(photo: Path) -> Image.Image:
 
 
 def _asked(ask: PosePipeline, one: _Object, names: tuple[str, ...], load: Any) -> Asked:
-    from llava_pose.inference.pipeline import Asked
+    from llava_pose.inference.pipeline import Asked, require_box
 
     picture = load(one.photo)
     own = names if one.category is None else ask.known(one.category)

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 from PIL import Image
 
 from llava_pose.data.conversation import object_words
-from llava_pose.data.images import BOX_MARGIN, assumed_viewport, cut_to_box, open_picture, require_box, to_rgb
+from llava_pose.data.images import BOX_MARGIN, PADDING_COLOUR, assumed_viewport, open_picture, to_rgb
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.photos import AUTO
 from llava_pose.inference.predictor import ChatAnswer, PoseAnswer, PosePredictor
@@ -134,14 +136,14 @@ class PosePipeline:
             groups.setdefault(one.categories if len(one.categories) > 1 else (), []).append(row)
         answers = {}
         for choice, rows in groups.items():
-            crops = [cut_to_box(asked[row].picture, asked[row].box, self._margin) for row in rows]
+            crops = [_crop(asked[row], self._margin) for row in rows]
             pictures, viewports = [crop for crop, _, _ in crops], [assumed_viewport(asked[row].picture) for row in rows]
             if choice:
                 given = self._choose(pictures, choice, viewports, flip)
             else:
                 given = self._ask(pictures, [asked[row].categories[0] for row in rows], viewports, flip)
             for row, (_, left, top), answer in zip(rows, crops, given, strict=True):
-                answers[row] = replace(answer, pose=answer.pose.moved(left, top))
+                answers[row] = replace(answer, pose=_moved(answer.pose, left, top))
         return [answers[row] for row in range(len(asked))]
 
     def _ask(
@@ -162,6 +164,12 @@ class PosePipeline:
         return self.predictor.classify(pictures, candidates, viewports=viewports, flip=mirrored)
 
 
+def _moved(pose: Pose, left: float, top: float) -> Pose:
+    if pose.px is None or pose.py is None:
+        return pose
+    return replace(pose, px=pose.px + left, py=pose.py + top)
+
+
 def pipeline(
     checkpoint: str | os.PathLike[str], *, base: str | None = None, device: str | None = None, **options: Any
 ) -> PosePipeline:
@@ -177,6 +185,39 @@ def pipeline(
         InputError: as :meth:`PosePredictor.from_checkpoint`.
     """
     return PosePipeline(PosePredictor.from_checkpoint(checkpoint, base=base, device=device), **options)
+
+
+def require_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return a box as the part of it that is in its picture.
+
+    Raises:
+        InputError: it is not four finite numbers, or nothing of it is in the picture.
+    """
+    try:
+        left, top, right, bottom = (float(number) for number in box)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a box is four numbers, left, top, right and bottom in pixels, not {box!r}") from error
+    if not np.isfinite([left, top, right, bottom]).all():
+        raise InputError(f"a box is four finite numbers, not {box!r}")
+    inner = max(0.0, left), max(0.0, top), min(float(size[0]), right), min(float(size[1]), bottom)
+    if inner[2] - inner[0] < 1 or inner[3] - inner[1] < 1:
+        raise InputError(
+            f"the box {left:g} {top:g} {right:g} {bottom:g} (left, top, right, bottom) has no pixel of its picture, which "
+            f"is {size[0]}×{size[1]}"
+        )
+    return inner
+
+
+def _crop(asked: Asked, margin: float) -> tuple[Image.Image, int, int]:
+    """Return the square round a box, as prepare --crop box cuts it out, and where its corner is in the picture."""
+    if asked.box is None:
+        return asked.picture, 0, 0
+    left, top, right, bottom = asked.box
+    side = max(right - left, bottom - top) * (1 + 2 * margin)
+    corner = round((left + right - side) / 2), round((top + bottom - side) / 2)
+    square = Image.new("RGB", (max(2, round(side)),) * 2, PADDING_COLOUR)
+    square.paste(asked.picture, (-corner[0], -corner[1]))
+    return square, *corner
 
 
 def _listed(images: Any, is_one: bool) -> Iterable[Any]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from llava_pose.data.images import load_rgb, require_box
+from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import CONVENTIONS
 from llava_pose.serve.limits import Refused
@@ -306,7 +306,7 @@ class Application:
 
     async def pose(self, request: Request) -> Response:
         """Answer with a pose for each picture."""
-        from llava_pose.inference.pipeline import Asked
+        from llava_pose.inference.pipeline import Asked, require_box
 
         asked_for = _valid(PoseRequest, await self._body(request))
         if asked_for.convention not in CONVENTIONS:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from PIL import Image, ImageDraw
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
-from llava_pose.data.images import assumed_viewport, cut_to_box, require_box
+from llava_pose.data.images import assumed_viewport, cut_to_box
 from llava_pose.data.records import Pose
 from llava_pose.data.viewpoint_words import describe_viewpoint
 from llava_pose.errors import InputError
@@ -142,6 +142,8 @@ class ChatSession:
         Raises:
             InputError: nothing of the box is in the picture.
         """
+        from llava_pose.inference.pipeline import require_box  # which loads torch
+
         self.picture = picture
         self.box = None if box is None else require_box(box, picture.size)
         self.viewport = assumed_viewport(picture) if viewport is None else viewport
@@ -165,11 +167,11 @@ class ChatSession:
             raise InputError("the question is empty; type what you want to know about the picture")
         require_short(question)
         require_plain(question)
-        shown, left, top = cut_to_box(self.picture, self.box)
+        shown, scale, left, top = (self.picture, 1.0, 0, 0) if self.box is None else cut_to_box(self.picture, self.box)
         answer = self._predictor.chat(
             shown,
             [*self.messages, {"role": "user", "content": question}],
-            viewport=self.viewport,
+            viewport=self.viewport * scale,
             max_new_tokens=self._max_new_tokens,
             max_seconds=self._max_seconds,
             on_text=on_text,
@@ -178,7 +180,8 @@ class ChatSession:
             raise InputError(
                 "the checkpoint answers with a pose that is no number; it is damaged or its training diverged"
             )
-        answer = replace(answer, poses=[pose.moved(left, top) for pose in answer.poses])
+        if self.box is not None:
+            answer = replace(answer, poses=[_in_whole(pose, scale, left, top) for pose in answer.poses])
         self.turns.append(Turn(question, answer))
         return answer
 
@@ -230,6 +233,12 @@ class ChatSession:
     def scale(self, at_least: int) -> float:
         """How many times larger than the picture :meth:`overlay` is."""
         return max(1.0, at_least / max(self.picture.size))
+
+
+def _in_whole(pose: Pose, scale: float, left: int, top: int) -> Pose:
+    """Return a pose of a part of a picture with its place in pixels of the whole picture."""
+    px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
+    return replace(pose, px=px / scale + left, py=py / scale + top)
 
 
 def draw_box(picture: Image.Image, box: Sequence[float]) -> None:

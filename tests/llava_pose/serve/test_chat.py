@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llava_pose.data.images import open_picture
+from llava_pose.data.images import MAX_SQUARE, PADDING_COLOUR, cut_to_box, open_picture
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
@@ -643,3 +643,16 @@ def test_what_was_taught_is_a_sentence():
     assert known_sentence(["car"]) == "It was taught car."
     assert known_sentence(["my_gadget"]) == "It was taught my gadget."
     assert known_sentence(["car", "diningtable", "cup"]) == "It was taught car, dining table and cup."
+
+
+def test_the_square_round_a_box_is_never_made_vast():
+    """That of a thin panorama would have 1.6 billion pixels."""
+    picture = Image.new("RGB", (40_000, 20), "white")
+    square, scale, left, top = cut_to_box(picture, (0.0, 0.0, 40_000.0, 20.0), margin=0.0)
+    assert square.size == (MAX_SQUARE, MAX_SQUARE)
+    assert (scale, left, top) == (MAX_SQUARE / 40_000, 0, -19_990)
+    assert square.getpixel((1000, 1023)) == (255, 255, 255)
+    small, scale, left, top = cut_to_box(picture, (10.0, 0.0, 30.0, 20.0), margin=0.5)
+    assert (small.size, scale, left, top) == ((40, 40), 1.0, 0, -10)
+    assert small.getpixel((20, 9)) == PADDING_COLOUR
+    assert small.getpixel((20, 10)) == (255, 255, 255)
