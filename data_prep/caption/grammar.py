@@ -16,9 +16,9 @@ from data_prep.questions.base import listing, sentence
 from data_prep.scene import relations
 from data_prep.scene.facts import ALL_ASPECTS
 from data_prep.scene.scenes import Scene, category_of, centre, noun
-from data_prep.scene.viewpoint_words import describe_viewpoint
 from llava_pose.data.conversation import POSE_TOKEN, object_words
 from llava_pose.data.records import ObjectRecord
+from llava_pose.data.viewpoint_words import describe_viewpoint
 
 MOST_OBJECTS = 4
 CAPTION_ASPECTS = tuple(sorted(ALL_ASPECTS))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.scene.scenes import Scene, box_text, category_of, noun
-from data_prep.scene.viewpoint_words import describe_viewpoint
 from llava_pose.data.conversation import POSE_TOKEN, describe_pose, object_words
 from llava_pose.data.images import picture_part
 from llava_pose.data.records import ObjectRecord
+from llava_pose.data.viewpoint_words import describe_viewpoint
 
 RULES = f"""You write captions that train a vision-language model to tell how objects are turned in space.
 You get one picture and a list of its annotated objects. Write one coherent caption of one to three sentences.

@@ -15,7 +15,7 @@ from data_prep.questions.base import (
     told,
 )
 from data_prep.scene.scenes import Scene, category_of
-from data_prep.scene.viewpoint_words import offline_caption
+from data_prep.scene.viewpoint_captions import offline_caption
 from llava_pose.data.conversation import CAPTION_QUESTIONS
 from llava_pose.data.records import ObjectRecord
 

@@ -1,7 +1,7 @@
 """Facts about a pose, and what cannot be said for sure: the geometry behind questions and answers.
 
 Every fact has a margin: between "yes" and "no" lies a range in which nothing is asked (None), so that an annotator's error
-of a few degrees turns no answer round. Whose left is meant is as in ``data_prep.scene.viewpoint_words``.
+of a few degrees turns no answer round. Whose left is meant is as in ``llava_pose.data.viewpoint_words``.
 
 Front and up of an object are directions in the camera frame: x to the viewer's right, y up, z towards the viewer. Each
 pose is that of a camera that looks at the object (docs/POSE.md), so that two objects of one picture are compared as
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.scene.viewpoint_words import describe_viewpoint
 from llava_pose.data.records import Pose
+from llava_pose.data.viewpoint_words import describe_viewpoint
 from llava_pose.pose.categories import Category
 from llava_pose.pose.geometry import rotation_matrix
 

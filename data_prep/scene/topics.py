@@ -20,8 +20,8 @@ from data_prep.scene.facts import (
     angles_in_degrees,
     front_of,
 )
-from data_prep.scene.viewpoint_words import PICTURE_DIRECTIONS, SIDES, describe_viewpoint
 from llava_pose.data.records import Pose
+from llava_pose.data.viewpoint_words import PICTURE_DIRECTIONS, SIDES, describe_viewpoint
 from llava_pose.pose.categories import Category
 
 HEIGHTS = (

@@ -247,6 +247,35 @@ def square_picture(image: Image.Image) -> tuple[Image.Image, float, int, int]:
     return square, scale, left, top
 
 
+def cut_to_box(
+    picture: Image.Image, box: tuple[float, float, float, float], margin: float = BOX_MARGIN
+) -> tuple[Image.Image, float, int, int]:
+    """Return the square round a box, as prepare --crop box cuts it out, and how it lies in the picture.
+
+    Args:
+        picture: RGB.
+        box: left, top, right, bottom in pixels of the picture, within it.
+        margin: round the box, as a share of its longer side.
+
+    Returns:
+        The square, no side of which has more than :data:`MAX_SQUARE` pixels (that of a thin panorama's box would be vast);
+        its pixels per pixel of the picture; and where its corner is in the picture.
+    """
+    left, top, right, bottom = box
+    length = max(right - left, bottom - top) * (1 + 2 * margin)
+    corner = round((left + right - length) / 2), round((top + bottom - length) / 2)
+    side = max(2, round(length))
+    scale = min(1.0, MAX_SQUARE / side)
+    inner = max(0, corner[0]), max(0, corner[1])
+    part = picture.crop((*inner, min(picture.width, corner[0] + side), min(picture.height, corner[1] + side)))
+    if scale < 1:
+        width, height = (max(1, round(pixels * scale)) for pixels in part.size)
+        part = part.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    square = Image.new("RGB", (round(side * scale),) * 2, PADDING_COLOUR)
+    square.paste(part, (round((inner[0] - corner[0]) * scale), round((inner[1] - corner[1]) * scale)))
+    return square, scale, *corner
+
+
 def picture_part(picture: Path) -> dict[str, Any]:
     """The part of a message that holds a picture, as a data URL.
 

@@ -3,13 +3,15 @@
 Object frame (docs/POSE.md): z is up and the front faces -y, so that the object's own left is +x. Drawn are the front
 (-y, a thick green arrow), up (+z, blue) and left (+x, red). The front arrow grows towards its tip where it points at
 the viewer and shrinks where it points away; seen end on, it is a ring with a dot (towards) or a cross (away).
+
+A cube may be drawn round them, of the size that distances are measured in (its diagonal is 1), its front tinted green.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,8 +23,12 @@ from llava_pose.pose.geometry import project_points, rotation_matrix
 AXES = {"left": (1.0, 0.0, 0.0), "up": (0.0, 0.0, 1.0), "front": (0.0, -1.0, 0.0)}
 AXIS_COLOURS = {"left": (229, 57, 53), "up": (33, 118, 255), "front": (0, 200, 83)}
 _HALO = (0, 0, 0, 170)
+_CORNERS = np.array([(x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
+_EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 2]
+_FRONT = (0, 1, 5, 4)  # the corners of the face at -y, in turn
 _SHARE_OF_IMAGE = 0.38  # an axis of automatic length, seen from its side, as a share of the image's mean side,
 _SHARE_OF_SHORTER = 0.42  # and at most of its shorter side
+_AFAR = 8.0  # object units from which a cube is seen
 _NEAREST_TIP = 0.7  # of the distance: a tip may not come nearer to the camera than that
 _SUPERSAMPLING = 4
 _LARGEST_CANVAS = 4096  # pixels: large photographs are supersampled less
@@ -66,33 +72,55 @@ def project_axes(
     Raises:
         ValueError: an angle of the pose is not finite.
     """
-    if not all(math.isfinite(angle) for angle in pose.angles):
-        raise ValueError("a pose whose angles are not all finite cannot be drawn")
-    shorter = min(size)
-    px, py = (value if _is_number(value) else side / 2 for value, side in zip((pose.px, pose.py), size, strict=True))
-    distance, pixels_per_unit = pose.distance, (viewport or 0.0) * focal
-    if not (_is_number(distance) and distance > 0 and pixels_per_unit > 0):
-        distance, pixels_per_unit = 1.0, 5.0 * shorter
+    camera = _camera(pose, size, viewport, focal)
+    distance = camera["distance"]
+    if not camera["known"]:
         length = None
     if length is None:
-        reach = min(_SHARE_OF_IMAGE * math.sqrt(size[0] * size[1]), _SHARE_OF_SHORTER * shorter)
-        length = reach * distance / pixels_per_unit
+        reach = min(_SHARE_OF_IMAGE * math.sqrt(size[0] * size[1]), _SHARE_OF_SHORTER * min(size))
+        length = reach * distance / camera["viewport"]
     length = min(length, _NEAREST_TIP * distance)
     points = np.array([(0.0, 0.0, 0.0), *AXES.values()]) * length
-    pixels = project_points(
-        points,
-        azimuth=pose.azimuth,
-        elevation=pose.elevation,
-        theta=pose.theta,
-        distance=distance,
-        px=px,
-        py=py,
-        viewport=pixels_per_unit,
-    )
+    pixels = _projected(points, pose, camera)
     towards = np.array(list(AXES.values())) @ rotation_matrix(*pose.angles)[2]  # the camera looks along -z
     return ProjectedAxes(
         pixels[0], dict(zip(AXES, pixels[1:], strict=True)), dict(zip(AXES, towards.tolist(), strict=True)), length
     )
+
+
+def project_cube(
+    pose: Pose, size: tuple[int, int], viewport: float | None = None, focal: float = 1.0
+) -> tuple[np.ndarray, int]:
+    """Return the pixels (8, 2) of the corners of a cube round the object, and which of them is farthest from the camera.
+
+    Its diagonal is one object unit. It is seen from afar, in the size that it has at the object's place: how strong the
+    perspective is rests on a viewport that is mostly assumed. Arguments as in :func:`project_axes`.
+
+    Raises:
+        ValueError: an angle of the pose is not finite.
+    """
+    camera = _camera(pose, size, viewport, focal)
+    afar = max(_AFAR, camera["distance"])
+    camera |= {"distance": afar, "viewport": camera["viewport"] * afar / camera["distance"]}
+    depth = _CORNERS @ rotation_matrix(*pose.angles)[2]
+    return _projected(_CORNERS / (2 * math.sqrt(3)), pose, camera), int(depth.argmin())
+
+
+def _camera(pose: Pose, size: tuple[int, int], viewport: float | None, focal: float) -> dict[str, float]:
+    """Return what :func:`project_points` wants beside the angles, made up where it is not known."""
+    if not all(math.isfinite(angle) for angle in pose.angles):
+        raise ValueError("a pose whose angles are not all finite cannot be drawn")
+    px, py = (value if _is_number(value) else side / 2 for value, side in zip((pose.px, pose.py), size, strict=True))
+    distance, pixels_per_unit = pose.distance, (viewport or 0.0) * focal
+    known = _is_number(distance) and distance > 0 and pixels_per_unit > 0
+    if not known:
+        distance, pixels_per_unit = 1.0, 5.0 * min(size)
+    return {"px": px, "py": py, "distance": distance or 1.0, "viewport": pixels_per_unit, "known": known}
+
+
+def _projected(points: np.ndarray, pose: Pose, camera: dict[str, float]) -> np.ndarray:
+    place = {name: camera[name] for name in ("px", "py", "distance", "viewport")}
+    return project_points(points, azimuth=pose.azimuth, elevation=pose.elevation, theta=pose.theta, **place)
 
 
 def draw_axes(
@@ -104,12 +132,16 @@ def draw_axes(
     *,
     dashed: bool = False,
     labels: bool = True,
+    cube: bool = False,
+    number: int | None = None,
 ) -> Image.Image:
     """A copy of the image (RGB) with the object's axes on it; arguments as in :func:`project_axes`.
 
     Args:
         dashed: thin dashed lines without words, the manner of a true pose beneath a predicted one.
         labels: write "front" and "up" at the tips, where the picture has room for words.
+        cube: draw the cube of :func:`project_cube` round them.
+        number: of the object, written at its origin.
 
     Raises:
         ValueError: an angle of the pose is not finite.
@@ -119,9 +151,13 @@ def draw_axes(
     factor = max(1, min(_SUPERSAMPLING, _LARGEST_CANVAS // max(base.size)))
     canvas = Image.new("RGBA", (base.width * factor, base.height * factor), (0, 0, 0, 0))
     pen = _Pen(ImageDraw.Draw(canvas), factor, math.sqrt(base.width * base.height), dashed)
+    if cube:
+        pen.cube(*project_cube(pose, base.size, viewport, focal))
     for name in sorted(AXES, key=axes.towards.__getitem__):  # the nearest is drawn last
         pen.axis(name, axes)
     pen.dot(axes.origin)
+    if number is not None:
+        pen.number(number, axes.origin)
     if labels and not dashed and min(base.size) >= _LABELS_FROM:
         for name in ("up", "front"):
             pen.label(name, axes)
@@ -213,6 +249,21 @@ class _Pen:
         box = [tuple(centre - radius), tuple(centre + radius)]
         self._draw.ellipse(box, fill=fill)
 
+    def cube(self, corners: np.ndarray, farthest: int) -> None:
+        points = [tuple(corner * self._factor) for corner in corners]
+        self._draw.polygon([points[corner] for corner in _FRONT], fill=(*AXIS_COLOURS["front"], 45))
+        hidden = [edge for edge in _EDGES if farthest in edge]
+        for edge in [*hidden, *(edge for edge in _EDGES if edge not in hidden)]:
+            line = [points[corner] for corner in edge]
+            if edge not in hidden:
+                self._draw.line(line, fill=_HALO, width=max(1, round(1.1 * self._unit)))
+            shade = (255, 255, 255, 110 if edge in hidden else 255)
+            self._draw.line(line, fill=shade, width=max(1, round(0.5 * self._unit)))
+
+    def number(self, number: int, origin: np.ndarray) -> None:
+        self._circle(origin * self._factor, 3.6 * self._unit, _HALO)
+        self._write(str(number), origin * self._factor, load_font(5.0 * self._unit))
+
     def label(self, name: str, axes: ProjectedAxes) -> None:
         start, tip = axes.origin * self._factor, axes.tips[name] * self._factor
         reach = float(np.hypot(*(tip - start)))
@@ -221,9 +272,12 @@ class _Pen:
         half = np.array([self._draw.textlength(name, font=font) / 2, 3.5 * self._unit])
         place = tip + away * (np.abs(away) @ half + 1.5 * self._unit)
         place = np.clip(place, half, np.array(self._draw.im.size) - half)
+        self._write(name, place, font)
+
+    def _write(self, text: str, place: np.ndarray, font: Any) -> None:
         self._draw.text(
             tuple(place),
-            name,
+            text,
             font=font,
             fill=(255, 255, 255, 255),
             stroke_width=max(1, round(0.8 * self._unit)),

@@ -5,9 +5,7 @@ Each line is one object of one photograph; ``llava-pose convert`` reads both. A 
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import logging
 import math
 import os
@@ -26,6 +24,7 @@ from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.poses.posed_object import csv_items, is_number, read_json
 from llava_pose.data.records import append_jsonl, drop_torn_line, resume_jsonl
 from llava_pose.errors import InputError, left_out
+from llava_pose.inference.pose_lines import BOX_COLUMNS, csv_text, pose_line
 from llava_pose.pose import categories
 from llava_pose.pose.conventions import CONVENTIONS
 from llava_pose.train.arguments import Name
@@ -44,14 +43,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from llava_pose.inference.pipeline import Asked, PosePipeline
-    from llava_pose.inference.predictor import PoseAnswer
 
 logger = logging.getLogger(__name__)
 AUTO = "auto"  # in the place of categories: all that the checkpoint was taught
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif")
-_BOX = ("x1", "y1", "x2", "y2")
 _PICTURE_NAMES = ("file_name", "path", "picture", "image")
-_ANGLES = ("azimuth", "elevation", "theta")
 
 
 @dataclass(kw_only=True)
@@ -227,7 +223,7 @@ def _read_boxes(path: Path, faults: list[InputError]) -> Iterator[tuple[str, str
 def _csv_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any]]:
     for where, row in csv_items(path):
         name = next((row[column] for column in _PICTURE_NAMES if row.get(column)), None)
-        yield where, name, [row.get(column) for column in _BOX], row.get("category")
+        yield where, name, [row.get(column) for column in BOX_COLUMNS], row.get("category")
 
 
 def _coco_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any]]:
@@ -313,7 +309,7 @@ def _answer(
             if not all(map(math.isfinite, answer.pose.angles)):
                 faults.append(InputError(f"{one.photo}: the answer is no pose, for its numbers are not finite"))
             elif one.id in left:
-                lines.append(_line(one, of.size, answer, config.convention))
+                lines.append(pose_line(one.id, str(one.photo), of.size, one.box, answer, config.convention))
         _append(out, lines)
     return faults
 
@@ -329,44 +325,11 @@ def _asked(ask: PosePipeline, one: _Object, names: tuple[str, ...], load: Any) -
     return ask.asked(load(one.photo), own, one.box)
 
 
-def _line(one: _Object, size: tuple[int, int], answer: PoseAnswer, convention: str) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "file_name": str(one.photo),
-        "width": size[0],
-        "height": size[1],
-        "box": None if one.box is None else list(one.box),
-        **answer.to_dict(convention),
-    }
-
-
 def _append(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     if out.suffix.lower() == ".jsonl":
         append_jsonl(out, lines)
-        return
-    rows = [_row(line) for line in lines]
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]) if rows else [], lineterminator="\n")
-    if rows and (not out.exists() or not out.stat().st_size):
-        writer.writeheader()
-    writer.writerows(rows)
-    append_whole(out, stream.getvalue().encode())
-
-
-def _row(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line as the cells of a CSV file: angles in degrees and in radians, matrix row by row."""
-    pose, order = line["pose"], CONVENTIONS[line["convention"]].quaternion
-    box = line["box"] or (None,) * 4
-    return {
-        **{name: line[name] for name in ("id", "file_name", "category", "confidence")},
-        **dict(zip(_BOX, box, strict=True)),
-        **{f"{name}_degrees": line["degrees"][name] for name in _ANGLES},
-        **{name: pose.get(name) for name in (*_ANGLES, "distance", "px", "py")},
-        "convention": line["convention"],
-        **{f"r{row}{column}": line["matrix"][row - 1][column - 1] for row in (1, 2, 3) for column in (1, 2, 3)},
-        **{f"q{letter}": part for letter, part in zip(order, line["quaternion"], strict=True)},
-        **{name: line[name] for name in ("viewport", "width", "height")},
-    }
+    else:
+        append_whole(out, csv_text(lines, header=not out.exists() or not out.stat().st_size).encode())
 
 
 def _draw_all(folder: Path, photos: Sequence[Path], out: Path) -> list[InputError]:

@@ -306,6 +306,11 @@ class PosePredictor:
         """The categories that the checkpoint was taught, as far as it says so."""
         return self._model.pose_config.categories
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of questions that the checkpoint was taught, as far as it says so."""
+        return self._model.pose_config.kinds
+
     @torch.inference_mode()
     def predict(
         self,

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ _AT_BAD_REQUESTS = (OSError, ValueError, TypeError, LookupError, RuntimeError, h
 CANCEL = re.compile(rf"{API}/(?P<way>cancel|reset)/?")
 _NAMES_ARE = "must be at most 64 letters, digits, - and _"
 _LARGEST_NUMBER = 2**31
+_LARGEST_ANGLE = 360
 _CLOSE = (b"connection", b"close")
 NOT_HERE = "the picture is not here, or no longer: give it again"
 
@@ -67,16 +68,20 @@ class Uploads:
     Args:
         folder: which Gradio stores them in, each under a name that nobody can guess who has not its content.
         blocks: the page, which knows what was uploaded.
+        examples: copies of pictures of the demo's own, which visitors may ask about as about their uploads.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], blocks: Any):
+    def __init__(self, folder: str | os.PathLike[str], blocks: Any, examples: Iterable[str] = ()):
         self._folder = Path(folder)
+        self._examples = frozenset(examples)
         self._blocks = blocks
         self._making_room = threading.Lock()
 
     def holds(self, path: object) -> bool:
-        """Return whether a path is, to the letter, that of a file which Gradio stored for an upload."""
-        return isinstance(path, str) and path in self._blocks.upload_file_set and self._is_inside(path)
+        """Return whether a path is, to the letter, that of a file which Gradio stored for an upload, or of an example."""
+        if not isinstance(path, str) or not (path in self._blocks.upload_file_set or path in self._examples):
+            return False
+        return self._is_inside(path)
 
     def may_be_read(self, path: str) -> bool:
         """Return whether a path is, to the letter, that of an upload or of a picture that was drawn for a visitor."""
@@ -233,27 +238,58 @@ class Gate:
         data = body.get("data")
         if not isinstance(data, list):
             raise Refused(422, "data must be a list, such as [picture, question]")
-        checked = {"data": self._checked_data(data, len(function.inputs)), "session_hash": session}
+        checked = {"data": self._checked_data(data, function.inputs), "session_hash": session}
+        if function.collects_event_data:
+            checked["event_data"] = _checked_click(body.get("event_data"))
         return {**checked, "fn_index": index, "trigger_id": trigger}
 
-    def _checked_data(self, data: list[Any], count: int) -> list[Any]:
-        if count == 0:
+    def _checked_data(self, data: list[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Return the parts of a call, each of the type of its component; those that are left out are None."""
+        if not inputs:
             return []
-        if not 2 <= len(data) <= count or any(value is not None for value in data[2:]):
-            raise Refused(422, "a question has two parts: data must be [picture, question]")
-        picture, question = data[:2]
-        if question is not None and not isinstance(question, str):
-            raise Refused(422, "the question must be text")
-        if picture is not None:
-            if not isinstance(picture, dict) or not self._uploads.holds(picture.get("path")):
-                raise Refused(422, f"{NOT_HERE}, at {UPLOAD}")
-            name = picture.get("orig_name")
-            picture = {
-                "path": picture["path"],
-                "orig_name": _text(name)[:255] if isinstance(name, str) else None,
-                "meta": {"_type": "gradio.FileData"},
-            }
-        return [picture, None if question is None else _text(question), *[None] * (count - 2)]
+        if len(data) > len(inputs):
+            raise Refused(422, "data has more parts than the call takes; /ask takes [picture, question, box]")
+        checks = {"image": self._checked_picture, "textbox": _checked_text, "slider": _checked_number}
+        checks |= {"radio": _checked_number, "state": _checked_state}
+        checked = [
+            None if value is None else checks[component.get_block_name()](value)
+            for value, component in zip(data, inputs, strict=False)
+        ]
+        return checked + [None] * (len(inputs) - len(data))
+
+    def _checked_picture(self, picture: Any) -> dict[str, Any]:
+        if not isinstance(picture, dict) or not self._uploads.holds(picture.get("path")):
+            raise Refused(422, f"{NOT_HERE}, at {UPLOAD}")
+        name = picture.get("orig_name")
+        return {
+            "path": picture["path"],
+            "orig_name": _text(name)[:255] if isinstance(name, str) else None,
+            "meta": {"_type": "gradio.FileData"},
+        }
+
+
+def _checked_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Refused(422, "the question must be text")
+    return _text(value)
+
+
+def _checked_number(value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) <= _LARGEST_ANGLE:
+        raise Refused(422, f"an angle must be a number of at most {_LARGEST_ANGLE} degrees")
+    return float(value)
+
+
+def _checked_state(value: Any) -> None:
+    raise Refused(422, "what the demo remembers of a visitor cannot be given; send null")
+
+
+def _checked_click(data: Any) -> dict[str, Any]:
+    """Return the place of a click on a picture, and nothing else."""
+    place = data.get("index") if isinstance(data, dict) else None
+    if not isinstance(place, list) or len(place) != 2 or not all(type(v) is int and 0 <= v < 1 << 16 for v in place):
+        raise Refused(422, 'event_data must be a place in the picture, {"index": [x, y]}')
+    return {"index": place, "value": None}
 
 
 def _body_first(receive: Receive, send: Send) -> tuple[Receive, Send]:

@@ -1,275 +1,303 @@
-"""The demo's page: a picture, questions about it, answers with angles, and the object's axes on the picture.
+"""The demo's page: a picture, questions about it, answers with angles, and the objects' axes on the picture.
 
 Nothing on it is fetched from elsewhere, so that it works on a machine without internet.
 """
 
 from __future__ import annotations
 
-import html
-import threading
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 from starlette.middleware import Middleware
 
-from llava_pose.data.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
+from llava_pose.data.conversation import JOINT_QUESTIONS
 from llava_pose.errors import InputError
-from llava_pose.inference.drawing import AXIS_COLOURS
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.pose import categories
-from llava_pose.serve.decoding import decode_apart
-from llava_pose.serve.gate import NOT_HERE, Gate, Uploads
+from llava_pose.serve import page_html
+from llava_pose.serve.desk import NO_PICTURE, Desk, said
+from llava_pose.serve.examples import questions_about, thumbnail_style, title_of
+from llava_pose.serve.gate import Gate, Uploads
 from llava_pose.serve.limits import KEPT_SECONDS, QUESTION_CHARACTERS, QUESTIONS_AT_ONCE, UPLOAD_BYTES
-from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees, doubt, require_short, taught
-from llava_pose.utils.files import open_regular, printable
+from llava_pose.serve.pane import Pane
+from llava_pose.serve.session import ChatSession, doubt, numbered, require_short
+from llava_pose.serve.transcript import message, note, refusal, transcript
+from llava_pose.utils.files import printable
 
-SHOWN_SIDE = 720  # pixels: smaller ones are enlarged for the drawing
-ANGLE_HEADERS = ["Azimuth °", "Elevation °", "In-plane °", "Distance", "Confidence %"]
-NO_PICTURE = "Give me a picture first: drop one into the box on the left, or click it to choose a file. Then ask again."
 NO_QUESTION = "What would you like to know about the picture? Type a question, or click one of the examples."
-INTRODUCTION = """# LLaVA-pose
-Show a picture and ask how an object in it is turned. The angles are read from the model's pose head, and the object's
-axes are drawn on the picture."""
-ANGLES_EXPLAINED = """
-- **Azimuth**: from which side the camera sees the object. 0° is its front; 90° is the side that is on the right for
-  somebody who looks at the front.
-- **Elevation**: how high the camera stands. 0° is level, 90° looks straight down.
-- **In-plane**: how far the picture is tilted, counter-clockwise.
-- **Distance**: in lengths of the object, for a camera of ordinary field of view (53°).
-- **Confidence**: the model's own estimate that it is less than 30° wrong.
-"""
-_STYLE = """
-.taught { font-size: 0.9em; max-height: 4.5em; overflow-y: auto; margin: 0; }
-.legend { text-align: center; font-size: 0.9em; margin: -0.5em 0; }
-footer { opacity: 0.6; }
-"""
 
 
 @dataclass(frozen=True)
-class _Visit:
-    """A visitor's picture and the chat about it."""
+class Limits:
+    """How long an answer may become, and how many questions may wait.
 
-    file: str
-    chat: ChatSession
+    Attributes:
+        new_tokens, seconds: of an answer, after which it is cut off.
+        waiting: questions.
+    """
+
+    new_tokens: int = 128
+    seconds: float = 60
+    waiting: int = 32
 
 
-def build_page(
-    predictor: PosePredictor, *, max_new_tokens: int = 128, max_seconds: float = 60, queue_size: int = 32
-) -> gr.Blocks:
-    """The page over one predictor, which answers one question at a time.
+class DemoPage:
+    """The page over one checkpoint, or over two side by side. The model answers one question at a time.
 
-    Endpoints for gradio_client: ``/ask`` (picture, question) -> (conversation, picture with axes, table of angles), where a
+    Endpoints for gradio_client: ``/ask`` (picture, question, box) -> (conversation, picture with axes, poses, …), where a
     client's further questions about the same picture are follow-ups; ``/new_chat`` forgets them.
 
     Args:
-        max_new_tokens: of an answer.
-        max_seconds: after which an answer is cut off.
-        queue_size: questions that may wait.
+        predictors: by the name of their checkpoints, one or two.
+        examples: pictures that were prepared by :func:`llava_pose.serve.examples.prepare_pictures`.
     """
-    turn = threading.Lock()
 
-    def ask(picture: Mapping[str, Any] | None, question: str | None, visit: _Visit | None) -> tuple[Any, ...]:
-        upload = picture or {}
-        file, question = upload.get("path"), (question or "").strip()
-        try:
-            if not file:
-                raise InputError(NO_PICTURE)
-            if not question:
-                raise InputError(NO_QUESTION)
-            if len(question) > QUESTION_CHARACTERS:
-                long, question = question, f"{question[:80]}…"
-                require_short(long)
-            if visit is not None and visit.file != file:
-                visit = None
-            if visit is None:
-                opened = _open_picture(file, upload.get("orig_name"), uploads)
-                chat = ChatSession(predictor, opened, max_new_tokens=max_new_tokens, max_seconds=max_seconds)
-                visit = _Visit(file, chat)
-            with turn:
-                visit.chat.ask(question)
-            uploads.make_room()
-        except InputError as error:
-            notice = _message("assistant", str(error))
-            said = [_message("user", question)] if question else []
-            return [*_transcript(visit), *said, notice], _axes(visit), _angles(visit), visit, question
-        notes = [_message("assistant", note) for note in [doubt(question, predictor.categories)] if note]
-        return [*_transcript(visit), *notes], _axes(visit), _angles(visit), visit, ""
+    def __init__(self, predictors: Mapping[str, PosePredictor], limits: Limits, examples: Sequence[Path] = ()):
+        self._predictors = list(predictors.values())
+        self._limits = limits
+        self._model = ThreadPoolExecutor(1, "model")
+        cached = [save_file_to_cache(path, get_upload_folder()) for path in examples]
+        self.style = Path(__file__).with_name("page.css").read_text("utf-8") + "".join(
+            thumbnail_style(f"example-{index}", path) for index, path in enumerate(examples)
+        )
+        self.blocks = gr.Blocks(
+            title="LLaVA-pose", analytics_enabled=False, delete_cache=(KEPT_SECONDS // 12, KEPT_SECONDS)
+        )
+        self._uploads = Uploads(get_upload_folder(), self.blocks, cached)
+        with self.blocks:
+            self._build(list(predictors), examples)
+        self.blocks.queue(default_concurrency_limit=QUESTIONS_AT_ONCE, max_size=limits.waiting)
 
-    def new_chat() -> tuple[Any, ...]:
-        return [], None, _angles(None), None
+    def launch(
+        self, *, host: str, port: int, share: bool, visitors: int, root_path: str
+    ) -> tuple[Any, str, str | None]:
+        """Start the server and return (application, its address, its public address or None).
 
-    with gr.Blocks(
-        title="LLaVA-pose", analytics_enabled=False, delete_cache=(KEPT_SECONDS // 12, KEPT_SECONDS)
-    ) as blocks:
-        visit = gr.State(None, time_to_live=KEPT_SECONDS)
-        gr.Markdown(INTRODUCTION)
-        gr.HTML(f'<p class="taught">{html.escape(taught(predictor.categories))}</p>')
-        with gr.Row(equal_height=False):
-            with gr.Column():
-                picture = gr.Image(label="Picture", height=340, elem_id="picture", alt_text="the picture to ask about")
-                question = gr.Textbox(label="Question", placeholder=JOINT_QUESTIONS[0], max_lines=3, elem_id="question")
+        Args:
+            visitors: whose chats are remembered at a time; another's takes the place of the one that was silent for longest.
+            root_path: where a proxy puts the page.
+
+        Raises:
+            OSError: it cannot listen there.
+        """
+        # fonts of the visitor's own machine: none is downloaded
+        fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        return self.blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            root_path=root_path,
+            max_file_size=UPLOAD_BYTES,
+            state_session_capacity=visitors,
+            app_kwargs={"middleware": [Middleware(Gate, blocks=self.blocks, uploads=self._uploads)]},
+            footer_links=["api"],
+            theme=gr.themes.Soft(**fonts),
+            css=self.style,
+        )
+
+    # What stands on the page
+
+    def _build(self, names: Sequence[str], examples: Sequence[Path]) -> None:
+        gr.HTML(page_html.head(names, [predictor.categories for predictor in self._predictors]))
+        self._desk = gr.State(Desk(), time_to_live=KEPT_SECONDS)
+        compared = len(names) > 1
+        with gr.Row(elem_id="page", elem_classes=["compare"] if compared else [], equal_height=False):
+            with gr.Column(elem_classes=["asking"]):
+                self._picture = gr.Image(
+                    label="Picture", height=300, elem_id="picture", alt_text="the picture to ask about"
+                )
+                self._question = gr.Textbox(
+                    label="Question", show_label=False, placeholder=JOINT_QUESTIONS[0], max_lines=3, elem_id="question"
+                )
                 with gr.Row():
                     restart = gr.Button("New chat", min_width=100, elem_id="new-chat")
                     send = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
-                gr.Examples(
-                    [[text] for text in _examples(predictor.categories)],
-                    [question],
-                    label="Questions to try",
-                    cache_examples=False,
+            self._panes = [Pane(index, name if compared else "") for index, name in enumerate(names)]
+            with gr.Column(elem_classes=["more"]):
+                self._box = gr.Textbox(
+                    value="",
+                    label="Box round one object",
+                    info="Click two opposite corners in the drawn picture, or type left, top, width and height in percent.",
+                    placeholder="the whole picture",
+                    max_lines=1,
+                    elem_id="box",
                 )
-            with gr.Column():
-                axes = gr.Image(
-                    label="The object's axes",
-                    show_label=False,  # it would lie over the picture; the legend says it
-                    height=340,
-                    interactive=False,
-                    elem_id="axes",
-                    alt_text="the picture with the axes of the object",
-                    buttons=["download", "fullscreen"],
-                )
-                gr.HTML(_legend())
-                conversation = gr.Chatbot(
-                    label="Answers",
-                    show_label=False,  # it would lie over the messages
-                    height=260,
-                    elem_id="answers",
-                    buttons=[],
-                    render_markdown=False,
-                    feedback_options=None,
-                    placeholder="Answers appear here.",
-                )
-                angles = gr.Dataframe(
-                    headers=ANGLE_HEADERS,
-                    label="Poses of the latest answer that has any, in the order of its text",
-                    interactive=False,
-                    elem_id="angles",
-                    buttons=["copy"],
-                )
-                with gr.Accordion("What the angles mean", open=False):
-                    gr.Markdown(ANGLES_EXPLAINED)
-        shown = [conversation, axes, angles, visit]
-        gr.on(
-            [send.click, question.submit],
-            ask,
-            [picture, question, visit],
-            [*shown, question],
-            preprocess=False,  # the file as it was uploaded: Gradio's own reading of one that is no picture is a traceback
+                chosen = _example_buttons(examples)
+                self._question_buttons()
+        self._connect(send, restart, chosen)
+        self._connect_programs()
+
+    def _question_buttons(self) -> None:
+        """Make buttons that write a question into its field."""
+        first = self._predictors[0]
+        gr.HTML('<p class="hint">Questions to try</p>')
+        with gr.Row(elem_classes=["try"]):
+            for text in questions_about(first.categories, first.kinds):
+                button = gr.Button(text, size="sm", min_width=0)
+                button.click(None, None, self._question, js=f"() => {json.dumps(text)}")
+
+    def _connect(self, send: gr.Button, restart: gr.Button, chosen: Mapping[Path, gr.Button]) -> None:
+        picture, question, box, desk = inputs = [self._picture, self._question, self._box, self._desk]
+        conversations = [pane.conversation for pane in self._panes]
+        others = [part for pane in self._panes for part in pane.others]
+        # the file as it was uploaded: Gradio's own reading of one that is no picture is a traceback
+        private: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "show_progress": "hidden"}
+        latest: dict[str, Any] = {**private, "trigger_mode": "always_last"}  # none is dropped while another is at work
+        asked = gr.on([send.click, question.submit], self._stream, inputs, [*conversations, desk, question], **private)
+        asked.then(self._filled, desk, others, **latest)
+        # the old answers go first and at once: a picture takes a while, and what is asked meanwhile must not go with them
+        showing: dict[str, Any] = {
+            "fn": self._show,
+            "inputs": [picture, box, desk],
+            "outputs": [*conversations, *others, desk],
+            **latest,
+        }
+        cleared = [conversation.clear for conversation in conversations]
+        emptied = [picture.change, box.submit, restart.click, *cleared]
+        gr.on(emptied, self._empty, desk, [*conversations, desk], queue=False, **private).then(**showing)
+        for path, button in chosen.items():
+            button.click(partial(_chosen, path), None, [picture, box], **private)
+        for pane in self._panes:
+            pane.axes.select(self._mark, [box, desk], [*conversations, box, desk], **private).then(**showing)
+            turning, put_back = [pane.axes, pane.words], [pane.axes, *pane.sliders, pane.words]
+            moved = [slider.input for slider in pane.sliders]
+            gr.on(moved, partial(self._turn, pane), [pane.which, *pane.sliders, desk], turning, **latest)
+            gr.on([pane.which.input, pane.back.click], pane.put_back, [pane.which, desk], put_back, **private)
+
+    def _connect_programs(self) -> None:
+        programs = gr.Button(visible=False)
+        answered = [part for pane in self._panes for part in (pane.conversation, *pane.others)]
+        programs.click(
+            self._ask,
+            [self._picture, self._question, self._box, self._desk],
+            [*answered, self._desk],
+            preprocess=False,
             api_name="ask",
-            api_description="Ask about a picture; further questions about the same picture are follow-ups.",
+            api_description="Ask about a picture, or the part of it in a box (left, top, width, height in percent); further "
+            "questions about the same are follow-ups.",
         )
-        restart.click(new_chat, None, shown, api_name="new_chat", api_description="Forget the chat.", queue=False)
-        gr.on(
-            [picture.change, conversation.clear],
-            new_chat,
+        programs.click(
+            self._forget,
             None,
-            shown,
-            api_visibility="private",
+            [*answered, self._desk],
+            api_name="new_chat",
+            api_description="Forget the chat.",
             queue=False,
-            show_progress="hidden",
         )
-    uploads = Uploads(get_upload_folder(), blocks)
-    return blocks.queue(default_concurrency_limit=QUESTIONS_AT_ONCE, max_size=queue_size)
+
+    # What it does
+
+    def _new_chats(self, picture: Image.Image, box: Sequence[float] | None) -> tuple[ChatSession, ...]:
+        limits = self._limits
+        return tuple(
+            ChatSession(predictor, picture, box=box, max_new_tokens=limits.new_tokens, max_seconds=limits.seconds)
+            for predictor in self._predictors
+        )
+
+    def _look(self, picture: Mapping[str, Any], box: str | None, desk: Desk) -> tuple[ChatSession, ...]:
+        return desk.look(picture, box or "", self._uploads, self._new_chats)
+
+    def _stream(
+        self, picture: Mapping[str, Any] | None, question: str | None, box: str | None, desk: Desk
+    ) -> Iterator[list[Any]]:
+        """Yield the conversations as the answers grow, and what is to stand in the field of the question."""
+        question = (question or "").strip()
+        try:
+            if not picture or not picture.get("path"):
+                raise InputError(NO_PICTURE)
+            if not question:
+                raise InputError(NO_QUESTION)
+            require_short(question)
+            chats = self._look(picture, box, desk)
+        except InputError as error:
+            shown = question if len(question) <= QUESTION_CHARACTERS else f"{question[:80]}…"
+            asked = [message("user", shown)] if shown else []
+            yield [*self._conversations(desk, [*asked, refusal(error)]), desk, question]
+            return
+        conversations, left = self._conversations(desk), ""
+        for index, chat in enumerate(chats):
+            before, asking = conversations[index], message("user", question)
+            try:
+                for text in said(chat, question, self._model):
+                    conversations[index] = [*before, asking, message("assistant", numbered(printable(text)))]
+                    yield [*conversations, desk, question]
+                unsure = doubt(question, self._predictors[index].categories)
+                conversations[index] = [*transcript(chat), *([note(unsure)] if unsure else [])]
+            except InputError as error:
+                conversations[index], left = [*before, asking, refusal(error)], question
+        self._uploads.make_room()
+        yield [*conversations, desk, left]
+
+    def _ask(self, picture: Mapping[str, Any] | None, question: str | None, box: str | None, desk: Desk) -> list[Any]:
+        """Answer a program: all that a visitor sees in the end, pane by pane."""
+        *_, (*conversations, _, _) = self._stream(picture, question, box, desk)
+        shown = zip(conversations, self._panes, strict=True)
+        return [part for conversation, pane in shown for part in (conversation, *pane.filled(desk))] + [desk]
+
+    def _conversations(self, desk: Desk, more: Sequence[dict[str, Any]] = ()) -> list[list[dict[str, Any]]]:
+        said_before = [transcript(chat) for chat in desk.chats] or [[] for _ in self._panes]
+        return [[*before, *more] for before in said_before]
+
+    def _filled(self, desk: Desk) -> list[Any]:
+        """Return all but the conversations."""
+        return [part for pane in self._panes for part in pane.filled(desk)]
+
+    def _forget(self) -> list[Any]:
+        desk = Desk()
+        return [part for pane in self._panes for part in ([], *pane.filled(desk))] + [desk]
+
+    def _empty(self, desk: Desk) -> list[Any]:
+        desk.clear()
+        return [*self._conversations(desk), desk]
+
+    def _show(self, picture: Mapping[str, Any] | None, box: str | None, desk: Desk) -> list[Any]:
+        """Draw a picture that has just been given, or the box in it."""
+        conversations: list[Any] = [gr.skip() for _ in self._panes]
+        try:
+            if picture and picture.get("path"):
+                self._look(picture, box, desk)
+            else:
+                desk.clear()
+        except InputError as error:
+            conversations = [[refusal(error)] for _ in self._panes]
+        self._uploads.make_room()
+        return [*conversations, *self._filled(desk), desk]
+
+    def _mark(self, box: str | None, desk: Desk, event: gr.SelectData) -> list[Any]:
+        """Take a click on the drawn picture: the first corner of a box, or the second, which writes the box."""
+        marked = desk.mark(*event.index)
+        if marked is None:
+            return [*(gr.skip() for _ in self._panes), box or "", desk]
+        return [*([] for _ in self._panes), marked, desk]
+
+    def _turn(self, pane: Pane, which: Any, azimuth: Any, elevation: Any, theta: Any, desk: Desk) -> list[Any]:
+        self._uploads.make_room()  # each place of a slider is another picture
+        return pane.turn(which, azimuth, elevation, theta, desk)
 
 
-def _examples(known: Sequence[str]) -> list[str]:
-    """Return questions to try, about what the checkpoint was taught where it says so."""
-    names = [
-        object_words(categories.get(name, allow_custom=True))["object"] for name in list(known) or ["car", "chair"]
-    ]
-    one, other = names[0], names[-1]
-    return [
-        JOINT_QUESTIONS[0],
-        POSE_QUESTIONS[0].format(object=one),
-        POSE_QUESTIONS[3].format(object=other),
-        CAPTION_QUESTIONS[0],
-    ]
+def _example_buttons(examples: Sequence[Path]) -> dict[Path, gr.Button]:
+    """Make a button for each picture."""
+    if not examples:
+        return {}
+    gr.HTML('<p class="hint">Pictures to try</p>')
+    with gr.Row(elem_classes=["try", "shown"]):
+        return {
+            path: gr.Button(title_of(path), elem_id=f"example-{index}", min_width=0)
+            for index, path in enumerate(examples)
+        }
 
 
-def launch(blocks: gr.Blocks, *, host: str, port: int, share: bool, visitors: int) -> tuple[Any, str, str | None]:
-    """Start the server and return (application, its address, its public address or None).
-
-    Args:
-        visitors: whose chats are remembered at a time; another's takes the place of the one that was silent for longest.
-
-    Raises:
-        OSError: it cannot listen there.
-    """
-    uploads = Uploads(get_upload_folder(), blocks)
-    fonts: dict[str, Any] = {
-        "font": ["system-ui", "sans-serif"],
-        "font_mono": ["ui-monospace", "monospace"],
-    }  # none is downloaded
-    return blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        quiet=True,
-        prevent_thread_lock=True,
-        ssr_mode=False,
-        max_file_size=UPLOAD_BYTES,
-        state_session_capacity=visitors,
-        app_kwargs={"middleware": [Middleware(Gate, blocks=blocks, uploads=uploads)]},
-        footer_links=["api"],
-        theme=gr.themes.Soft(**fonts),
-        css=_STYLE,
-    )
-
-
-def _open_picture(path: str, name: str | None, uploads: Uploads) -> Image.Image:
-    """Return what a visitor uploaded. Nothing in a message tells whether there is another file, and where."""
-    try:
-        if not uploads.holds(path):
-            raise InputError(NOT_HERE)
-        with open_regular(path) as file:
-            return decode_apart(file, printable(" ".join((name or "").split()) or "the picture"))
-    except OSError as error:
-        raise InputError(NOT_HERE) from error
-
-
-def _transcript(visit: _Visit | None) -> list[dict[str, str]]:
-    turns = visit.chat.turns if visit else []
-    return [
-        _message(role, text)
-        for turn in turns
-        for role, text in (("user", turn.question), ("assistant", _read_out(turn)))
-    ]
-
-
-def _message(role: str, text: str) -> dict[str, str]:
-    """Return a message as the page shows it. Gradio's Chatbot takes text for HTML, also where it is told to render no
-    Markdown, so that a picture from elsewhere could stand in it.
-    """
-    return {"role": role, "content": html.escape(text, quote=False)}
-
-
-def _read_out(turn: Turn) -> str:
-    text = turn.answer.readable or "(no answer)"
-    if turn.answer.complete:
-        return text
-    return f"{text} … (cut off: the answer {'took' if turn.answer.took_too_long else 'grew'} too long)"
-
-
-def _axes(visit: _Visit | None) -> Image.Image | None:
-    return visit.chat.overlay(at_least=SHOWN_SIDE) if visit else None
-
-
-def _angles(visit: _Visit | None) -> Mapping[str, Any]:
-    answer = visit.chat.last_with_poses if visit else None
-    rows = [
-        [*angles_in_degrees(pose), round(cast(float, pose.distance), 2), round(100 * confidence)]
-        for pose, confidence in (zip(answer.poses, answer.confidences, strict=True) if answer else ())
-    ]
-    return {"headers": ANGLE_HEADERS, "data": rows}
-
-
-def _legend() -> str:
-    names = {"front": "front", "up": "up", "left": "its left"}
-    parts = [
-        f'<span style="color: rgb{AXIS_COLOURS[name]}; font-weight: 600">&#9632;</span> {words}'
-        for name, words in names.items()
-    ]
-    return f'<div class="legend">The object\'s axes: {" &nbsp; ".join(parts)}</div>'
+def _chosen(path: Path) -> list[Any]:
+    """Return an example as a visitor's picture, and no box. Gradio deletes the copies that it keeps after a while."""
+    return [save_file_to_cache(path, get_upload_folder()), ""]

@@ -4,37 +4,73 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
-from llava_pose.data.images import assumed_viewport
+from llava_pose.data.images import assumed_viewport, cut_to_box
 from llava_pose.data.records import Pose
+from llava_pose.data.viewpoint_words import describe_viewpoint
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
 from llava_pose.pose import categories
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import ChatAnswer, PosePredictor
+    from llava_pose.inference.predictor import ChatAnswer, PoseAnswer, PosePredictor
 
+SOMETHING = "object"  # the name of what an answer does not name
 _NAMED = re.compile(r"\b(?:the|an?|this|that|my|your|these|those)\s+(?=([\w-]+(?:\s+[\w-]+){0,2}))")
 
 
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth in [0, 360), elevation in [-90, 90] and in-plane angle in [-180, 180], to a tenth of a degree."""
-    azimuth, elevation, theta = (round(angle, 1) for angle in pose.degrees())
+    azimuth, elevation, theta = (round(angle, 1) + 0.0 for angle in pose.degrees())  # -0.0 is 0.0
     return azimuth % 360.0, elevation, theta
+
+
+def numbered(text: str) -> str:
+    """Return what an answer says with [1], [2], … for its poses, which may be shown before the poses are known."""
+    first, *parts = text.split(POSE_TOKEN)
+    return first + "".join(f"[{number}]{part}" for number, part in enumerate(parts, start=1))
+
+
+def named_objects(text: str) -> list[str]:
+    """Return for each `<pose6D>` of an answer the category that is named last before it, or :data:`SOMETHING`."""
+    names = []
+    for part in text.split(POSE_TOKEN)[:-1]:
+        words = re.findall(r"[\w-]+", part)
+        spans = (words[end - size : end] for end in range(len(words), 0, -1) for size in (3, 2, 1) if size <= end)
+        found = next((category for span in spans if (category := categories.find(" ".join(span)))), None)
+        names.append(SOMETHING if found is None else found.name)
+    return names
+
+
+def shown_name(name: str) -> str:
+    """Return what people read for a category, which need not be in the taxonomy."""
+    return categories.get(name, allow_custom=True).display_name
+
+
+def seen_words(pose: Pose, name: str = SOMETHING) -> str:
+    """Return from where an object is seen, in words: "seen from its front-left, slightly from above".
+
+    Of a category that has no front, or no upper end, no such thing is said; nothing is left of one that has neither.
+    """
+    view, category = describe_viewpoint(pose), categories.find(name)
+    if category is not None and not category.has_up:
+        return view.facing if category.has_front else ""
+    has_front = category is None or category.has_front
+    return ", ".join(part for part in (view.seen if has_front else f"seen {view.height}", view.tilt) if part)
 
 
 def taught(known: Sequence[str]) -> str:
     """Return which categories a checkpoint was taught, as a sentence; nothing where it does not say so."""
     if not known:
         return ""
-    names = [categories.display_name(name) for name in known]
+    names = [shown_name(name) for name in known]
     return (
         f"It was taught {names[0]}." if len(names) == 1 else f"It was taught {', '.join(names[:-1])} and {names[-1]}."
     )
@@ -87,6 +123,7 @@ class ChatSession:
 
     Attributes:
         picture: upright, RGB.
+        box: left, top, right, bottom of the part that is asked about, pixels; None for the whole picture.
         viewport: pixels per unit focal length of its camera.
         turns: what was asked and answered so far.
     """
@@ -96,19 +133,30 @@ class ChatSession:
         predictor: PosePredictor,
         picture: Image.Image,
         *,
+        box: Sequence[float] | None = None,
         viewport: float | None = None,
         max_new_tokens: int = 128,
         max_seconds: float | None = None,
     ):
+        """
+        Raises:
+            InputError: nothing of the box is in the picture.
+        """
+        from llava_pose.inference.pipeline import require_box  # which loads torch
+
         self.picture = picture
+        self.box = None if box is None else require_box(box, picture.size)
         self.viewport = assumed_viewport(picture) if viewport is None else viewport
         self.turns: list[Turn] = []
         self._predictor = predictor
         self._max_new_tokens = max_new_tokens
         self._max_seconds = max_seconds
 
-    def ask(self, question: str) -> ChatAnswer:
+    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> ChatAnswer:
         """Answer a question and remember both. A question that fails leaves the chat as it was.
+
+        Args:
+            on_text: is called with the answer so far, with a `<pose6D>` for each pose, while it is written.
 
         Raises:
             InputError: the question is empty, too long or holds one of the model's own tokens, the chat has become too long, or
@@ -119,19 +167,32 @@ class ChatSession:
             raise InputError("the question is empty; type what you want to know about the picture")
         require_short(question)
         require_plain(question)
+        shown, scale, left, top = (self.picture, 1.0, 0, 0) if self.box is None else cut_to_box(self.picture, self.box)
         answer = self._predictor.chat(
-            self.picture,
+            shown,
             [*self.messages, {"role": "user", "content": question}],
-            viewport=self.viewport,
+            viewport=self.viewport * scale,
             max_new_tokens=self._max_new_tokens,
             max_seconds=self._max_seconds,
+            on_text=on_text,
         )
         if not all(math.isfinite(angle) for pose in answer.poses for angle in pose.angles):
             raise InputError(
                 "the checkpoint answers with a pose that is no number; it is damaged or its training diverged"
             )
+        if self.box is not None:
+            answer = replace(answer, poses=[_in_whole(pose, scale, left, top) for pose in answer.poses])
         self.turns.append(Turn(question, answer))
         return answer
+
+    def objects(self, answer: ChatAnswer) -> list[PoseAnswer]:
+        """Return an answer's poses, each with the category that the text names for it."""
+        from llava_pose.inference.predictor import PoseAnswer
+
+        return [
+            PoseAnswer(pose, confidence, name, viewport=self.viewport)
+            for pose, confidence, name in zip(answer.poses, answer.confidences, named_objects(answer.text), strict=True)
+        ]
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -147,18 +208,41 @@ class ChatSession:
         """The latest answer that holds a pose."""
         return next((turn.answer for turn in reversed(self.turns) if turn.answer.poses), None)
 
-    def overlay(self, *, at_least: int = 0) -> Image.Image:
-        """The picture with the axes of the latest poses; a plain copy if there are none yet.
+    def overlay(self, *, at_least: int = 0, poses: Sequence[Pose] | None = None, cube: bool = False) -> Image.Image:
+        """The picture with the box, and the axes of the latest poses, numbered where there are several.
 
         Args:
             at_least: pixels; a picture whose longer side is less is enlarged to it, so that its axes are drawn fine.
+            poses: to be drawn in the place of the latest.
+            cube: draw a cube round each object.
         """
-        scale = max(1.0, at_least / max(self.picture.size))
+        scale = self.scale(at_least)
         width, height = self.picture.size
         drawn = self.picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+        if self.box is not None:
+            draw_box(drawn, [edge * scale for edge in self.box])
         answer = self.last_with_poses
-        for pose in answer.poses if answer else ():
+        shown = poses if poses is not None else answer.poses if answer else ()
+        for number, pose in enumerate(shown, start=1):
             px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
             enlarged = replace(pose, px=px * scale, py=py * scale)
-            drawn = draw_axes(drawn, enlarged, self.viewport * scale)
+            mark = number if len(shown) > 1 else None
+            drawn = draw_axes(drawn, enlarged, self.viewport * scale, cube=cube, number=mark)
         return drawn
+
+    def scale(self, at_least: int) -> float:
+        """How many times larger than the picture :meth:`overlay` is."""
+        return max(1.0, at_least / max(self.picture.size))
+
+
+def _in_whole(pose: Pose, scale: float, left: int, top: int) -> Pose:
+    """Return a pose of a part of a picture with its place in pixels of the whole picture."""
+    px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
+    return replace(pose, px=px / scale + left, py=py / scale + top)
+
+
+def draw_box(picture: Image.Image, box: Sequence[float]) -> None:
+    """Draw the edges of a box on a picture."""
+    pen, width = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 300))
+    for colour, line in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
+        pen.rectangle(tuple(box), outline=colour, width=line)

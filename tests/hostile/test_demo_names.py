@@ -188,8 +188,9 @@ def test_a_visitor_is_answered_afterwards(server: Server, taught):
     assert ask(server.client(), taught.picture, QUESTION).angles
 
 
-def test_pictures_are_deleted_whoever_ends_the_demo(taught, tmp_path: Path, good: bytes):
-    running = start(taught, tmp_path)
+@pytest.mark.parametrize("at_ctrl_c", [signal.SIG_DFL, signal.SIG_IGN])  # a script's background ignores it
+def test_pictures_are_deleted_whoever_ends_the_demo(taught, tmp_path: Path, good: bytes, at_ctrl_c):
+    running = start(taught, tmp_path, at_ctrl_c=at_ctrl_c)
     upload = Path(Stranger(running).upload(good))
     assert upload.is_file()
     os.kill(running.process.pid, signal.SIGTERM)

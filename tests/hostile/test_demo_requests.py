@@ -317,6 +317,21 @@ def test_a_call_of_the_wrong_types_is_a_sentence(stranger, kind, way):
     assert "/etc" not in sentence
 
 
+@pytest.mark.parametrize(
+    "click", [None, 5, {}, {"index": "a"}, {"index": [1e9, 2]}, {"index": [1]}, {"index": [True, 1]}]
+)
+@pytest.mark.parametrize("part", [{"path": "/etc/passwd"}, ["a"], "a" * 5000, True, -(10**9), 10**400, "\ud800"])
+def test_every_part_of_every_function_is_held_to_its_type(stranger, part, click):
+    """Sliders, boxes, clicks and whatever else the page asks with."""
+    for function in stranger.http.get("/config").json()["dependencies"]:
+        if not function["backend_fn"]:
+            continue
+        body = {"data": [part] * len(function["inputs"]), "fn_index": function["id"], "session_hash": "abc"}
+        response = stranger.post("queue/join", {**body, "event_data": click})
+        assert response.status_code == 422 or not function["inputs"], function
+        assert "/etc" not in response.text
+
+
 def test_parts_that_do_not_matter_may_be_anything(stranger, good):
     picture = {
         "path": stranger.upload(good),

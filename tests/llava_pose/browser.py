@@ -47,7 +47,7 @@ class Page:
         errors: what its scripts threw, and what the browser complained about.
     """
 
-    def __init__(self, executable: str, profile: Path, *, patience: float = 300):
+    def __init__(self, executable: str, profile: Path, *, patience: float = 60):
         """
         Args:
             profile: an empty folder for the browser's own files.
@@ -157,9 +157,27 @@ class Page:
         self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         self.send("Input.insertText", text=text)
 
+    def click_at(self, selector: str, right: float, down: float) -> None:
+        """Click with the mouse within an element, at these shares of its width and height."""
+        place = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = self.evaluate(f"(b => [b.x, b.y, b.width, b.height])({place}.getBoundingClientRect())")
+        at: dict[str, Any] = {
+            "x": box[0] + right * box[2],
+            "y": box[1] + down * box[3],
+            "button": "left",
+            "clickCount": 1,
+        }
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, **at)
+
     def press_enter(self) -> None:
-        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
-        self.send("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
+        self.press("Enter", 13, text="\r")
+
+    def press(self, name: str, code: int, **more: str) -> None:
+        """Press a key by its name and its Windows code."""
+        key = {"key": name, "code": name, "windowsVirtualKeyCode": code}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **more, **key)
         self.send("Input.dispatchKeyEvent", type="keyUp", **key)
 
     def choose_file(self, selector: str, file: Path) -> None:

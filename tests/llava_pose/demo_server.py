@@ -72,7 +72,7 @@ def free_port() -> int:
         return candidate.getsockname()[1]
 
 
-def start(taught, folder: Path, *options: str) -> Server:
+def start(taught, folder: Path, *options: str, at_ctrl_c: signal.Handlers = signal.SIG_DFL) -> Server:
     """A demo in a process of its own, once it says where it is.
 
     Raises:
@@ -95,7 +95,7 @@ def start(taught, folder: Path, *options: str) -> Server:
         text=True,
         start_new_session=True,
         # tests that run in the background ignore Ctrl-C, and so would their children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, at_ctrl_c),
     )
     log: list[str] = []
     found: list[str] = []
@@ -121,22 +121,26 @@ def start(taught, folder: Path, *options: str) -> Server:
 
 @dataclass
 class Answer:
-    """What ``/ask`` gives back: the conversation as (role, text), the file with the axes, the rows of angles."""
+    """What ``/ask`` gives back: the conversation as (role, text), the file with the axes, the rows of angles, the poses with
+    all their numbers, and what a second checkpoint says.
+    """
 
     turns: list[tuple[str, str]]
     axes: str | None
     angles: list[list[float]]
+    poses: list[dict[str, Any]]
+    others: list[Any]
 
 
-def ask(client: Any, picture: Path | str | None, question: str) -> Answer:
+def ask(client: Any, picture: Path | str | None, question: str, box: str = "") -> Answer:
     upload = None if picture is None else pytest.importorskip("gradio_client").handle_file(picture)
-    conversation, axes, angles, *_ = client.predict(upload, question, api_name="/ask")
+    conversation, axes, angles, *others = client.predict(upload, question, box, api_name="/ask")
     turns = []
     for message in conversation:
         content = message["content"]
         text = content if isinstance(content, str) else "".join(part["text"] for part in content)
         turns.append((message["role"], text))
-    return Answer(turns, axes, angles["data"])
+    return Answer(turns, axes, angles["data"], angles["poses"], others)
 
 
 class Stranger:

@@ -9,9 +9,10 @@ import re
 import numpy as np
 import pytest
 
-from data_prep.scene.viewpoint_words import SIDES, caption_templates, describe_viewpoint, offline_caption
+from data_prep.scene.viewpoint_captions import caption_templates, offline_caption
 from llava_pose.data.conversation import POSE_TOKEN, mirror_sides
 from llava_pose.data.records import Pose
+from llava_pose.data.viewpoint_words import SIDES, describe_viewpoint
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import flip_pose, project_points
 from tests.data_prep.questions.reading import mirrored_pose

@@ -25,7 +25,7 @@ from data_prep.questions.words import yes_no_answers
 from data_prep.scene.facts import PREDICATES
 from data_prep.scene.scenes import Scene, box_text, category_of, noun
 from data_prep.scene.topics import TOPICS, Topic
-from data_prep.scene.viewpoint_words import caption_templates, caption_words
+from data_prep.scene.viewpoint_captions import caption_templates, caption_words
 from llava_pose.data.conversation import (
     CAPTION_QUESTIONS,
     IMAGE_TOKEN,

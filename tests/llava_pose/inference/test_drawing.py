@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from llava_pose.data.records import Pose
-from llava_pose.inference.drawing import AXES, AXIS_COLOURS, draw_axes, project_axes
+from llava_pose.inference.drawing import AXES, AXIS_COLOURS, draw_axes, project_axes, project_cube
 from llava_pose.pose.geometry import project_points
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "data" / "photos"
@@ -37,6 +37,26 @@ def test_the_tips_are_the_projected_axes():
     )
     np.testing.assert_allclose(list(axes.tips.values()), expected, atol=1e-9)
     np.testing.assert_allclose(axes.origin, (90.0, 70.0), atol=1e-9)
+
+
+def test_the_cube_has_a_diagonal_of_one_object_unit():
+    """Seen along an axis from far away it is a square of 1/sqrt(3) units a side round the object's origin."""
+    corners, farthest = project_cube(Pose(0.0, 0.0, 0.0, 1000.0, 90.0, 70.0), SIZE, viewport=100_000.0)
+    np.testing.assert_allclose(np.abs(corners - (90.0, 70.0)), 50 / math.sqrt(3), atol=0.1)
+    corners, farthest = project_cube(Pose(0.5, 0.6, 0.0, 3.0, 90.0, 70.0), SIZE, viewport=100.0)
+    rear_right_below = (-1, 1, -1)
+    assert farthest == 2, f"the camera sees front, left and top, so {rear_right_below} is farthest"
+
+
+def test_a_cube_and_a_number_are_drawn_round_the_axes():
+    plain = Image.new("RGB", (300, 300), (90, 90, 90))
+    pose = Pose(0.5, 0.3, 0.0, 2.0, 150.0, 150.0)
+    bare, boxed = (np.asarray(draw_axes(plain, pose, 300.0, cube=cube)) for cube in (False, True))
+    numbered = np.asarray(draw_axes(plain, pose, 300.0, number=3))
+    assert (bare != boxed).any(-1).mean() > 0.03
+    changed = np.argwhere((bare != numbered).any(-1)) - 150
+    assert len(changed) > 0
+    assert np.abs(changed).max() < 20
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llava_pose.data.images import open_picture
+from llava_pose.data.images import MAX_SQUARE, PADDING_COLOUR, cut_to_box, open_picture
+from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
@@ -36,7 +37,7 @@ from llava_pose.model.loading import load_full
 from llava_pose.pose.geometry import TWO_PI
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.chat import main
-from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt
+from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, named_objects
 from llava_pose.serve.session import taught as known_sentence
 
 ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
@@ -296,6 +297,136 @@ def test_without_a_person_ctrl_c_ends_the_command(taught, monkeypatch, capsys):
     assert "stopped" in capsys.readouterr().err
 
 
+# Commands: in a pipe as at a terminal
+
+
+def test_a_person_sees_the_answer_grow_and_each_pose_in_words(taught):
+    terminal = Terminal(command(taught))
+    terminal.wait_for("\n> ")
+    terminal.type("Describe the picture.\n")
+    shown = terminal.wait_for("\n> ")
+    assert "A car at [1] and a cup at [2].\n  [1] car (azimuth" in shown
+    assert re.search(r"\[1\] car .*, seen from its [a-z-]+, (slightly|from|at).*, \d+% sure\n", shown)
+    assert re.search(r"\[2\] cup .*, seen (slightly|from|at).*, \d+% sure\n", shown)
+    assert "side" not in shown.split("[2] cup")[1]
+    terminal.type("/help\n")
+    assert "/box X Y W H" in terminal.wait_for("\n> ")
+    terminal.type("/nonsense\n")
+    assert "there is no command /nonsense" in terminal.wait_for("\n> ")
+    terminal.type("/quit\n")
+    assert terminal.close() == 0
+
+
+def test_a_pipe_gets_one_line_an_answer_and_no_prompt(taught):
+    result = subprocess.run(
+        command(taught, "--json"),
+        input=f"/help\n{CAR_QUESTION}\n/quit\nThis is behind the end.\n",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]|> ", result.stdout) is None
+    [line] = result.stdout.splitlines()
+    told = json.loads(line)
+    assert (told["picture"], told["box"], told["question"]) == (str(taught.picture), None, CAR_QUESTION)
+    assert told["answer"].startswith("The car is at (azimuth")
+    [pose] = told["poses"]
+    assert pose["category"] == "car"
+    assert pose["words"].startswith("seen from its ")
+    assert_shows(told["answer"], taught.car)
+
+
+def test_several_pictures_are_asked_and_a_bad_one_stops_nothing(taught, chat, tmp_path, caplog):
+    bad, other = tmp_path / "bad.png", tmp_path / "other.png"
+    bad.write_text("this is no picture")
+    shutil.copy(taught.picture, other)
+    code, out, error = chat([str(taught.picture), str(bad), str(other), *words(taught, "--question", CAR_QUESTION)[1:]])
+    assert code == 2
+    assert [line.split(": ")[0] for line in out.splitlines()] == [str(taught.picture), str(other)]
+    assert_shows(out, taught.car, at=1)
+    assert f"1 of 3 pictures could not be used; the first: {bad}: cannot read the picture" in error
+
+
+def test_another_picture_begins_another_chat(taught, chat, tmp_path):
+    other = tmp_path / "the other.png"
+    Image.open(taught.picture).convert("RGB").rotate(90).save(other)
+    code, out, _ = chat(words(taught, "--json"), f"{CAR_QUESTION}\n/image {other}\n{CAR_QUESTION}\n")
+    assert code == 0
+    first, second = map(json.loads, out.splitlines())
+    assert (first["picture"], second["picture"]) == (str(taught.picture), str(other))
+    assert first["poses"] != second["poses"]
+
+
+def test_a_box_is_asked_about_and_its_pose_is_in_the_pixels_of_the_picture(taught, chat, tmp_path):
+    """The taught picture, with room round it that the box takes off again."""
+    wide = tmp_path / "wide.png"
+    room = Image.new("RGB", (400, 300), "black")
+    picture = Image.open(taught.picture).convert("RGB")
+    room.paste(picture, (200, 100))
+    room.save(wide)
+    side = round(160 / 1.1, 3)  # a box is cut out with 5% at each side
+    corner = 80 - side / 2
+    lines = f"/box {200 + corner} {100 + corner}, {side} {side}\n{CAR_QUESTION}\n/box\n{CAR_QUESTION}\n"
+    options = [str(wide), "--checkpoint", str(taught.folder), "--device", "cpu", "--json"]
+    code, out, _ = chat(options, lines)
+    assert code == 0
+    first, second = map(json.loads, out.splitlines())
+    assert_shows(first["answer"], taught.car)
+    [pose] = first["poses"]
+    assert (pose["pose"]["px"], pose["pose"]["py"]) == pytest.approx((200 + taught.car.px, 100 + taught.car.py), abs=12)
+    assert first["box"] == pytest.approx([200 + corner, 100 + corner, 200 + corner + side, 100 + corner + side])
+    assert second["box"] is None
+
+
+def test_poses_are_saved_as_a_picture_and_as_lines_that_convert_reads(taught, chat, tmp_path):
+    files = [tmp_path / name for name in ("axes.png", "poses.csv", "poses.jsonl")]
+    lines = "".join(f"/save {file}\n" for file in files)
+    assert chat(words(taught), f"Describe the picture.\n{lines}")[0] == 0
+    assert Image.open(files[0]).size == (160, 160)
+    for file in files[1:]:
+        items, faults = read_poses(file, "llava-pose")
+        assert faults == []
+        assert [item.category for item in items] == ["car", "cup"]
+        for item, pose in zip(items, (taught.car, taught.cup), strict=True):
+            assert pose_error(np.array(item.pose.angles), np.array(pose.angles)) < math.radians(TAUGHT_WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("/box 1 2 three 4", "/box takes x, y, width and height in pixels"),
+        ("/box 1 2 3", "/box takes x, y, width and height in pixels"),
+        ("/box 900 900 10 10", "has no pixel of its picture, which is 160×160"),
+        ("/box nan 0 1 1", "four finite numbers"),
+        ("/image", "no further picture was given"),
+        ("/image nowhere.png", "nowhere.png"),
+        ("/save", "name the file"),
+        ("/save axes.xyz", "give a name that ends in .png"),
+        ("/save axes.png", "there is no pose yet"),
+        ("/json", "there is no answer yet"),
+        ("/qiut", "there is no command /qiut; /help lists them"),
+        ("/\x1b[2J", "there is no command /\\u001b[2J"),
+    ],
+)
+def test_a_command_that_cannot_be_done_ends_a_pipe_with_one_sentence(taught, chat, line, sentence):
+    assert_refused(chat(words(taught), f"{line}\n{CAR_QUESTION}\n"), sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("The car is at <pose6D>.", ["car"]),
+        ("This is a pair of scissors at <pose6D>.", ["scissors"]),
+        ("A dining table at <pose6D>, and beside it a chair at <pose6D>.", ["diningtable", "chair"]),
+        ("The object described is at <pose6D>.", ["object"]),
+        ("No pose.", []),
+    ],
+)
+def test_each_pose_has_the_category_that_stands_before_it(text, names):
+    assert named_objects(text) == names
+
+
 # The overlay
 
 
@@ -510,4 +641,18 @@ def test_a_question_about_something_else_is_doubted(question, known, doubted):
 def test_what_was_taught_is_a_sentence():
     assert known_sentence([]) == ""
     assert known_sentence(["car"]) == "It was taught car."
+    assert known_sentence(["my_gadget"]) == "It was taught my gadget."
     assert known_sentence(["car", "diningtable", "cup"]) == "It was taught car, dining table and cup."
+
+
+def test_the_square_round_a_box_is_never_made_vast():
+    """That of a thin panorama would have 1.6 billion pixels."""
+    picture = Image.new("RGB", (40_000, 20), "white")
+    square, scale, left, top = cut_to_box(picture, (0.0, 0.0, 40_000.0, 20.0), margin=0.0)
+    assert square.size == (MAX_SQUARE, MAX_SQUARE)
+    assert (scale, left, top) == (MAX_SQUARE / 40_000, 0, -19_990)
+    assert square.getpixel((1000, 1023)) == (255, 255, 255)
+    small, scale, left, top = cut_to_box(picture, (10.0, 0.0, 30.0, 20.0), margin=0.5)
+    assert (small.size, scale, left, top) == ((40, 40), 1.0, 0, -10)
+    assert small.getpixel((20, 9)) == PADDING_COLOUR
+    assert small.getpixel((20, 10)) == (255, 255, 255)

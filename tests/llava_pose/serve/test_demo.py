@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import re
+import shutil
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.demo import main
 from tests.llava_pose.browser import Page, find_browser
-from tests.llava_pose.demo_server import Answer, Server, ask, start
+from tests.llava_pose.demo_server import Answer, Server, ask, free_port, start
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'llava-pose[demo]'")
 gradio_client = pytest.importorskip("gradio_client", reason="the tests of the demo need gradio_client")
@@ -135,6 +139,36 @@ def test_visitors_at_the_same_time_do_not_see_each_other(server, taught):
     assert_is(answers[0].angles[0][:3], taught.cup)
 
 
+def test_a_program_gets_every_number_of_a_pose(client, taught):
+    [pose] = ask(client, taught.picture, CAR_QUESTION).poses
+    assert pose["category"] == "car"
+    assert pose["words"].startswith("seen from its ")
+    assert np.linalg.det(np.array(pose["matrix"])[:3, :3]) == pytest.approx(1.0)
+    assert_is(pose["degrees"].values(), taught.car)
+
+
+def test_a_box_is_asked_about_and_its_pose_is_in_the_pixels_of_the_picture(client, taught, tmp_path):
+    """The taught picture, with room round it that the box takes off again."""
+    wide = tmp_path / "wide.png"
+    room = Image.new("RGB", (400, 200), "black")
+    room.paste(Image.open(taught.picture).convert("RGB"), (200, 20))
+    room.save(wide)
+    side = 160 / 1.1  # a box is cut out with 5% at each side
+    left, top = 200 + (160 - side) / 2, 20 + (160 - side) / 2
+    box = f"{left / 4} {top / 2}, {side / 4}% {side / 2}"
+    answer = ask(client, wide, CAR_QUESTION, box)
+    assert_is(answer.angles[0][:3], taught.car)
+    [pose] = answer.poses
+    assert (pose["pose"]["px"], pose["pose"]["py"]) == pytest.approx((200 + taught.car.px, 20 + taught.car.py), abs=12)
+    assert len(ask(client, wide, CUP_FOLLOW_UP, box).turns) == 4, "the same box is the same chat"
+    assert len(ask(client, wide, CAR_QUESTION).turns) == 2, "without the box it is another"
+
+
+@pytest.mark.parametrize("box", ["1 2 3", "a b c d", "nan nan nan nan", "200 10 20 20", "10 10 0 10", "1 2 3 4 5"])
+def test_a_box_that_is_none_is_a_sentence(client, taught, box):
+    assert_sentence(ask(client, taught.picture, CAR_QUESTION, box), "left, top, width and height in percent")
+
+
 # Mistakes: each is a sentence in the conversation, and the server lives on
 
 
@@ -202,6 +236,63 @@ def test_where_one_cannot_listen_is_one_sentence(capsys, host):
     assert errors.count("\n") == 1
 
 
+def test_a_folder_without_pictures_is_refused_before_the_checkpoint_is_loaded(capsys, tmp_path):
+    assert main(["--checkpoint", "nowhere", "--examples", str(tmp_path), "--port", str(free_port())]) == 2
+    assert "there is no picture in this folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["pose", "/", "/a b", "javascript:x"])
+def test_a_root_path_that_is_none_is_one_sentence(capsys, path):
+    assert main(["--checkpoint", "nowhere", "--root-path", path]) == 2
+    assert f"--root-path {path}: must be a path such as /pose" in capsys.readouterr().err
+
+
+def _proxy(target: str, prefix: str) -> tuple[str, Any]:
+    """A web server that puts the demo below a prefix, and takes the prefix off what it passes on."""
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response, StreamingResponse
+    from starlette.routing import Route
+
+    client = httpx.AsyncClient(base_url=target, timeout=120)
+
+    async def pass_on(request: Request) -> Response:
+        path = "/" + request.path_params["path"]
+        headers = [(k, v) for k, v in request.headers.items() if k not in ("host", "connection")]
+        sent = client.build_request(
+            request.method, path, params=request.query_params, headers=headers, content=await request.body()
+        )
+        got = await client.send(sent, stream=True)
+        kept = {k: v for k, v in got.headers.items() if k in ("content-type", "content-encoding")}
+        return StreamingResponse(got.aiter_raw(), got.status_code, kept)
+
+    routes = [Route(f"{prefix}/{{path:path}}", pass_on, methods=["GET", "POST"])]
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=port, log_level="error"))
+    threading.Thread(target=server.run, daemon=True).start()
+    return f"http://127.0.0.1:{port}{prefix}/", server
+
+
+def test_it_works_below_a_path_of_a_proxy_and_with_proxies_in_the_environment(taught, tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:1")
+    running = start(taught, tmp_path, "--root-path", "/pose")
+    monkeypatch.undo()
+    url, proxy = _proxy(running.url, "/pose")
+    try:
+        client = gradio_client.Client(url, verbose=False)
+        answer = ask(client, taught.picture, CAR_QUESTION)
+        assert_is(answer.angles[0][:3], taught.car)
+        assert Image.open(answer.axes).size == (720, 720)
+        page = httpx.get(url).text
+        assert f"{url.rstrip('/')}" in page or "/pose" in page
+    finally:
+        proxy.should_exit = True
+        running.process.kill()
+        running.process.wait()
+
+
 def test_ctrl_c_ends_it_at_once(taught, tmp_path):
     running = start(taught, tmp_path)
     os.killpg(running.process.pid, signal.SIGINT)
@@ -241,7 +332,7 @@ def test_a_visit_in_a_browser(server, page, taught, tmp_path):
     page.wait_until("document.querySelector('#question textarea').value == ''")
     page.type("#question textarea", CUP_FOLLOW_UP)
     page.press_enter()
-    page.wait_until("document.querySelector('#answers').innerText.includes('The cup is at')")
+    page.wait_until("document.querySelector('#answers').innerText.includes('The cup is at (azimuth')")
     assert_is(ANGLES.findall(page.text("#answers"))[-1], taught.cup)
     page.wait_until(
         f"document.querySelector('#angles').innerText.includes('{math.degrees(taught.cup.azimuth):.0f}'[0])"
@@ -263,12 +354,118 @@ def test_a_visit_in_a_browser(server, page, taught, tmp_path):
         assert wider <= 0, f"at {width} pixels one has to scroll sideways"
         page.screenshot(tmp_path / f"visit_{width}.png")
 
+    drawn = page.evaluate("document.querySelector('#axes img').src")
     page.click("#new-chat")
     page.wait_until("!document.querySelector('#answers').innerText.includes('azimuth')")
-    page.wait_until("!document.querySelector('#axes img')")
+    page.wait_until("!document.querySelector('#angles table')")
+    page.wait_until(f"document.querySelector('#axes img')?.src != '{drawn}'")
 
     assert page.errors == []
     elsewhere = [url for url in page.requests if not url.startswith((server.url, "data:", "blob:", "about:"))]
     assert elsewhere == []
     assert len(page.requests) > 5
     assert server.asked_for.read_text() == ""
+
+
+CONTROLS = {"button", "link", "textbox", "slider", "spinbutton", "radio", "checkbox", "combobox", "switch"}
+
+
+@pytest.mark.slow
+def test_two_checkpoints_examples_a_drawn_box_and_sliders_in_a_browser(page, taught, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.open(taught.picture).convert("RGB").save(pictures / "car_01.png")
+    (pictures / "broken.png").write_text("this is no picture")
+    (tmp_path / "demo").mkdir()
+    running = start(taught, tmp_path / "demo", "--examples", str(pictures), "--compare", str(taught.folder))
+    try:
+        _visit_two(page, running, taught, tmp_path)
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def _visit_two(page: Page, running: Server, taught: Any, tmp_path: Path) -> None:
+    page.go_to(running.url, width=390, height=844)
+    page.wait_until("document.querySelector('#example-0') && document.querySelector('#ask')")
+    assert page.text("#example-0") == "car"
+    assert page.evaluate("document.querySelector('#example-1')") is None
+    page.click("#example-0")
+    page.wait_until("document.querySelector('#axes img')?.naturalWidth == 720")
+    page.type("#question textarea", "Describe the picture.")
+    page.press_enter()
+    page.wait_until("document.querySelector('#angles-2 table')")
+    page.wait_until("document.querySelector('#angles table')")
+    for pane in ("#answers", "#answers-2"):
+        assert_is(ANGLES.findall(page.text(pane))[0], taught.car)
+
+    bottom = page.evaluate(
+        "[...document.querySelectorAll('#answers .bot')].at(-1).getBoundingClientRect().bottom + window.scrollY"
+    )
+    assert bottom < 844, "on a telephone the answer is in sight"
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+    links = page.evaluate("[...document.querySelectorAll('#angles a')].map(a => [a.download, a.href])")
+    for (name, href), pose in zip(links, (taught.car, taught.car), strict=True):
+        (tmp_path / name).write_bytes(base64.b64decode(href.partition(",")[2]))
+        items, faults = read_poses(tmp_path / name, "llava-pose")
+        assert (len(items), faults) == (2, [])
+        assert_is(np.degrees(items[0].pose.angles), pose)
+
+    page.resize(1280, 900)
+    page.wait_until("window.innerWidth == 1280")
+    page.click("#turn button")
+    page.wait_until(
+        "document.querySelector('#turn input[type=range]') && document.querySelector('#turn input[type=radio]')"
+    )
+    names = _controls(page)
+    assert {"Ask", "New chat", "car", "range slider for Azimuth ° of taught", "1 car", "poses.csv"} <= names
+    drawn = page.evaluate("document.querySelector('#axes img').src")
+    seen = page.text("#words")
+    page.evaluate("document.querySelector('#turn input[type=range]').focus()")
+    page.press("Home", 36)
+    page.wait_until("document.querySelector('#words').innerText.includes('seen from its front,')")
+    page.wait_until(f"document.querySelector('#axes img').src != '{drawn}'")
+    assert seen != page.text("#words")
+    page.evaluate(
+        "[...document.querySelectorAll('#turn button')].find(b => b.innerText == 'Back to the answer').click()"
+    )
+    page.wait_until(f"document.querySelector('#words').innerText == '{seen}'")
+
+    page.click_at("#axes img", 0.25, 0.25)
+    page.wait_until(f"document.querySelector('#axes img').src != '{drawn}'")
+    page.click_at("#axes img", 0.75, 0.8)
+    page.wait_until("document.querySelector('#box :is(input, textarea)').value == '25 25 50 55'")
+    page.wait_until("!document.querySelector('#answers').innerText.includes('azimuth')")
+    page.wait_until("document.querySelector('#question textarea').value == ''")
+    page.type("#question textarea", CAR_QUESTION)
+    page.press_enter()
+    page.wait_until("document.querySelector('#answers-2').innerText.includes('The car is at')")
+
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    page.wait_until(f"getComputedStyle(document.body).backgroundColor != '{light}'")
+    page.screenshot(tmp_path / "two.png")
+
+    [visitors] = (tmp_path / "demo" / "uploads").glob("*/visitors")
+    shutil.rmtree(visitors)  # as happens to what is older than an hour
+    page.go_to(running.url, width=1280, height=900)
+    page.wait_until("document.querySelector('#example-0') && document.querySelector('#ask')")
+    page.click("#example-0")
+    page.wait_until("document.querySelector('#axes img')?.naturalWidth == 720")
+    assert page.errors == []
+    assert running.asked_for.read_text() == ""
+    assert "Traceback" not in "".join(running.log)
+
+
+def _controls(page: Page) -> set[str]:
+    """The names of all controls, as a screen reader says them; none is without one."""
+    nodes = page.send("Accessibility.getFullAXTree")["nodes"]
+    found = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in CONTROLS
+    ]
+    assert len(found) > 15
+    assert [role for role, name in found if not name.strip()] == []
+    return {name for _, name in found}
