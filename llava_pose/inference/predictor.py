@@ -74,7 +74,9 @@ class PoseAnswer:
         probabilities: over the candidates, where the category was found.
         viewport: pixels per unit focal length of the picture.
         modes: the rotations that the head holds likely, the pose's first; of probability 0 where it has fewer.
-        set_size: how many of the modes are in the prediction set, of a checkpoint that was calibrated.
+        prediction_set: azimuth, elevation and theta in radians of the rotations, the pose's first, one of which is to be the
+            true one in the share of answers that ``llava-pose calibrate`` was asked for; None of a checkpoint that was not
+            calibrated.
     """
 
     pose: Pose
@@ -83,14 +85,7 @@ class PoseAnswer:
     probabilities: dict[str, float] | None = None
     viewport: float | None = None
     modes: Sequence[Mode] = ()
-    set_size: int | None = None
-
-    @property
-    def prediction_set(self) -> list[tuple[float, float, float]] | None:
-        """Azimuth, elevation and theta in radians of the rotations, the pose's first, that are to hold the true one, in the
-        share of answers that ``llava-pose calibrate`` was asked for; None of a checkpoint that was not calibrated.
-        """
-        return None if self.set_size is None else [mode[:3] for mode in self.modes[: self.set_size]]
+    prediction_set: Sequence[tuple[float, float, float]] | None = None
 
     def degrees(self) -> tuple[float, float, float]:
         """Azimuth in [0, 360), elevation and in-plane rotation."""
@@ -161,9 +156,23 @@ class ChatAnswer:
     text: str
     poses: list[Pose] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
-    prediction_sets: list[list[tuple[float, float, float]] | None] = field(default_factory=list)
+    prediction_sets: list[Sequence[tuple[float, float, float]] | None] = field(default_factory=list)
     complete: bool = True
     took_too_long: bool = False
+
+    def objects(self, names: Sequence[str] | None = None, viewport: float | None = None) -> list[PoseAnswer]:
+        """Return the poses one by one.
+
+        Args:
+            names: a category for each; by default none.
+            viewport: pixels of the picture per unit focal length.
+        """
+        count = len(self.poses)
+        sets, names = self.prediction_sets or [None] * count, names or [""] * count
+        return [
+            PoseAnswer(pose, confidence, name, viewport=viewport, prediction_set=held)
+            for pose, confidence, name, held in zip(self.poses, self.confidences, names, sets, strict=True)
+        ]
 
     @property
     def readable(self) -> str:
@@ -648,7 +657,7 @@ class PosePredictor:
         poses = output.to_poses(width=side, height=side, viewport=viewport)
         angles, shares = self._model.pose_head.modes(output)
         confidences = output.confidence.tolist()
-        sizes: list[int | None] = [None] * len(poses)
+        sizes: list[int] | None = None
         if self.calibration is not None:
             confidences = self.calibration.confidences(output.confidence_logit.double().cpu().numpy()).tolist()
             sizes = self.calibration.set_sizes(shares).tolist()
@@ -656,13 +665,11 @@ class PosePredictor:
         return [
             PoseAnswer(
                 frame.to_picture(pose),
-                confidence,
-                name,
+                confidences[row],
+                names[row],
                 viewport=frame.viewport / frame.scale,
-                modes=found,
-                set_size=size,
+                modes=modes[row],
+                prediction_set=None if sizes is None else [mode[:3] for mode in modes[row][: sizes[row]]],
             )
-            for frame, pose, confidence, name, found, size in zip(
-                frames, poses, confidences, names, modes, sizes, strict=True
-            )
+            for row, (frame, pose) in enumerate(zip(frames, poses, strict=True))
         ]

@@ -18,7 +18,7 @@ from llava_pose.data.images import open_picture
 from llava_pose.errors import InputError, left_out
 from llava_pose.inference.pose_lines import csv_text, pose_line
 from llava_pose.serve.limits import QUESTION_CHARACTERS
-from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, numbered, seen_words, shown_name, taught
+from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, numbered, possible_words, shown_name, taught
 from llava_pose.utils.config import command, require
 from llava_pose.utils.files import atomic_file, printable, write_atomic
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
@@ -253,7 +253,7 @@ class Talk:
             lines.append("")  # the end of the line of an answer without a word
         if not self._config.json and (self._at_terminal or self._config.details):
             for index, one in enumerate(self.session.objects(answer)):
-                told = (f"{shown_name(one.category)} {describe_pose(one.pose)}", seen_words(one.pose, one.category))
+                told = (f"{shown_name(one.category)} {describe_pose(one.pose)}", possible_words(one))
                 lines.append(f"  [{index + 1}] {', '.join(filter(None, told))}, {one.confidence:.0%} sure")
                 if self._config.details:
                     lines.append(describe_details(answer, index))
@@ -301,9 +301,7 @@ class Talk:
 
     def _as_json(self) -> str:
         turn = self.session.turns[-1]
-        poses = [
-            {**one.to_dict(), "words": seen_words(one.pose, one.category)} for one in self.session.objects(turn.answer)
-        ]
+        poses = [{**one.to_dict(), "words": possible_words(one)} for one in self.session.objects(turn.answer)]
         told: dict[str, Any] = {"picture": self._path, "box": self.session.box, "question": turn.question}
         told |= {"answer": turn.answer.readable, "complete": turn.answer.complete, "poses": poses}
         return json.dumps(told, allow_nan=False)

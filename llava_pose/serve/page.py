@@ -148,7 +148,8 @@ class DemoPage:
                 button.click(None, None, self._question, js=f"() => {json.dumps(text)}")
 
     def _connect(self, send: gr.Button, restart: gr.Button, chosen: Mapping[Path, gr.Button]) -> None:
-        picture, question, box, desk = inputs = [self._picture, self._question, self._box, self._desk]
+        picture, question, box, desk = self._picture, self._question, self._box, self._desk
+        inputs = [picture, question, box, desk]
         conversations = [pane.conversation for pane in self._panes]
         others = [part for pane in self._panes for part in pane.others]
         # the file as it was uploaded: Gradio's own reading of one that is no picture is a traceback

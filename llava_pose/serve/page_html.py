@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llava_pose.inference.drawing import AXIS_COLOURS
 from llava_pose.inference.pose_lines import csv_text, pose_line
-from llava_pose.serve.session import ChatSession, angles_in_degrees, seen_words, shown_name
+from llava_pose.serve.session import ChatSession, angles_in_degrees, possible_words, shown_name
 
 if TYPE_CHECKING:
     from llava_pose.inference.predictor import PoseAnswer
@@ -71,7 +71,7 @@ def table(objects: Sequence[PoseAnswer]) -> str:
 def _rows(number: int, one: PoseAnswer, count: int) -> str:
     name = html.escape(shown_name(one.category))
     angles = "".join(f"<td>{angle:.1f}°</td>" for angle in angles_in_degrees(one.pose))
-    words = html.escape(seen_words(one.pose, one.category))
+    words = html.escape(possible_words(one))
     return (
         f"<tbody><tr><td>{f'{number} ' if count > 1 else ''}{name}</td>{angles}<td>{one.pose.distance:.2f}</td>"
         f"<td>{one.confidence:.0%}</td></tr>"

@@ -10,7 +10,7 @@ import gradio as gr
 
 from llava_pose.serve import page_html
 from llava_pose.serve.desk import Desk, turned
-from llava_pose.serve.session import angles_in_degrees, seen_words, shown_name
+from llava_pose.serve.session import angles_in_degrees, possible_words, seen_words, shown_name
 
 if TYPE_CHECKING:
     from llava_pose.inference.predictor import PoseAnswer
@@ -88,7 +88,7 @@ class Pane:
                 [*angles_in_degrees(one.pose), round(one.pose.distance or 0.0, 2), round(100 * one.confidence)]
                 for one in objects
             ],
-            "poses": [{**one.to_dict(), "words": seen_words(one.pose, one.category)} for one in objects],
+            "poses": [{**one.to_dict(), "words": possible_words(one)} for one in objects],
         }
         table = (
             page_html.table(objects) + page_html.files(desk.chats[self._index], objects, desk.name) if objects else ""

@@ -513,12 +513,7 @@ def _valid(kind: type[Any], value: Any) -> Any:
 
 
 def _poses(answer: ChatAnswer) -> list[dict[str, Any]]:
-    from llava_pose.inference.predictor import PoseAnswer
-
-    return [
-        _finite({k: v for k, v in PoseAnswer(pose, confidence, "").to_dict().items() if k != "category"})
-        for pose, confidence in zip(answer.poses, answer.confidences, strict=True)
-    ]
+    return [_finite({k: v for k, v in one.to_dict().items() if k != "category"}) for one in answer.objects()]
 
 
 def _finite(value: dict[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,14 @@ def seen_words(pose: Pose, name: str = SOMETHING) -> str:
     return ", ".join(part for part in (view.seen if has_front else f"seen {view.height}", view.tilt) if part)
 
 
+def possible_words(answer: PoseAnswer) -> str:
+    """Return from where an object is seen, in words, and from where else it may be, by the prediction set of a checkpoint that
+    was calibrated: "seen from its front, at its own height, or else seen from its rear, at its own height".
+    """
+    held = [answer.pose.angles, *(answer.prediction_set or ())[1:]]
+    return ", or else ".join(dict.fromkeys(filter(None, (seen_words(Pose(*a), answer.category) for a in held))))
+
+
 def taught(known: Sequence[str]) -> str:
     """Return which categories a checkpoint was taught, as a sentence; nothing where it does not say so."""
     if not known:
@@ -187,12 +195,7 @@ class ChatSession:
 
     def objects(self, answer: ChatAnswer) -> list[PoseAnswer]:
         """Return an answer's poses, each with the category that the text names for it."""
-        from llava_pose.inference.predictor import PoseAnswer
-
-        return [
-            PoseAnswer(pose, confidence, name, viewport=self.viewport)
-            for pose, confidence, name in zip(answer.poses, answer.confidences, named_objects(answer.text), strict=True)
-        ]
+        return answer.objects(named_objects(answer.text), self.viewport)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

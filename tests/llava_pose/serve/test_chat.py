@@ -19,6 +19,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,12 @@ from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
-from llava_pose.inference.predictor import PosePredictor
+from llava_pose.inference.predictor import PoseAnswer, PosePredictor
 from llava_pose.model.loading import load_full
 from llava_pose.pose.geometry import TWO_PI
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.chat import main
-from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, named_objects
+from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, named_objects, possible_words
 from llava_pose.serve.session import taught as known_sentence
 
 ANGLES = re.compile(r"\(azimuth (\d+)°, elevation (-?\d+)°, in-plane (-?\d+)°\)")
@@ -656,3 +657,14 @@ def test_the_square_round_a_box_is_never_made_vast():
     assert (small.size, scale, left, top) == ((40, 40), 1.0, 0, -10)
     assert small.getpixel((20, 9)) == PADDING_COLOUR
     assert small.getpixel((20, 10)) == (255, 255, 255)
+
+
+def test_a_half_turn_that_the_prediction_set_holds_is_said():
+    front, rear = (0.0, 0.0, 0.0), (math.pi, 0.0, 0.0)
+    one = PoseAnswer(Pose(*front), 0.6, "car", prediction_set=[front, rear])
+    assert (
+        possible_words(one) == "seen from its front, at its own height, or else seen from its rear, at its own height"
+    )
+    assert possible_words(replace(one, prediction_set=[front])) == possible_words(replace(one, prediction_set=None))
+    near = replace(one, prediction_set=[front, (0.1, 0.0, 0.0)])
+    assert possible_words(near) == "seen from its front, at its own height", "words that are the same are said once"
