@@ -38,6 +38,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
     from llava_pose.data.dataset import PoseDataset, read_samples
     from llava_pose.model.loading import load_full, require_fit, require_tower
     from llava_pose.model.processors import load_processor
+    from llava_pose.train.evaluation import require_measurable, validation_samples
     from llava_pose.train.feature_cache import can_cache, fill_together
     from llava_pose.train.run_folder import LOG, own_run
     from llava_pose.train.trainable import add_lora, count_parameters, freeze_for, nf4_config, train_in_float32
@@ -47,11 +48,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
 
     require_compatible(model_args, data_args, training_args)
     parts = (model_args, data_args, training_args)
-    with own_run("train", *parts, samples=data_args.train_json, base=model_args.model) as run:
+    files = {"samples": data_args.train_json, "validation": data_args.val_json, "base": model_args.model}
+    with own_run("train", *parts, **files) as run:
         if run.is_done:
             return run.folder
         require_folder(data_args.data, "--data", "make it with llava-pose prepare")
         samples = read_samples(data_args.train_json)
+        held_out = validation_samples(data_args)
+        require_measurable(held_out, data_args, training_args)
         set_seed(training_args.seed)
         if training_args.deepspeed:
             join_deepspeed()  # or ZeRO-3 would load the model as if there were one process
@@ -89,29 +93,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             require_tower(model, processor, model_args.model)
         require_fit(model, processor, model_args.model)
 
-        # Data: conversations, their pictures, and the pose of every <pose6D>
+        # Data: conversations, their pictures, and the pose of every <pose6D>; held-out ones as they are
+        limits = {"max_length": data_args.max_length, "drop_long": data_args.drop_long, "positions": model.positions}
         dataset = PoseDataset(
-            samples,
-            data_args.data,
-            processor,
-            flip=data_args.flip,
-            augment=data_args.augment,
-            max_length=data_args.max_length,
-            drop_long=data_args.drop_long,
-            positions=model.positions,
+            samples, data_args.data, processor, flip=data_args.flip, augment=data_args.augment, **limits
         )
+        validation = PoseDataset(held_out, data_args.data, processor, **limits) if held_out else None
         blank = processor.blank()  # for batches without a picture
         if data_args.caches_features(tower_trains=model_args.tune_vision):  # a frozen tower sees each picture once
             if can_cache(model, processor):
-                dataset.cache = fill_together(
-                    data_args.cache_dir,
-                    data_args.data,
-                    (sample["image"] for sample in samples if sample.get("image")),
-                    model,
-                    processor,
-                    flips=data_args.flip,
-                    device=training_args.device,
-                )
+                for each in filter(None, (dataset, validation)):
+                    each.cache = fill_together(
+                        data_args.cache_dir,
+                        data_args.data,
+                        (sample["image"] for sample in each.samples if sample.get("image")),
+                        model,
+                        processor,
+                        flips=data_args.flip and each is dataset,
+                        device=training_args.device,
+                    )
             else:
                 logger.info("the tower's features are computed anew each time: this backbone's cannot be kept")
         if dataset.cache is not None:
@@ -127,6 +127,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             model=model,
             args=training_args,
             train_dataset=dataset,
+            eval_dataset=validation,
             data_collator=PoseCollator(processor, blank=blank),
             processing_class=processor,
             learning_rates=training_args.learning_rates,

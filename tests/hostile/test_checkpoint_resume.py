@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from llava_pose.cli import main
 from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
 from llava_pose.train.run_folder import DONE_MARK
-from tests.llava_pose.conftest import RECIPE, TrainingData, base, run_training, training_data  # noqa: F401 (fixtures)
+from tests.llava_pose.conftest import RECIPE, TrainingData, base, read_log, run_training, training_data  # noqa: F401 (fixtures)
 
 Change = Callable[[Path, Path], Any]
 WEIGHTS = "adapter_model.safetensors"
@@ -173,7 +173,7 @@ def test_the_run_goes_on_and_ends_as_an_undisturbed_one(
     weights, expected = load_file(run / WEIGHTS), load_file(ended[1] / WEIGHTS)
     assert weights.keys() == expected.keys()
     assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
-    assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
+    assert read_log(run) == read_log(ended[1])
     assert last_complete_checkpoint(run) == run / "checkpoint-4"
     assert not (tmp_path / "canary").exists()
 
@@ -186,7 +186,7 @@ def test_a_run_without_a_whole_checkpoint_says_so_and_starts_over(
         os.truncate(run / f"checkpoint-{step}" / WEIGHTS, 100)
     run_training(recipe)
     assert f"{run}: no checkpoint in it is whole; the run starts over" in caplog.text
-    assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
+    assert read_log(run) == read_log(ended[1])
 
 
 MISFITS: dict[str, Change] = {
@@ -242,9 +242,9 @@ def test_a_log_that_is_no_file_is_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe, run = stopped
-    (run / "log.jsonl").unlink()
-    make(run / "log.jsonl")
-    assert ended_with(recipe, tmp_path, capsys, 2).startswith(f"error: {run}/log.jsonl: is no regular file")
+    (run / "metrics.jsonl").unlink()
+    make(run / "metrics.jsonl")
+    assert ended_with(recipe, tmp_path, capsys, 2).startswith(f"error: {run}/metrics.jsonl: is no regular file")
 
 
 def test_a_base_that_has_changed_is_a_sentence(

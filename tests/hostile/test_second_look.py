@@ -50,7 +50,7 @@ def test_a_link_in_the_place_of_a_checkpoint_is_left_alone(tmp_path: Path) -> No
 
 
 def test_links_and_pipes_do_not_stop_what_is_forced_to_disk(tmp_path: Path) -> None:
-    (tmp_path / ".#log.jsonl").symlink_to(tmp_path / "nothing")
+    (tmp_path / ".#metrics.jsonl").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe")
     sync_folder(tmp_path)
 
