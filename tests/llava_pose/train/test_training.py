@@ -180,7 +180,7 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
             {"eval_steps": 5},
             "--eval-steps 5: has no effect on a run that evaluates nothing; give --eval-strategy steps",
         ),
-        ({"metric_for_best_model": "acc"}, "--metric-for-best-model: must be 'acc_30', 'acc_10', .* not 'acc'"),
+        ({"metric_for_best_model": "acc"}, "--metric-for-best-model: must be one of acc_30, acc_10, .*, not 'acc'"),
         ({"bf16": True}, "--bf16: half precision is for a GPU, and this run is on the CPU; leave it out"),
         ({"fp16": True}, "--fp16: half precision is for a GPU, and this run is on the CPU; leave it out"),
         ({"report_to": "wandbb"}, "--report-to wandbb: is not known; choose none or one of .*wandb"),
