@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
 
     require_compatible(model_args, data_args, training_args)
     parts = (model_args, data_args, training_args)
-    files = {"samples": data_args.train_json, "validation": data_args.val_json, "base": model_args.model}
-    with own_run("train", *parts, **files) as run:
+    base, samples_file, held_out_file = model_args.model, data_args.train_json, data_args.val_json
+    with own_run("train", *parts, base=base, samples=samples_file, validation=held_out_file) as run:
         if run.is_done:
             return run.folder
         require_folder(data_args.data, "--data", "make it with llava-pose prepare")
@@ -94,11 +95,16 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
         require_fit(model, processor, model_args.model)
 
         # Data: conversations, their pictures, and the pose of every <pose6D>; held-out ones as they are
-        limits = {"max_length": data_args.max_length, "drop_long": data_args.drop_long, "positions": model.positions}
-        dataset = PoseDataset(
-            samples, data_args.data, processor, flip=data_args.flip, augment=data_args.augment, **limits
+        conversations = partial(
+            PoseDataset,
+            data=data_args.data,
+            processor=processor,
+            max_length=data_args.max_length,
+            drop_long=data_args.drop_long,
+            positions=model.positions,
         )
-        validation = PoseDataset(held_out, data_args.data, processor, **limits) if held_out else None
+        dataset = conversations(samples, flip=data_args.flip, augment=data_args.augment)
+        validation = conversations(held_out) if held_out else None
         blank = processor.blank()  # for batches without a picture
         if data_args.caches_features(tower_trains=model_args.tune_vision):  # a frozen tower sees each picture once
             if can_cache(model, processor):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -29,6 +29,7 @@ from llava_pose.train.arguments import CLASS_FIGURE, DataArguments
 from llava_pose.utils.distributed import gathered
 
 if TYPE_CHECKING:
+    from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
     from llava_pose.train.training_arguments import PoseTrainingArguments
 
 _JOINT = "joint"  # the kind of question whose answer names the category
@@ -110,7 +111,7 @@ def require_measurable(
 
 
 def evaluate(
-    model: nn.Module,
+    model: LlavaPoseForConditionalGeneration,
     dataset: PoseDataset,
     collator: PoseCollator,
     *,
@@ -132,7 +133,7 @@ def evaluate(
     mine = [min(first + index, len(batches) - 1) for first in range(0, len(batches), count)]
     loader = DataLoader(
         dataset,
-        batch_sampler=[batches[number] for number in mine],  # type: ignore[arg-type]  # any list of lists serves
+        batch_sampler=[list(batches[number]) for number in mine],
         collate_fn=collator,
         num_workers=workers,
         generator=torch.Generator(),  # a loader draws a number, which would be one of the training's otherwise
@@ -154,7 +155,9 @@ def evaluate(
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, batch: dict[str, Any], kinds: Sequence[Sequence[str]]) -> Measured:
+def _measure(
+    model: LlavaPoseForConditionalGeneration, batch: dict[str, Any], kinds: Sequence[Sequence[str]]
+) -> Measured:
     batch.pop(SAMPLE_NAMES, None)
     output = model(**batch, num_items_in_batch=1, num_poses_in_batch=1)
     targets = batch["pose_targets"][:, :3].double().cpu()

@@ -247,8 +247,9 @@ class PoseTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the figures of the validation samples, named ``eval_…``, and log them; the same on every process."""
         with self.compute_loss_context_manager():
+            model = cast(LlavaPoseForConditionalGeneration, self.model)
             measured = evaluate(
-                cast(nn.Module, self.model),
+                model,
                 cast(PoseDataset, self.eval_dataset),
                 cast(PoseCollator, self.data_collator),
                 batch_size=self.args.per_device_eval_batch_size,
@@ -256,7 +257,7 @@ class PoseTrainer(ResumableTrainer):
                 share=(self.args.process_index, self.args.world_size),
                 workers=self.args.dataloader_num_workers,
             )
-        figures = measured.figures(cast(LlavaPoseForConditionalGeneration, self.model).pose_config)
+        figures = measured.figures(model.pose_config)
         logs = {f"eval_{name}": round(value, 6) for name, value in figures.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)

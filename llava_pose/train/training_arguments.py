@@ -203,7 +203,7 @@ def require_compatible(model: ModelArguments, data: DataArguments, training: Pos
         raise InputError("--cache-features: needs a frozen tower; leave out --tune-vision")
     if training.vision_learning_rate is not None and not model.tune_vision:
         raise InputError("--vision-learning-rate: has no effect on a frozen tower; give --tune-vision as well")
-    if (data.val_json is None) != (str(training.eval_strategy.value) == "no"):
+    if (data.val_json is None) != (training.eval_strategy == "no"):
         raise InputError(
             "--val-json: is for a run that evaluates; give --eval-strategy steps as well"
             if data.val_json
