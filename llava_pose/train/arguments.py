@@ -101,7 +101,6 @@ class DataArguments:
     drop_long: bool = field(
         default=False, metadata={"help": "Drop samples that are longer, and log them; otherwise they are an error."}
     )
-
     val_json: Name | None = field(
         default=None,
         metadata={
@@ -189,6 +188,10 @@ class PoseRunOptions(RunOptions):
     )
     vision_learning_rate: Rate | None = field(
         default=None, metadata={"help": "The learning rate of the vision tower, with --tune-vision."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Say what the run takes (memory, disk, steps, hours), and do not train. It needs no GPU."},
     )
     eval_strategy: Literal["no", "steps", "epoch"] = field(
         default="no",

@@ -39,7 +39,7 @@ MAY_DIFFER = frozenset(
         *("cache_features", "system", "ddp_find_unused_parameters", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb"),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "skip_memory_metrics"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "enable_jit_checkpoint"),
-        *("include_num_input_tokens_seen", "torch_empty_cache_steps"),
+        *("include_num_input_tokens_seen", "torch_empty_cache_steps", "dry_run"),
     )
 )
 MAY_DIFFER_BEGINNINGS = ("logging_", "log_", "save_", "predict_")

@@ -183,7 +183,12 @@ class PoseTrainingArguments(PoseRunOptions, RunArguments):  # type: ignore[misc]
                         f"--{name.replace('_', '-')} {value}: has no effect on a run that evaluates nothing; give "
                         "--eval-strategy steps"
                     )
+        asked = self.deepspeed, self.bf16, self.fp16
+        if self.dry_run:  # which wants no GPU, and builds its model without DeepSpeed
+            _require_deepspeed_config(self.deepspeed)
+            self.deepspeed, self.bf16, self.fp16 = None, False, False
         super().__post_init__()
+        self.deepspeed, self.bf16, self.fp16 = asked if self.dry_run else (self.deepspeed, self.bf16, self.fp16)
         self.greater_is_better = FIGURES[self.metric_for_best_model]
 
     @property
