@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,20 +41,24 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
     from llava_pose.model.card import bases_of, learning_of, write_card
     from llava_pose.model.loading import load_full, require_fit, require_tower
     from llava_pose.model.processors import load_processor
-    from llava_pose.train.feature_cache import can_cache, fill_together
+    from llava_pose.train.evaluation import require_measurable, validation_samples
+    from llava_pose.train.feature_cache import cache_features
     from llava_pose.train.run_folder import LOG, own_run
-    from llava_pose.train.trainable import add_lora, count_parameters, freeze_for, nf4_config, train_in_float32
+    from llava_pose.train.trainable import choose_what_trains, count_parameters, nf4_config, train_in_float32
     from llava_pose.train.trainer import LossHistory, PoseTrainer, require_saved_adapter
     from llava_pose.train.training_arguments import require_compatible
     from llava_pose.utils.distributed import join_deepspeed
 
     require_compatible(model_args, data_args, training_args)
     parts = (model_args, data_args, training_args)
-    with own_run("train", *parts, samples=data_args.train_json, base=model_args.model) as run:
+    base, samples_file, held_out_file = model_args.model, data_args.train_json, data_args.val_json
+    with own_run("train", *parts, base=base, samples=samples_file, validation=held_out_file) as run:
         if run.is_done:
             return run.folder
         require_folder(data_args.data, "--data", "make it with llava-pose prepare")
         samples = read_samples(data_args.train_json)
+        held_out = validation_samples(data_args)
+        require_measurable(held_out, data_args, training_args)
         set_seed(training_args.seed)
         if training_args.deepspeed:
             join_deepspeed()  # or ZeRO-3 would load the model as if there were one process
@@ -72,52 +77,28 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
         model.pose_config.add_taught(samples)
 
         # What trains: connector and pose parts always, the language model and the tower as the arguments have it
-        if model_args.language == "lora":
-            add_lora(
-                model,
-                r=model_args.lora_r,
-                alpha=model_args.lora_alpha,
-                dropout=model_args.lora_dropout,
-                tune_vision=model_args.tune_vision,
-            )
-        else:
-            freeze_for(
-                model,
-                language=model_args.language,
-                tune_embeddings=model_args.tune_embeddings,
-                tune_vision=model_args.tune_vision,
-            )
+        choose_what_trains(model, model_args)
         if not training_args.deepspeed:  # which keeps a float32 copy of what trains itself
             train_in_float32(model)
             model.put_channels_last()
             require_tower(model, processor, model_args.model)
         require_fit(model, processor, model_args.model)
 
-        # Data: conversations, their pictures, and the pose of every <pose6D>
-        dataset = PoseDataset(
-            samples,
-            data_args.data,
-            processor,
-            flip=data_args.flip,
-            augment=data_args.augment,
+        # Data: conversations, their pictures, and the pose of every <pose6D>; held-out ones as they are
+        conversations = partial(
+            PoseDataset,
+            data=data_args.data,
+            processor=processor,
             max_length=data_args.max_length,
             drop_long=data_args.drop_long,
             positions=model.positions,
         )
-        blank = processor.blank()  # for batches without a picture
+        dataset = conversations(samples, flip=data_args.flip, augment=data_args.augment)
+        validation = conversations(held_out) if held_out else None
+        datasets = [dataset] if validation is None else [dataset, validation]
         if data_args.caches_features(tower_trains=model_args.tune_vision):  # a frozen tower sees each picture once
-            if can_cache(model, processor):
-                dataset.cache = fill_together(
-                    data_args.cache_dir,
-                    data_args.data,
-                    (sample["image"] for sample in samples if sample.get("image")),
-                    model,
-                    processor,
-                    flips=data_args.flip,
-                    device=training_args.device,
-                )
-            else:
-                logger.info("the tower's features are computed anew each time: this backbone's cannot be kept")
+            cache_features(datasets, data_args, model, processor, device=training_args.device)
+        blank = processor.blank()  # for batches without a picture
         if dataset.cache is not None:
             blank = {"image_patches": torch.zeros(1, *dataset.cache.shape)}
 
@@ -131,6 +112,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
             model=model,
             args=training_args,
             train_dataset=dataset,
+            eval_dataset=validation,
             data_collator=PoseCollator(processor, blank=blank),
             processing_class=processor,
             learning_rates=training_args.learning_rates,
@@ -155,8 +137,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: P
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the arguments and train; return the exit code."""
-    return run_main(lambda: train(*parse_arguments(argv)))
+    """Read the arguments and train, or with ``--dry-run`` say what that would take; return the exit code."""
+
+    def run() -> None:
+        arguments = parse_arguments(argv)
+        if arguments[-1].dry_run:
+            from llava_pose.train.dry_run import dry_run
+
+            dry_run(*arguments)
+        else:
+            train(*arguments)
+
+    return run_main(run)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def run(*words: object) -> None:
 
 
 def losses(log: Path) -> list[dict[str, float]]:
-    """Return the loss and its terms of each step, as log.jsonl has them."""
+    """Return the loss and its terms of each step, as metrics.jsonl has them."""
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     return [{name: value for name, value in entry.items() if "loss" in name} for entry in entries]
 
@@ -99,8 +99,8 @@ def small_run(folder: Path) -> dict[str, Any]:
         "captions": digest_of([folder / "captions.jsonl"], folder),
         "train_json": digest_of([folder / "train.json"], folder),
         "exported": digest_of((folder / "exported").rglob("*.npz"), folder / "exported"),
-        "tower_losses": losses(tower / "log.jsonl"),
-        "losses": losses(folder / "checkpoint" / "log.jsonl"),
+        "tower_losses": losses(tower / "metrics.jsonl"),
+        "losses": losses(folder / "checkpoint" / "metrics.jsonl"),
         "predictions": [
             {name: line[name] for name in ("id", "pred_category", "pose", "confidence")}
             for line in map(json.loads, (folder / "predictions.jsonl").read_text().splitlines()[:8])

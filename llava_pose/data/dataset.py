@@ -193,10 +193,14 @@ class PoseDataset(Dataset):
             self._lengths = [len(self._encode_text(*item).input_ids) for item in _shown(self.items)]
         return self._lengths * max(1, self.augment)
 
+    def kinds(self, item: int) -> Sequence[str]:
+        """Return the kinds of an item's questions, as ``instruct`` names them; none where the file does not say."""
+        return self.samples[self.items[item % len(self.items)][0]].get("kinds") or ()
+
     def __getitem__(self, item: int) -> EncodedSample:
         item = range(len(self))[item]  # what is past the end ends an iteration
         index, mirrored = self.items[item % len(self.items)]
-        kinds = self.samples[index].get("kinds") or ()
+        kinds = self.kinds(item)
         geometric = bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
         change = Augmentation.of_item(item, self.augment, geometric=geometric)
         return self._encode_text(index, mirrored, self._load_image(index, mirrored, change), change)

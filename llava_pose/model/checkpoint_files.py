@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ _SIZES = frozenset(
         *("vision_merge", "head_hidden_size", "feature_size", "vertices", "poses", "dims", "clutter_size"),
     )
 )
+_LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 _MOST_LABELS = 100_000  # each is given a name as the config is read
 # fields that would have others' code fetched, or another network built than this one; llava-pose writes none of them
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -280,8 +281,30 @@ def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(file, framework="pt") as weights:
             return {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        # safetensors maps the file whole, for which a process with limits may have no addresses (llava_pose.model.trial)
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            shapes = _shapes_of_header(file)
+            if shapes is not None:
+                return shapes
         raise InputError(f"{file}: cannot be read ({first_sentence(error)}); is the file whole?") from error
+
+
+def _shapes_of_header(file: Path) -> dict[str, tuple[int, ...]] | None:
+    """Return names and shapes without mapping the file; None where its header and its size do not agree."""
+    with (
+        suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
+        file.open("rb") as opened,
+    ):
+        length = int.from_bytes(opened.read(8), "little")
+        if length > _LONGEST_HEADER:
+            return None
+        header = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if file.stat().st_size == 8 + length + end:
+            return {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items()}
+    return None
 
 
 def settings_of_checkpoint(checkpoint: str, base: str | None) -> dict[str, Any]:

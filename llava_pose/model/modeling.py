@@ -51,6 +51,9 @@ class LlavaPoseOutput(ModelOutput):
         loss_terms: the unweighted terms of the loss, detached, for the log.
         image_tokens: what :meth:`LlavaPoseForConditionalGeneration.read_poses` sees of the pictures, where the head looks at
             them.
+        rotations: (n, 3, 3) that the head reads for the supervised `<pose6D>`, and
+        hits: booleans, whether each supervised token is the likeliest; both row by row, with labels and in evaluation mode
+            only.
     """
 
     loss: Tensor | None = None
@@ -59,6 +62,8 @@ class LlavaPoseOutput(ModelOutput):
     past_key_values: Cache | None = None
     image_tokens: ImageTokens | None = None
     loss_terms: dict[str, Tensor] | None = None
+    rotations: Tensor | None = None
+    hits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -416,14 +421,16 @@ class LlavaPoseForConditionalGeneration(nn.Module):
         token_loss = text_loss(output.logits, shifted[supervised], num_items_in_batch)
         loss = self.pose_config.text_loss_weight * token_loss
         result = LlavaPoseOutput(image_tokens=seen)
+        if not self.training:
+            result.hits = output.logits.argmax(-1).reshape(-1) == shifted[supervised]
+            result.rotations = states.new_zeros(0, 3, 3)
         if found and pose_targets is not None:
+            read = self.read_poses(states[at_pose[supervised]], seen, at_pose.nonzero()[:, 0])
             poses, terms = pose_loss(
-                self.read_poses(states[at_pose[supervised]], seen, at_pose.nonzero()[:, 0]),
-                pose_targets,
-                self.pose_config,
-                self.pose_head.representation,
-                num_poses_in_batch,
+                read, pose_targets, self.pose_config, self.pose_head.representation, num_poses_in_batch
             )
+            if not self.training:
+                result.rotations = read.rotation
         else:
             poses = self._run_pose_head(states[:1], seen, supervised.nonzero()[:1, 0])
             terms = dict.fromkeys(POSE_TERMS, poses.detach())

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Name = Annotated[str, Field(min_length=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+CLASS_FIGURE = "class_accuracy"
+# figure of an evaluation -> whether it is to grow
+FIGURES = {"acc_30": True, "acc_10": True, CLASS_FIGURE: True, "median_deg": False, "loss": False}
 _SCHEDULE = "How the learning rate falls, as transformers names it."
 _WARMUP = "The steps in which the learning rate rises: a number, or under 1 a share of all."
 
@@ -97,6 +100,16 @@ class DataArguments:
     )
     drop_long: bool = field(
         default=False, metadata={"help": "Drop samples that are longer, and log them; otherwise they are an error."}
+    )
+    val_json: Name | None = field(
+        default=None,
+        metadata={
+            "help": "Samples to evaluate on while the run trains, with --eval-strategy: made by llava-pose instruct, of "
+            "another split of the same prepared folder."
+        },
+    )
+    val_samples: PositiveInt = field(
+        default=1024, metadata={"help": "The most samples of --val-json that are asked, the same ones in every run."}
     )
 
     def __post_init__(self) -> None:
@@ -175,6 +188,30 @@ class PoseRunOptions(RunOptions):
     )
     vision_learning_rate: Rate | None = field(
         default=None, metadata={"help": "The learning rate of the vision tower, with --tune-vision."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Say what the run takes (memory, disk, steps, hours), and do not train. It needs no GPU."},
+    )
+    eval_strategy: Literal["no", "steps", "epoch"] = field(
+        default="no",
+        metadata={"help": "When to evaluate on --val-json: never, every --eval-steps, or after each epoch."},
+    )
+    eval_steps: Positive | None = field(
+        default=None, metadata={"help": "The steps between two evaluations; by default --save-steps."}
+    )
+    per_device_eval_batch_size: PositiveInt = field(
+        default=16, metadata={"help": "The samples of a batch of an evaluation, on each device."}
+    )
+    metric_for_best_model: Literal["acc_30", "acc_10", "class_accuracy", "median_deg", "loss"] = field(
+        default="acc_30",
+        metadata={"help": "The figure of the evaluations by which the best checkpoint is told, which is always kept."},
+    )
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "End with the weights of the best checkpoint in place of the last ones."}
+    )
+    early_stopping_patience: PositiveInt | None = field(
+        default=None, metadata={"help": "End the run after so many evaluations without a better one."}
     )
 
 

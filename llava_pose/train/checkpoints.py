@@ -48,7 +48,8 @@ class CompleteCheckpoints(TrainerCallback):
         # a run that is stopped on its way loses nothing, whoever stops it and however seldom it saves
         control.should_save |= control.should_training_stop and state.global_step < state.max_steps
         # what has been summed up for the log is in no checkpoint: log it before, or a resumed run would log other means
-        control.should_log |= control.should_save
+        # (an evaluation has the losses before it for the same reason: the next line begins after both)
+        control.should_log |= control.should_save or control.should_evaluate
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(cast(str, args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

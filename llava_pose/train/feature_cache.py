@@ -18,10 +18,12 @@ from torch import nn
 from tqdm import tqdm
 
 from llava_pose.data.collator import joined_pictures
+from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.images import check_picture, load_rgb
 from llava_pose.errors import InputError
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.train.arguments import DataArguments
 from llava_pose.utils.distributed import broadcast, gathered_parameters, this_place
 from llava_pose.utils.files import inside, of_split, reserve, write_json
 from llava_pose.utils.output_folder import own_folder
@@ -253,6 +255,34 @@ def fill_together(
         cache = build_feature_cache(folder, data, names, model, processor, flips=flips, device=device, share=share)
     broadcast(None)  # the others have computed their share too
     return cache
+
+
+def cache_features(
+    datasets: Sequence[PoseDataset],
+    arguments: DataArguments,
+    model: LlavaPoseForConditionalGeneration,
+    processor: LlavaPoseProcessor,
+    *,
+    device: torch.device | str,
+) -> None:
+    """Give data sets the features of their pictures from a frozen tower, where they can be kept. Waits for all.
+
+    Raises:
+        InputError: a picture cannot be read, or features overflow.
+    """
+    if not can_cache(model, processor):
+        logger.info("the tower's features are computed anew each time: this backbone's cannot be kept")
+        return
+    for dataset in datasets:
+        dataset.cache = fill_together(
+            arguments.cache_dir,
+            arguments.data,
+            (sample["image"] for sample in dataset.samples if sample.get("image")),
+            model,
+            processor,
+            flips=any(mirrored for _, mirrored in dataset.items),
+            device=device,
+        )
 
 
 def patch_extractor(

@@ -41,10 +41,15 @@ class TrainingProgress(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the losses; what transformers logs at the end of a run is no loss, and is left out."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        """Show losses and the figures of an evaluation; what else transformers logs at the end of a run is left out."""
+        if not state.is_world_process_zero or not logs:
             return
-        if self._bar is not None:
+        if "eval_loss" in logs:
+            with tqdm.external_write_mode():
+                logger.info(f"step {state.global_step} of {state.max_steps}: {figure_line(logs)}")
+        elif "loss" not in logs:
+            return
+        elif self._bar is not None:
             self._bar.set_postfix_str(loss_line(logs))
         else:
             logger.info(f"step {state.global_step} of {state.max_steps}: {loss_line(logs)}")
@@ -65,3 +70,9 @@ def loss_line(logs: Mapping[str, float]) -> str:
     )
     line = f"loss {logs['loss']:.3g}" + (f" ({terms})" if terms else "")
     return line + (f", learning rate {logs['learning_rate']:.1e}" if "learning_rate" in logs else "")
+
+
+def figure_line(logs: Mapping[str, float]) -> str:
+    """Return an evaluation as ``validation acc_30 71.2%, acc_10 30.1%, class_accuracy 90.0%, median 12.3°, loss 1.23``."""
+    shares = [f"{name.removeprefix('eval_')} {logs[name]:.1%}" for name in logs if "_acc" in name]
+    return f"validation {', '.join(shares)}, median {logs['eval_median_deg']:.1f}°, loss {logs['eval_loss']:.3g}"

@@ -30,7 +30,7 @@ from llava_pose.utils.output_folder import differing, own_folder, require_not_a_
 logger = logging.getLogger(__name__)
 BEGUN_WITH = "trained_on.json"  # what a run was begun with beside its settings: its samples and the number of processes
 DONE_MARK = "training_done.json"  # there once the run has ended
-LOG = "log.jsonl"
+LOG = "metrics.jsonl"
 _WRITTEN = ("*.safetensors", "*config.json", "tokenizer.json", "predictions.jsonl", LOG)  # of what a run leaves behind
 # what may change between a run and its going on: where it is, how it is watched, and what does not touch the weights
 MAY_DIFFER = frozenset(
@@ -39,11 +39,11 @@ MAY_DIFFER = frozenset(
         *("cache_features", "system", "ddp_find_unused_parameters", "ddp_timeout", "ddp_backend", "ddp_bucket_cap_mb"),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "skip_memory_metrics"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "enable_jit_checkpoint"),
-        *("include_num_input_tokens_seen", "torch_empty_cache_steps"),
+        *("include_num_input_tokens_seen", "torch_empty_cache_steps", "dry_run"),
     )
 )
 MAY_DIFFER_BEGINNINGS = ("logging_", "log_", "save_", "predict_")
-PATHS = frozenset(("model", "data", "train_json", "backbone", "cad"))
+PATHS = frozenset(("model", "data", "train_json", "val_json", "backbone", "cad"))
 # fields that say nothing of what a run is: where a process is, and what has its default in every run
 _LEFT_OUT = frozenset(("local_rank", *REFUSED))
 _REMEDY = "choose another --output-dir, or start over with --no-resume"
@@ -58,17 +58,22 @@ class RunFolder:
     """
 
     def __init__(
-        self, kind: str, arguments: tuple[Any, ...], samples: Path, may_differ: Collection[str], base: str | None
+        self,
+        kind: str,
+        arguments: tuple[Any, ...],
+        files: Mapping[str, Path],
+        may_differ: Collection[str],
+        base: str | None,
     ):
         self.folder = Path(arguments[-1].output_dir)
         self.settings_file = self.folder / f"{kind.replace('-', '_')}.yaml"
         self._kind = kind
         self._arguments = arguments
         self._resume: bool = arguments[-1].resume
-        self._samples = samples
+        self._files = files
         self._base = base
         self._may_differ = may_differ
-        self._digest: str | None = None
+        self._digests: dict[str, str] = {}
         self._base_digest: str | None = None
         self.is_done = False
 
@@ -80,14 +85,14 @@ class RunFolder:
                 processes.
         """
         # the digests are taken before anything reads the samples and the base
-        self._digest, self._base_digest, self.is_done = from_first_process(self._look)
+        self._digests, self._base_digest, self.is_done = from_first_process(self._look)
         if self.is_done:
             logger.info(
                 f"{self.folder}: this run has ended; start over with --no-resume, or choose another --output-dir"
             )
 
-    def _look(self) -> tuple[str | None, str | None, bool]:
-        digest = file_digest(self._samples) if self._samples.is_file() else None
+    def _look(self) -> tuple[dict[str, str], str | None, bool]:
+        digests = {name: file_digest(file) for name, file in self._files.items() if file.is_file()}
         base = None
         with suppress(OSError):  # loading it says what is wrong
             base = weights_digest(Path(self._base)) if self._base and Path(self._base).is_dir() else None
@@ -95,11 +100,11 @@ class RunFolder:
         # a folder without a whole checkpoint holds nothing to go on with: any run may start in it
         if self._resume and (done or any(self.folder.glob(f"checkpoint-*/{COMPLETE_MARK}"))):
             self._require_same_settings()
-            self._require_begun_with(digest, base, process_count(), done)
+            self._require_begun_with(digests, base, process_count(), done)
         elif not self._is_a_run():
             require_not_a_persons(self.settings_file, self._kind)
             self._require_no_model()
-        return digest, base, done and self._resume
+        return digests, base, done and self._resume
 
     def _require_same_settings(self) -> None:
         file = self.settings_file
@@ -122,11 +127,14 @@ class RunFolder:
             if name not in may_differ and not name.startswith(MAY_DIFFER_BEGINNINGS)
         }
 
-    def _require_begun_with(self, digest: str | None, base: str | None, processes: int, done: bool) -> None:
+    def _require_begun_with(self, digests: Mapping[str, str], base: str | None, processes: int, done: bool) -> None:
         file = self.folder / BEGUN_WITH
         begun = read_yaml(file) if file.is_file() else {}
-        if digest is not None and begun.get("digest", digest) != digest:
-            raise InputError(f"{self.folder}: its run was begun when {self._samples} held other samples; {_REMEDY}")
+        for name, digest in digests.items():
+            if begun.get(name, digest) != digest:
+                raise InputError(
+                    f"{self.folder}: its run was begun when {self._files[name]} held other samples; {_REMEDY}"
+                )
         if base is not None and (begun.get("base_digest") or base) != base:
             raise InputError(f"{self.folder}: its run was begun when {self._base} held other weights; {_REMEDY}")
         were = begun.get("processes", processes)
@@ -167,7 +175,7 @@ class RunFolder:
             raise InputError(f"{log}: is no regular file, and the run writes its log there; take it away")
         self.write_settings()
         if checkpoint is None:
-            begun = {"digest": self._digest, "base_digest": self._base_digest, "processes": process_count()}
+            begun = {"base_digest": self._base_digest, "processes": process_count(), **self._digests}
             write_json(self.folder / BEGUN_WITH, begun)
         return None if checkpoint is None else str(checkpoint)
 
@@ -196,14 +204,22 @@ class RunFolder:
         """
         if trainer.is_world_process_zero():
             sync_folder(self.folder)
-            steps = trainer.state.global_step
-            write_json(self.folder / DONE_MARK, {"steps": steps, "loss": last_loss(self.folder / LOG), **facts})
+            state = trainer.state
+            if state.best_metric is not None:
+                facts |= {"best_step": state.best_global_step, "best": state.best_metric}
+            loss = last_loss(self.folder / LOG)
+            write_json(self.folder / DONE_MARK, {"steps": state.global_step, "loss": loss, **facts})
         trainer.accelerator.wait_for_everyone()
 
 
 @contextmanager
 def own_run(
-    kind: str, *arguments: Any, samples: str | Path, base: str | None = None, may_differ: Collection[str] = ()
+    kind: str,
+    *arguments: Any,
+    samples: str | Path,
+    validation: str | Path | None = None,
+    base: str | None = None,
+    may_differ: Collection[str] = (),
 ) -> Iterator[RunFolder]:
     """Own the output folder of a run until the block ends, and look at what it holds.
 
@@ -211,13 +227,15 @@ def own_run(
         kind: of the run; its settings are ``KIND.yaml`` in the folder.
         arguments: dataclasses of settings, the last of them a ``RunArguments``.
         samples: the file that lists what there is to learn from; pictures are others.
+        validation: the file of the samples that it is evaluated on, if there is one.
         base: the folder of the weights that the run begins with, if it is one.
         may_differ: fields of this kind of run that do not touch the weights.
 
     Raises:
         InputError: another process owns the folder, or it holds another run. It names what differs and the remedy.
     """
-    run = RunFolder(kind, arguments, Path(samples), may_differ, base)
+    files = {"digest": Path(samples)} | ({} if validation is None else {"val_digest": Path(validation)})
+    run = RunFolder(kind, arguments, files, may_differ, base)
     with first_process_holds(own_folder(run.folder, "--output-dir", kind)):
         run.look()
         yield run

@@ -17,6 +17,7 @@ from llava_pose.model.checkpoint_files import CONFIG_FILE, loading
 from llava_pose.model.loading import built
 from llava_pose.model.modeling import POSE_PARTS, LlavaPoseForConditionalGeneration
 from llava_pose.model.trial import try_apart
+from llava_pose.train.arguments import ModelArguments
 
 
 def nf4_config(base: str) -> BitsAndBytesConfig:
@@ -28,19 +29,20 @@ def nf4_config(base: str) -> BitsAndBytesConfig:
     with loading(f"{base}: cannot load the model"):
         try_apart(base, CONFIG_FILE, lambda: built(base))
         model = built(base)
-    blocks = f"{_blocks_prefix(model)}."
+    blocks = f"{blocks_prefix(model)}."
     beside = {
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.startswith(blocks)
     }
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,  # the scales of 64 weights each are kept in eight bits, too
         bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
         llm_int8_skip_modules=sorted(beside),
     )
 
 
-def _blocks_prefix(vlm: Any) -> str:
+def blocks_prefix(vlm: Any) -> str:
     """Return the name in a backbone of the list of its language model's blocks.
 
     Raises:
@@ -66,7 +68,7 @@ def lora_targets(vlm: Any) -> str:
 
     Anchored on the language model: a suffix such as "q_proj" would also match layers of the vision tower.
     """
-    prefix = f"{_blocks_prefix(vlm)}."
+    prefix = f"{blocks_prefix(vlm)}."
     names = {
         name.removeprefix(prefix).partition(".")[2]
         for name, module in vlm.named_modules()
@@ -111,7 +113,7 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
 
     vlm = model.vlm
-    blocks = _blocks_prefix(vlm)
+    blocks = blocks_prefix(vlm)
     whole = connector_modules(vlm)
     if tune_vision:
         whole.append(_name_in(vlm, model.tower))
@@ -147,6 +149,25 @@ def freeze_for(
         part.requires_grad_(language == "full")
     if language == "full" and not tune_embeddings:
         embedding.requires_grad_(False)  # and a tied output layer with it
+
+
+def choose_what_trains(model: LlavaPoseForConditionalGeneration, arguments: ModelArguments) -> None:
+    """Put LoRA on the language model, or set requires_grad, as the arguments of a run have it."""
+    if arguments.language == "lora":
+        add_lora(
+            model,
+            r=arguments.lora_r,
+            alpha=arguments.lora_alpha,
+            dropout=arguments.lora_dropout,
+            tune_vision=arguments.tune_vision,
+        )
+    else:
+        freeze_for(
+            model,
+            language=arguments.language,
+            tune_embeddings=arguments.tune_embeddings,
+            tune_vision=arguments.tune_vision,
+        )
 
 
 def train_in_float32(model: nn.Module) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
@@ -27,18 +28,23 @@ from transformers import (
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import TrainOutput
 
-from llava_pose.data.collator import SAMPLE_NAMES
+from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
+from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.errors import InputError, NonFiniteLossError, RunError
 from llava_pose.model.checkpoint_files import first_sentence, loading
 from llava_pose.model.loading import ADAPTER_WEIGHTS, load_weights
 from llava_pose.model.modeling import POSE_WEIGHTS, LlavaPoseForConditionalGeneration, pose_state
 from llava_pose.train.checkpoints import StopAtSignal
+from llava_pose.train.evaluation import EarlyStop, evaluate
 from llava_pose.train.length_groups import LengthGroups
 from llava_pose.train.progress import TrainingProgress
 from llava_pose.train.saved_states import require_fitting_states
 from llava_pose.train.trainable import parts_of
 from llava_pose.utils.distributed import broadcast, gathered_parameters, is_first_process, sum_over_processes
+
+if TYPE_CHECKING:
+    from llava_pose.train.training_arguments import PoseTrainingArguments
 
 logger = logging.getLogger(__name__)
 _EXACT = ("pose_targets", "input_poses", "num_poses_in_batch")
@@ -69,6 +75,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._lap: tuple[int, float] | None = None  # a step, and when it had ended
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(TrainingProgress())
@@ -108,10 +115,26 @@ class ResumableTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
         """As Trainer's; nothing once all steps are done."""
+        self._lap = self._lap or (self.state.global_step, time.monotonic())
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the samples that a second of the steps takes in, over all processes."""
+        if "loss" in logs and self._lap is not None:
+            step, since = self._lap
+            samples = (self.state.global_step - step) * self.args.train_batch_size * self.args.world_size
+            seconds = max(time.monotonic() - since, 1e-9)
+            logs["samples_per_second"] = round(samples * self.args.gradient_accumulation_steps / seconds, 3)
+        super().log(logs, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's; the time of evaluating and saving, which follow a line of the log, is none of the steps."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._globalstep_last_logged == self.state.global_step:
+            self._lap = (self.state.global_step, time.monotonic())
 
     def compute_loss(
         self,
@@ -162,6 +185,8 @@ def _resuming(checkpoint: str | None) -> AbstractContextManager[None]:
 class PoseTrainer(ResumableTrainer):
     """Trainer for LLaVA-pose models."""
 
+    args: PoseTrainingArguments
+
     def __init__(self, *args: Any, learning_rates: Mapping[str, float] | None = None, **kwargs: Any):
         """
         Args:
@@ -172,6 +197,8 @@ class PoseTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True  # also behind PEFT, whose wrapper's signature does not say so
         self._terms: dict[str, torch.Tensor] = {}
         self._terms_since = 0
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStop(self.args.early_stopping_patience))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -217,6 +244,25 @@ class PoseTrainer(ResumableTrainer):
             self._terms[name] = self._terms.get(name, 0.0) + value.float()
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the figures of the validation samples, named ``eval_…``, and log them; the same on every process."""
+        with self.compute_loss_context_manager():
+            model = cast(LlavaPoseForConditionalGeneration, self.model)
+            measured = evaluate(
+                model,
+                cast(PoseDataset, self.eval_dataset),
+                cast(PoseCollator, self.data_collator),
+                batch_size=self.args.per_device_eval_batch_size,
+                prepare=self._prepare_inputs,
+                share=(self.args.process_index, self.args.world_size),
+                workers=self.args.dataloader_num_workers,
+            )
+        figures = measured.figures(model.pose_config)
+        logs = {f"eval_{name}": round(value, 6) for name, value in figures.items()}
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the unweighted terms of the loss: their sums over micro-batches and processes are means over the step."""
         if "loss" in logs and self._terms:
@@ -239,6 +285,14 @@ class PoseTrainer(ResumableTrainer):
         """As Trainer's, of a checkpoint of ours."""
         with _resuming(resume_from_checkpoint):
             load_weights(cast(LlavaPoseForConditionalGeneration, model or self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        """As Trainer's, of a checkpoint of ours."""
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
+        logger.info(f"the weights are those of the best checkpoint, {self.state.best_model_checkpoint}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As Trainer's, with learning rates of their own for parts of the model."""
@@ -280,7 +334,7 @@ class TellEpoch(TrainerCallback):
 
 
 class LossHistory(TrainerCallback):
-    """Keeps the log as log.jsonl beside the run, the same file whether or not the run was stopped in between."""
+    """Keeps the log as metrics.jsonl beside the run, the same but for its speed whether or not the run was stopped."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -302,14 +356,14 @@ class LossHistory(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if state.is_world_process_zero and logs and "loss" in logs:
+        if state.is_world_process_zero and logs and not logs.keys().isdisjoint(("loss", "eval_loss")):
             numbers = {name: value if math.isfinite(value) else None for name, value in logs.items()}
             append_jsonl(self._path, [{"step": state.global_step, **numbers}])
 
 
 def last_loss(log: Path) -> float | None:
-    """Return the loss of the last line of a log.jsonl."""
-    losses = [entry["loss"] for _, entry in read_jsonl(log)] if log.exists() else []
+    """Return the last training loss of a metrics.jsonl."""
+    losses = [entry["loss"] for _, entry in read_jsonl(log) if "loss" in entry] if log.exists() else []
     return losses[-1] if losses else None
 
 

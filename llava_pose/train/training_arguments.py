@@ -11,6 +11,7 @@ import difflib
 import inspect
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -25,13 +26,15 @@ from transformers.integrations import (
 )
 
 from llava_pose.errors import InputError
-from llava_pose.train.arguments import DataArguments, ModelArguments, PoseRunOptions, RunOptions
+from llava_pose.train.arguments import FIGURES, DataArguments, ModelArguments, PoseRunOptions, RunOptions
 from llava_pose.utils.config import check_fields
 from llava_pose.utils.distributed import leave_at_exit
 
 logger = logging.getLogger(__name__)
 
-_NO_EVALUATION = "a run evaluates nothing while it trains; predict with its checkpoints and score that"
+_NO_EVALUATION = "a run of this kind evaluates nothing while it trains; predict with its result and score that"
+_NO_LOGITS = "an evaluation keeps sums and errors, and no logits"
+_AS_TRAINING = "an evaluation computes as training does"
 _NO_HUB = "a run uploads nothing; upload the finished folder"
 _NO_RESUMING = "a run that was killed could not go on bit for bit"
 _OWN_LOSS = "the loss is the model's own, which does not read it"
@@ -39,17 +42,22 @@ _OTHER_SPLIT = "the loss would depend on how a batch is split"
 _ZERO_INSTEAD = "is not supported; shard with --deepspeed zero_configs/zero3.json"
 _NOT_READ = "has no effect here"
 _MEASURED_BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules
+# fields of a run that evaluates, which all others refuse
+EVALUATION = (
+    *("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size"),
+    *("load_best_model_at_end", "metric_for_best_model"),
+)
 # field -> why another value than transformers' default is refused
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
-            *("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "prediction_loss_only"),
-            *("eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
-            *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "do_eval", "do_predict"),
-            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+            *("eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics"),
+            *("batch_eval_metrics", "prediction_loss_only"),
         ),
-        _NO_EVALUATION,
+        _NO_LOGITS,
     ),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _AS_TRAINING),
+    "greater_is_better": "each figure knows whether it is to grow",
     **dict.fromkeys(
         (
             *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
@@ -58,12 +66,14 @@ REFUSED: dict[str, str] = {
         _NO_HUB,
     ),
     **dict.fromkeys(
-        ("save_only_model", "ignore_data_skip", "auto_find_batch_size", "dataloader_in_order"), _NO_RESUMING
+        ("save_only_model", "ignore_data_skip", "auto_find_batch_size", "dataloader_in_order", "eval_on_start"),
+        _NO_RESUMING,
     ),
     **dict.fromkeys(("label_smoothing_factor", "label_names", "neftune_noise_alpha"), _OWN_LOSS),
     **dict.fromkeys(("average_tokens_across_devices", "accelerator_config"), _OTHER_SPLIT),
     **dict.fromkeys(("fsdp", "fsdp_config", "parallelism_config"), _ZERO_INSTEAD),
-    **dict.fromkeys(("length_column_name", "optim_target_modules", "use_cache", "debug", "do_train"), _NOT_READ),
+    **dict.fromkeys(("length_column_name", "optim_target_modules", "use_cache", "debug"), _NOT_READ),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), _NOT_READ),
     **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), "its fused loss passes the row of <pose6D> by"),
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "is not tested with a pose head"),
     "ddp_static_graph": "the parts that take part differ where a batch has no picture or no pose",
@@ -77,7 +87,8 @@ REFUSED: dict[str, str] = {
 class RunArguments(RunOptions, TrainingArguments):  # type: ignore[misc]  # its fields replace those of that name
     """TrainingArguments as every run here has them."""
 
-    hidden_options: ClassVar[frozenset[str]] = frozenset((*REFUSED, "remove_unused_columns", "local_rank"))
+    refused: ClassVar[Mapping[str, str]] = {**REFUSED, **dict.fromkeys(EVALUATION, _NO_EVALUATION)}
+    hidden_options: ClassVar[frozenset[str]] = frozenset((*refused, "remove_unused_columns", "local_rank"))
     sampling_strategies: ClassVar[tuple[str, ...]] = ("random", "sequential")
 
     remove_unused_columns: bool = False  # or samples would reach the collator without their names
@@ -122,12 +133,18 @@ class RunArguments(RunOptions, TrainingArguments):  # type: ignore[misc]  # its 
     def _refuse(self) -> None:
         for name, default in _transformers_defaults().items():
             value = getattr(self, name)
-            if name in REFUSED and value != default and str(value) != str(getattr(default, "value", default)):
-                raise InputError(f"--{name.replace('_', '-')} {value}: {REFUSED[name]}; leave it out")
+            if name in self.refused and value != default and str(value) != str(getattr(default, "value", default)):
+                raise InputError(f"--{name.replace('_', '-')} {value}: {self.refused[name]}; leave it out")
         if str(getattr(self.save_strategy, "value", self.save_strategy)) == "best":
-            raise InputError(f"--save-strategy best: {_NO_EVALUATION}")
+            raise InputError(
+                "--save-strategy best: a run that was killed would go back to its best step; save at intervals, which keeps "
+                "the best checkpoint as well"
+            )
         if self.lr_scheduler_type in _MEASURED_BY_EVALUATION:
-            raise InputError(f"--lr-scheduler-type {self.lr_scheduler_type}: {_NO_EVALUATION}; choose another")
+            raise InputError(
+                f"--lr-scheduler-type {self.lr_scheduler_type}: its rates would hang on a sample of the validation set; "
+                "choose another"
+            )
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
             if isinstance(options := getattr(self, name), str):
                 options = json.loads(options) if options.startswith("{") else {options: None}
@@ -145,7 +162,34 @@ class RunArguments(RunOptions, TrainingArguments):  # type: ignore[misc]  # its 
 class PoseTrainingArguments(PoseRunOptions, RunArguments):  # type: ignore[misc]  # as above
     """The arguments of a LLaVA-pose run."""
 
+    refused: ClassVar[Mapping[str, str]] = REFUSED
+    hidden_options: ClassVar[frozenset[str]] = frozenset((*REFUSED, "remove_unused_columns", "local_rank"))
     sampling_strategies: ClassVar[tuple[str, ...]] = ("random", "sequential", "group_by_length")
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            InputError: as any run's, or an option of evaluations is given to a run without.
+        """
+        evaluates = str(getattr(self.eval_strategy, "value", self.eval_strategy)) != "no"
+        if evaluates:
+            self.eval_steps = self.eval_steps or self.save_steps
+            # the best one is kept beside the last two, of which the older is removed before the newer is whole
+            self.save_total_limit = self.save_total_limit and max(3, self.save_total_limit)
+        else:
+            for name in ("eval_steps", "load_best_model_at_end", "early_stopping_patience"):
+                if value := getattr(self, name):
+                    raise InputError(
+                        f"--{name.replace('_', '-')} {value}: has no effect on a run that evaluates nothing; give "
+                        "--eval-strategy steps"
+                    )
+        asked = self.deepspeed, self.bf16, self.fp16
+        if self.dry_run:  # which wants no GPU, and builds its model without DeepSpeed
+            _require_deepspeed_config(self.deepspeed)
+            self.deepspeed, self.bf16, self.fp16 = None, False, False
+        super().__post_init__()
+        self.deepspeed, self.bf16, self.fp16 = asked if self.dry_run else (self.deepspeed, self.bf16, self.fp16)
+        self.greater_is_better = FIGURES[self.metric_for_best_model]
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -164,6 +208,12 @@ def require_compatible(model: ModelArguments, data: DataArguments, training: Pos
         raise InputError("--cache-features: needs a frozen tower; leave out --tune-vision")
     if training.vision_learning_rate is not None and not model.tune_vision:
         raise InputError("--vision-learning-rate: has no effect on a frozen tower; give --tune-vision as well")
+    if (data.val_json is None) != (training.eval_strategy == "no"):
+        raise InputError(
+            "--val-json: is for a run that evaluates; give --eval-strategy steps as well"
+            if data.val_json
+            else "--eval-strategy: there is nothing to evaluate on; give --val-json as well"
+        )
     if model.quantize != "none" and is_deepspeed_zero3_enabled():
         raise InputError("--quantize nf4: ZeRO-3 cannot shard 4-bit weights; give --deepspeed zero_configs/zero2.json")
     if training.ddp_find_unused_parameters is None:
@@ -217,7 +267,8 @@ def _require_reporters(report_to: str | list[str] | None) -> None:
             known = ", ".join(INTEGRATION_TO_CALLBACK)
             raise InputError(f"--report-to {name}: is not known; choose none or one of {known}")
         if name not in get_available_reporting_integrations():
-            raise InputError(f"--report-to {name}: is not installed; install its package, or leave it at none")
+            package = "'llava-pose[tensorboard]'" if name == "tensorboard" else "its package"
+            raise InputError(f"--report-to {name}: is not installed; install {package}, or leave it at none")
 
 
 def _require_deepspeed_config(path: str | None) -> None:

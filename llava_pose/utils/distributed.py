@@ -106,11 +106,17 @@ def map_over_processes(
     mine = range(rank, len(items), count)
     shown = tqdm(mine, desc=description, unit="batch", disable=description is None or rank > 0)
     results = [(index, work(items[index])) for index in shown]
-    if count > 1:
-        from accelerate.utils import gather_object
+    everything = [pair for pairs in gathered(results) for pair in pairs]
+    return [result for _, result in sorted(everything, key=lambda pair: pair[0])]
 
-        results = sorted(gather_object(results), key=lambda pair: pair[0])
-    return [result for _, result in results]
+
+def gathered(value: T) -> list[T]:
+    """Return the values of all processes, on every process. Waits for all."""
+    if not several_processes():
+        return [value]
+    from accelerate.utils import gather_object
+
+    return gather_object([value])
 
 
 def join_deepspeed() -> None:
@@ -170,11 +176,7 @@ def from_first_process(work: Callable[[], ResultT]) -> ResultT:
 
 def this_place() -> Place:
     """Machines are told apart by host name. Waits for all."""
-    if not several_processes():
-        return Place()
-    from accelerate.utils import gather_object
-
-    hosts = gather_object([socket.gethostname()])
+    hosts = gathered(socket.gethostname())
     rank = _rank()
     machines = sorted(set(hosts), key=hosts.index)
     here = [other for other, host in enumerate(hosts) if host == hosts[rank]]

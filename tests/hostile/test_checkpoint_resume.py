@@ -18,7 +18,7 @@ from llava_pose.cli import main
 from llava_pose.train.checkpoints import COMPLETE_MARK, damage_of, last_complete_checkpoint
 from llava_pose.train.run_folder import DONE_MARK
 from llava_pose.utils.files import sync_folder
-from tests.llava_pose.conftest import RECIPE, TrainingData, base, run_training, training_data  # noqa: F401 (fixtures)
+from tests.llava_pose.conftest import RECIPE, TrainingData, base, read_log, run_training, training_data  # noqa: F401 (fixtures)
 
 Change = Callable[[Path, Path], Any]
 WEIGHTS = "adapter_model.safetensors"
@@ -174,7 +174,7 @@ def test_the_run_goes_on_and_ends_as_an_undisturbed_one(
     weights, expected = load_file(run / WEIGHTS), load_file(ended[1] / WEIGHTS)
     assert weights.keys() == expected.keys()
     assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
-    assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
+    assert read_log(run) == read_log(ended[1])
     assert last_complete_checkpoint(run) == run / "checkpoint-4"
     assert not (tmp_path / "canary").exists()
 
@@ -187,7 +187,7 @@ def test_a_run_without_a_whole_checkpoint_says_so_and_starts_over(
         os.truncate(run / f"checkpoint-{step}" / WEIGHTS, 100)
     run_training(recipe)
     assert f"{run}: no checkpoint in it is whole; the run starts over" in caplog.text
-    assert (run / "log.jsonl").read_text() == (ended[1] / "log.jsonl").read_text()
+    assert read_log(run) == read_log(ended[1])
 
 
 MISFITS: dict[str, Change] = {
@@ -243,9 +243,9 @@ def test_a_log_that_is_no_file_is_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe, run = stopped
-    (run / "log.jsonl").unlink()
-    make(run / "log.jsonl")
-    assert ended_with(recipe, tmp_path, capsys, 2).startswith(f"error: {run}/log.jsonl: is no regular file")
+    (run / "metrics.jsonl").unlink()
+    make(run / "metrics.jsonl")
+    assert ended_with(recipe, tmp_path, capsys, 2).startswith(f"error: {run}/metrics.jsonl: is no regular file")
 
 
 def test_a_base_that_has_changed_is_a_sentence(
@@ -321,6 +321,6 @@ def test_a_link_in_the_place_of_a_checkpoint_is_left_alone(tmp_path: Path) -> No
 
 
 def test_links_and_pipes_do_not_stop_what_is_forced_to_disk(tmp_path: Path) -> None:
-    (tmp_path / ".#log.jsonl").symlink_to(tmp_path / "nothing")
+    (tmp_path / ".#metrics.jsonl").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe")
     sync_folder(tmp_path)

@@ -201,6 +201,12 @@ def run_training(values: Mapping[str, Any]) -> Path:
     return train(*arguments(values))
 
 
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without the speed, which no two runs have alike."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in lines]
+
+
 @pytest.fixture
 def recipe(base: Path, training_data: TrainingData, tmp_path: Path) -> dict[str, Any]:
     """The options of a run in ``tmp_path / "run"``, for ``run_training(recipe)`` or a YAML file."""

@@ -315,7 +315,7 @@ def test_ready_samples_of_novel_categories_are_refused(tiny_base: Path, prepared
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"ours: train_json {samples}: the sample 'agitator_truck/train0/0/0' is of the category" in error
     assert "which the task keeps from training" in error
-    assert not (tmp_path / "out" / "ours" / "log.jsonl").exists()
+    assert not (tmp_path / "out" / "ours" / "metrics.jsonl").exists()
 
 
 def test_joint_systems_name_the_class_and_the_pose(prepared: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def recipe(prepared: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def small_resnet() -> ResNetConfig:

@@ -128,7 +128,7 @@ def test_a_run_goes_on_where_it_was(recipe, tmp_path, lost):
     expected, found = (load_file(Path(f) / "model.safetensors") for f in (recipe["output_dir"], stopped))
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
-    logs = [(Path(folder) / "log.jsonl").read_text().splitlines() for folder in (recipe["output_dir"], stopped)]
+    logs = [(Path(folder) / "metrics.jsonl").read_text().splitlines() for folder in (recipe["output_dir"], stopped)]
     assert [json.loads(line)["loss"] for line in logs[0]] == [json.loads(line)["loss"] for line in logs[1]]
 
 
@@ -182,14 +182,14 @@ def test_what_makes_no_sense_is_one_sentence(recipe, options, match):
     with pytest.raises(InputError, match=match) as caught:
         run(NeuralMeshRunConfig(**{**recipe, "max_steps": 1, **options}))
     assert "\n" not in str(caught.value)
-    assert not (Path(recipe["output_dir"]) / "log.jsonl").exists(), "it trained before it looked"
+    assert not (Path(recipe["output_dir"]) / "metrics.jsonl").exists(), "it trained before it looked"
 
 
 def test_a_category_without_a_cad_model_is_named_before_anything_is_trained(recipe, cad):
     (cad / "guitar" / "01.off").unlink()
     with pytest.raises(InputError, match=r"there is no CAD model of 'guitar'; add guitar/01\.off"):
         run(NeuralMeshRunConfig(**{**recipe, "mesh": "cuboid", "cad": str(cad)}))
-    assert not (Path(recipe["output_dir"]) / "log.jsonl").exists()
+    assert not (Path(recipe["output_dir"]) / "metrics.jsonl").exists()
 
 
 def test_objects_without_a_camera_are_left_out_and_oblong_pictures_refused(recipe, prepared, caplog):

@@ -53,7 +53,7 @@ def torchrun(*command: str, refused: bool = False) -> str:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_one_process_does_all_the_work_in_order() -> None:

@@ -86,7 +86,7 @@ def test_before_training_its_logits_are_the_plain_models(made: Made):
 
 
 def test_three_steps_make_the_loss_smaller_and_are_loaded_again(made: Made):
-    log = [json.loads(line)["loss"] for line in (made.run / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line)["loss"] for line in (made.run / "metrics.jsonl").read_text().splitlines()]
     assert log[2] < log[0]
     model = load_model(made.run)
     assert any(bool(weight.any()) for name, weight in model.named_parameters() if "lora_B" in name)

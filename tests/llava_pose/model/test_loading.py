@@ -21,11 +21,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import stored_shapes
 from llava_pose.model.configuration import POSE_CONFIG, LlavaPoseConfig
 from llava_pose.model.loading import ADAPTER_CONFIG, load_full, load_model
 from llava_pose.model.modeling import POSE_PARTS, POSE_WEIGHTS
 from llava_pose.model.processors import load_processor
 from llava_pose.train.trainable import add_lora
+from llava_pose.utils.apart import apart
 
 BASES = ["base", "other_base"]  # tied and untied embeddings, norm and no norm, two kinds of towers and templates
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -426,3 +428,17 @@ def test_a_processor_comes_back_as_it_was(request, tmp_path: Path, name):
 def test_a_path_that_is_not_there_is_said_to_be_just_that(path):
     with pytest.raises(InputError, match=r"cannot load the model \(there is no such folder\); check the path$"):
         load_model(path)
+
+
+def test_weights_larger_than_the_limits_of_a_trial_are_read(tmp_path: Path) -> None:
+    """As those of any model of some billion parameters in one file; this one is sparse, and takes no disk."""
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [2, 2**30], "data_offsets": [0, 2**32]}}).encode()
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as opened:
+        opened.write(len(header).to_bytes(8, "little") + header)
+        opened.truncate(8 + len(header) + 2**32)
+    assert apart(lambda: stored_shapes(file), memory=2**30, seconds=20) == {"a": (2, 2**30)}
+    with file.open("r+b") as opened:
+        opened.truncate(2**28)
+    with pytest.raises(InputError, match="cannot be read"):
+        apart(lambda: stored_shapes(file), memory=2**30, seconds=20)

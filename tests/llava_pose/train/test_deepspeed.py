@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from llava_pose.model.loading import load_model
-from tests.llava_pose.conftest import run_training
+from tests.llava_pose.conftest import read_log, run_training
 
 pytestmark = pytest.mark.distributed
 
@@ -73,10 +72,6 @@ def mixed_recipe(recipe: dict[str, Any], mixed_samples, training_data, tmp_path:
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 2,
     }
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,9 @@ def alone(values: Mapping[str, Any], folder: Path) -> Path:
     return run_training({**values, "output_dir": str(folder), "gradient_accumulation_steps": 2})
 
 
-def test_there_are_three():
-    assert [path.name for path in LAUNCHERS] == ["multi_gpu.sh", "multi_node.sh", "single_gpu.sh"]
+def test_there_are_five():
+    names = ["hostfile.sh", "multi_gpu.sh", "multi_node.sh", "single_gpu.sh", "slurm.sh"]
+    assert [path.name for path in LAUNCHERS] == names
 
 
 @pytest.mark.parametrize("script", LAUNCHERS, ids=lambda path: path.name)
@@ -104,6 +105,11 @@ def test_a_config_of_zero_that_is_not_there_is_named(launcher):
     node = {"NODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     code, output = finish(start("multi_node.sh", launcher, "r.yaml", PROCESSES="1", ZERO="zero9", **node))
     assert (code, output) == (2, "error: ZERO=zero9: there is no zero_configs/zero9.json\n")
+
+
+def test_a_hostfile_that_is_not_there_is_named(launcher):
+    code, output = finish(start("hostfile.sh", launcher, "r.yaml", HOSTFILE="/none"))
+    assert (code, output) == (2, "error: /none: there is no such file\n")
 
 
 def test_several_nodes_must_be_told_apart(launcher):
@@ -139,4 +145,32 @@ def test_two_nodes_of_one_process(launcher, two_step_recipe, tmp_path: Path):
     for node in nodes:
         code, output = finish(node)
         assert code == 0, output[-4000:]
+    assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_machines_of_a_hostfile(launcher, two_step_recipe, tmp_path: Path):
+    """It names this machine alone: for others DeepSpeed goes over ssh."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    recipe_file = str(launcher.recipe_file(two_step_recipe))
+    code, output = finish(start("hostfile.sh", launcher, recipe_file, HOSTFILE=str(hosts)))
+    assert code == 0, output[-4000:]
+    assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_job_of_slurm(launcher, two_step_recipe, tmp_path: Path):
+    """With programs in the place of Slurm's that do on one machine what these do on many."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("scontrol", "echo 127.0.0.1"), ("srun", 'SLURM_NNODES=1 SLURM_NODEID=0 exec "$@"')):
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node[0-0]", "SLURM_SUBMIT_DIR": str(REPOSITORY), "PROCESSES": "2", "ZERO": "none"}
+    path = f"{programs}:{launcher.environment()['PATH']}"
+    code, output = finish(start("slurm.sh", launcher, str(launcher.recipe_file(two_step_recipe)), PATH=path, **job))
+    assert code == 0, output[-4000:]
     assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
 from llava_pose.train.run_folder import DONE_MARK
-from tests.llava_pose.conftest import run_training
+from tests.llava_pose.conftest import read_log, run_training
 
 KILLED = -signal.SIGKILL
 STEPS = 9
@@ -44,10 +44,6 @@ def long_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """Of the backbone or its adapter, and of the pose parts."""
     files = sorted(folder.glob("*.safetensors"))
@@ -56,7 +52,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(folder: Path, undisturbed: Path) -> None:
-    assert log_of(folder) == log_of(undisturbed)
+    assert read_log(folder) == read_log(undisturbed)
     weights, expected = weights_of(folder), weights_of(undisturbed)
     assert weights.keys() == expected.keys()
     assert [key for key, value in weights.items() if not torch.equal(value, expected[key])] == []
@@ -114,7 +110,7 @@ def test_full_run_killed_from_outside_ends_as_an_undisturbed_one(launcher, long_
 
     command = [sys.executable, "train.py", "--config", str(launcher.recipe_file(values))]
     with subprocess.Popen(command, cwd=Path(__file__).parents[3], env=launcher.environment()) as process:
-        while not (run / "log.jsonl").exists() or len((run / "log.jsonl").read_text().splitlines()) < 9:
+        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 9:
             assert process.poll() is None, "ended before it could be killed"
             time.sleep(0.002)
         process.kill()
@@ -173,8 +169,8 @@ def test_torn_checkpoints_are_passed_over(tmp_path: Path):
 
 def test_without_resume_a_run_starts_over(long_recipe):
     values = {**long_recipe, "max_steps": 4}
-    first = log_of(run_training(values))
-    again = log_of(run_training({**values, "resume": False}))
+    first = read_log(run_training(values))
+    again = read_log(run_training({**values, "resume": False}))
     assert again == first
 
 

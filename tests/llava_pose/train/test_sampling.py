@@ -13,8 +13,7 @@ from llava_pose.data.dataset import PoseDataset
 from llava_pose.errors import InputError
 from llava_pose.model.processors import load_processor
 from llava_pose.train.length_groups import LengthGroups
-from tests.llava_pose.conftest import arguments, run_training
-from tests.llava_pose.train.test_training import read_log
+from tests.llava_pose.conftest import arguments, read_log, run_training
 
 
 def padding(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> float:

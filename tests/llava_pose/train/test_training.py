@@ -32,14 +32,10 @@ from llava_pose.train.command import main
 from llava_pose.train.run_folder import DONE_MARK
 from llava_pose.train.trainable import add_lora, nf4_config, parts_of
 from llava_pose.train.trainer import LostWeightsError, NonFiniteLossError, require_saved_adapter
-from tests.llava_pose.conftest import RECIPE, run_training
+from tests.llava_pose.conftest import RECIPE, read_log, run_training
 
 FULL = {"language": "full", "tune_vision": True}
 NOT_INSTALLED = next(n for n in ("wandb", "swanlab", "neptune") if n not in get_available_reporting_integrations())
-
-
-def read_log(folder: str | Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -175,7 +171,16 @@ def test_a_word_that_is_no_option_is_named(recipe, launcher, capsys):
         ({"learning_rate": float("nan")}, "--learning-rate: must be a finite number, not nan"),
         ({"max_steps": -1, "num_train_epochs": 0}, "--num-train-epochs: must be over 0, not 0"),
         ({"dataloader_num_workers": -1}, "--dataloader-num-workers: must be at least 0, not -1"),
-        ({"eval_strategy": "steps"}, "--eval-strategy steps: a run evaluates nothing while it trains; .*leave it out"),
+        ({"eval_strategy": "steps"}, "--eval-strategy: there is nothing to evaluate on; give --val-json as well"),
+        ({"val_json": "/none.json"}, "--val-json: is for a run that evaluates; give --eval-strategy steps as well"),
+        ({"eval_strategy": "steps", "val_json": "/none.json"}, "/none.json: cannot be read .*llava-pose instruct"),
+        ({"early_stopping_patience": 3}, "--early-stopping-patience 3: has no effect on a run that evaluates nothing"),
+        ({"load_best_model_at_end": True}, "--load-best-model-at-end True: has no effect on a run that evaluates"),
+        (
+            {"eval_steps": 5},
+            "--eval-steps 5: has no effect on a run that evaluates nothing; give --eval-strategy steps",
+        ),
+        ({"metric_for_best_model": "acc"}, "--metric-for-best-model: must be one of acc_30, acc_10, .*, not 'acc'"),
         ({"bf16": True}, "--bf16: half precision is for a GPU, and this run is on the CPU; leave it out"),
         ({"fp16": True}, "--fp16: half precision is for a GPU, and this run is on the CPU; leave it out"),
         ({"report_to": "wandbb"}, "--report-to wandbb: is not known; choose none or one of .*wandb"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from transformers.trainer_utils import SchedulerType
 from llava_pose.errors import InputError
 from llava_pose.train.arguments import RunOptions
 from llava_pose.train.command import main
-from llava_pose.train.training_arguments import REFUSED, PoseTrainingArguments, RunArguments
-from tests.llava_pose.conftest import REPOSITORY, run_training
+from llava_pose.train.training_arguments import EVALUATION, REFUSED, PoseTrainingArguments, RunArguments
+from tests.llava_pose.conftest import REPOSITORY, read_log, run_training
 
 TESTS = Path(__file__).resolve().parents[2]
 # field -> the test that holds it, here or in another file of this folder (or of tests/eval)
@@ -57,6 +56,12 @@ HONOURED = {
     "remove_unused_columns": "test_what_makes_no_sense_is_one_sentence",
     "use_cpu": "test_a_process_leaves_the_others_before_it_ends",
     "local_rank": "test_two_processes_end_where_one_ends",
+    **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay"), "test_a_run_evaluates_when_it_is_asked_to"),
+    "per_device_eval_batch_size": "test_the_batch_of_an_evaluation_changes_no_figure",
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model"),
+        "test_the_best_checkpoint_is_kept_and_its_weights_are_the_end",
+    ),
     "ddp_backend": "test_two_processes_remember_and_learn_what_one_does",
     "ddp_find_unused_parameters": "test_two_processes_end_where_one_ends",
 }
@@ -82,10 +87,9 @@ REFUSED_VALUES: dict[str, Any] = {
     "dataloader_in_order": False,
     "eval_do_concat_batches": False,
     "label_smoothing_factor": 0.1,
-    "eval_strategy": "epoch",
     "hub_strategy": "end",
     "neftune_noise_alpha": 5.0,
-    **dict.fromkeys(("eval_steps", "eval_delay", "eval_accumulation_steps", "per_device_eval_batch_size"), 3),
+    "eval_accumulation_steps": 3,
     **{name: ["labels"] for name in ("include_for_metrics", "label_names")},
     **{name: {"split_batches": True} for name in ("accelerator_config", "fsdp_config", "liger_kernel_config")},
     **dict.fromkeys(("fsdp", "debug", "length_column_name", "optim_target_modules"), "other"),
@@ -130,6 +134,13 @@ def test_what_is_refused_is_refused_with_its_reason(name: str) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("name", EVALUATION)
+def test_runs_of_other_kinds_evaluate_nothing(name: str) -> None:
+    value = {"eval_strategy": "epoch", "metric_for_best_model": "loss", "load_best_model_at_end": True}.get(name, 3)
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} .*: a run of this kind evaluates nothing"):
+        RunArguments(output_dir="run", use_cpu=True, **{name: value})
+
+
 def test_refused_options_end_the_command_before_a_model_is_loaded(recipe, launcher, capsys) -> None:
     file = launcher.recipe_file({**recipe, "model": "/none"})
     assert main(["--config", str(file), "--resume-from-checkpoint", "checkpoint-2"]) == 2
@@ -141,10 +152,10 @@ def test_refused_options_end_the_command_before_a_model_is_loaded(recipe, launch
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"save_strategy": "best"}, "--save-strategy best: a run evaluates nothing"),
+        ({"save_strategy": "best"}, "--save-strategy best: a run that was killed would go back to its best step"),
         (
             {"lr_scheduler_type": "reduce_lr_on_plateau"},
-            "--lr-scheduler-type reduce_lr_on_plateau: a run evaluates nothing",
+            "--lr-scheduler-type reduce_lr_on_plateau: its rates would hang on a sample",
         ),
         ({"dataloader_persistent_workers": True}, "persistent_workers"),
         ({"dataloader_prefetch_factor": 2}, "prefetch_factor"),
@@ -244,13 +255,9 @@ def test_the_optimizer_has_what_the_arguments_say(tmp_path: Path) -> None:
     assert undecayed["weight_decay"] == 0.0
 
 
-def log_of(folder: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-
-
 def losses(values: dict[str, Any], folder: Path, **changes: Any) -> list[float]:
     run_training({**values, **changes, "output_dir": str(folder)})
-    return [line["loss"] for line in log_of(folder)]
+    return [line["loss"] for line in read_log(folder)]
 
 
 def test_harmless_options_leave_the_losses_as_they_are(recipe, tmp_path: Path) -> None:
@@ -268,6 +275,6 @@ def test_what_changes_a_run_changes_it(recipe, tmp_path: Path, changes: dict[str
 
 def test_the_log_has_the_lines_that_are_asked_for(recipe, tmp_path: Path) -> None:
     run_training({**recipe, "logging_steps": 3, "logging_first_step": True})
-    assert [line["step"] for line in log_of(recipe["output_dir"])] == [1, 3]
+    assert [line["step"] for line in read_log(recipe["output_dir"])] == [1, 3]
     run_training({**recipe, "logging_strategy": "no", "output_dir": str(tmp_path / "silent")})
-    assert not (tmp_path / "silent" / "log.jsonl").exists()
+    assert not (tmp_path / "silent" / "metrics.jsonl").exists()
