@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from llava_pose.compact import CompactLlavaConfig
@@ -136,16 +138,38 @@ def _load_backbone(
 ) -> PreTrainedModel:
     with loading(f"{named}: cannot be loaded"), building(path):
         _require_models(path)
-        # mismatched sizes are "ignored" so that they are listed, and refused by name below
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE, **kwargs
-        )
-    model, info = loaded
+
+        def load() -> Any:
+            # mismatched sizes are "ignored" so that they are listed, and refused by name below
+            return AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE, **kwargs
+            )
+
+        try:
+            model, info = load()
+        except Exception:
+            # a BiT, say, makes tensors in a way that ZeRO-3 has no shards for while a model is built: such a model is
+            # loaded whole by every process, and shared out when the training begins
+            if not is_deepspeed_zero3_enabled():
+                raise
+            with _not_shared_out():
+                model, info = load()
     require_complete(info, named)
     require_finite(model, named)
     if isinstance(model.config, CompactLlavaConfig):
         _require_layers(model.config, path)
     return model
+
+
+@contextmanager
+def _not_shared_out() -> Iterator[None]:
+    """While it lasts, transformers loads models as if there were no ZeRO-3."""
+    config = deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
 
 
 def built(path: str | os.PathLike[str]) -> PreTrainedModel:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.model.loading import load_model
 from tests.llava_pose.conftest import read_log, run_training
 
@@ -103,3 +104,16 @@ def test_two_processes_end_where_one_ends(name: str, launcher, mixed_recipe, bas
     still = [key for key, value in trained.items() if torch.equal(value, start.get(key, torch.zeros_like(value)))]
     # the tower's closing norm comes after the feature layers: nothing flows through it
     assert [key for key in still if "vision_tower.layernorm" not in key] == []
+
+
+@pytest.mark.slow
+def test_a_tower_that_cannot_be_built_in_shards_trains_under_zero3(launcher, mixed_recipe, tmp_path: Path):
+    """The quickstart's own base, whose tower is a BiT."""
+    base = assemble(AssembleConfig(out=str(tmp_path / "tiny"), preset="tiny"))
+    values = {**mixed_recipe, "model": str(base), "language": "full", "tune_vision": True}
+    together = {**values, "output_dir": str(tmp_path / "together")}
+    result = launcher.deepspeed(together, "zero3")
+    assert result.returncode == 0, result.stdout[-6000:]
+    run_training({**values, "output_dir": str(tmp_path / "alone"), "gradient_accumulation_steps": 4})
+    for line, expected in zip(read_log(tmp_path / "together"), read_log(tmp_path / "alone"), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=2e-3), line["step"]
