@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[-1].dry_run:
             from llava_pose.train.dry_run import dry_run
 
-            dry_run(*arguments)
+            sys.stdout.writelines(dry_run(*arguments))
         else:
             train(*arguments)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,13 @@ _OPENED = 32  # of them, with their pictures
 _LABEL = 32  # characters of a table's first column
 
 
-def dry_run(model_args: ModelArguments, data_args: DataArguments, training_args: PoseTrainingArguments) -> None:
-    """Say on the standard output what a run takes, part by part.
+def dry_run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: PoseTrainingArguments
+) -> Iterator[str]:
+    """Yield the lines that say what a run takes, part by part.
 
     Raises:
-        InputError: it cannot work, here or anywhere; all that is known has been said before.
+        InputError: it cannot work, here or anywhere; all that is known has been yielded before.
     """
     if training_args.process_index > 0:  # of a launcher's processes, one says it
         return
@@ -93,7 +94,7 @@ def dry_run(model_args: ModelArguments, data_args: DataArguments, training_args:
         "",
         *_of_time(work, steps, needs, bf16=training_args.bf16),
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    yield from (f"{line}\n" for line in lines)
     for option, folder, what, size in disk:
         _require_room(option, folder, what, size)
     gpus = here or 8
