@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_pose.train.arguments import DataArguments, ModelArguments, parse_arguments
-from llava_pose.utils.config import require_folder, run_main, say_next
+from llava_pose.utils.command import run_main, say_next
+from llava_pose.utils.config import require_folder
 
 if TYPE_CHECKING:
     from llava_pose.train.training_arguments import PoseTrainingArguments

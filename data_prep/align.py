@@ -29,9 +29,11 @@ from data_prep.raw.alignment import AlignmentTable, builtin_table, read_table, t
 from data_prep.raw.imagenet3d import AnnotationError, parse_object, plain, read_annotation, write_annotation
 from llava_pose.errors import InputError
 from llava_pose.pose.meshes import turned_off
-from llava_pose.utils.config import check_fields, command, read_yaml, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import replacing, write_atomic, write_json
 from llava_pose.utils.output_folder import keep_settings, own_folder
+from llava_pose.utils.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,11 @@ from data_prep.raw.processed import ProcessedLayout, filed_under, flat_annotatio
 from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
-from llava_pose.utils.config import command, read_yaml, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require_folder
 from llava_pose.utils.files import is_plain_name, replacing, write_atomic
 from llava_pose.utils.output_folder import keep_settings, own_folder, settings_file
+from llava_pose.utils.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 

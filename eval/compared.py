@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from llava_pose.data.records import ObjectRecord, Pose, Prediction, parse_json, read_predictions
+from llava_pose.data.jsonl import parse_json
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import DEFAULT_THRESHOLDS, pose_error

@@ -18,10 +18,12 @@ from pydantic import Field
 from eval.compared import Degrees, Seed, require_annotation
 from eval.score import ScoreConfig, plot_paths, score
 from eval.systems.system import PREDICTIONS
-from llava_pose.data.records import ObjectRecord, Prediction, read_predictions, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import ObjectRecord, Prediction, read_predictions, read_records
 from llava_pose.errors import InputError
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import is_plain_name, write_atomic
 from llava_pose.utils.output_folder import own_folder, require_other
 
@@ -164,8 +166,8 @@ def _checked(name: str, path: Path, records: Mapping[str, ObjectRecord]) -> list
 
 
 def _page(config: LeaderboardConfig, scores: dict[str, Any], scored: Sequence[Path], refused: Mapping[str, str]) -> str:
+    from eval.report.printing import as_page, section
     from eval.report.score_tables import score_notes, score_sections
-    from eval.report.tables import as_page, section
 
     first = next(iter(scores["chance"]))
     systems = scores["systems"]

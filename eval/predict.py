@@ -25,19 +25,13 @@ from eval.systems.record_choice import select_records
 from llava_pose.data.conversation import object_words
 from llava_pose.data.descriptions import description_of, read_descriptions
 from llava_pose.data.images import load_rgb
-from llava_pose.data.records import (
-    METADATA_FILE,
-    ObjectRecord,
-    Prediction,
-    append_jsonl,
-    read_predictions,
-    read_records,
-    resume_jsonl,
-)
+from llava_pose.data.jsonl import append_jsonl, resume_jsonl
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction, read_predictions, read_records
 from llava_pose.errors import InputError, RunError, left_out
 from llava_pose.pose import categories
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.distributed import (
     first_process_holds,
     from_first_process,
@@ -50,7 +44,8 @@ from llava_pose.utils.files import file_digest, inside
 from llava_pose.utils.output_folder import keep_settings, own_file
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import PoseAnswer, PosePredictor
+    from llava_pose.inference.answers import PoseAnswer
+    from llava_pose.inference.predictor import PosePredictor
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

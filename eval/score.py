@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.compared import Comparison, ComparisonConfig, align, read_meta_classes, read_systems
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import printable, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
@@ -63,8 +63,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 def _score(config: ScoreConfig) -> dict[str, Any]:
     # half a second, which --help does without
     from eval.report.plots import categories_plot, curve_plot, save_plot
+    from eval.report.printing import as_markdown, as_page
     from eval.report.score_tables import score_notes, score_sections
-    from eval.report.tables import as_markdown, as_page
 
     _, scores = compare(config)
     scores = {"files": [str(path) for path in config.predictions], **scores}
@@ -87,7 +87,7 @@ def compare(config: ComparisonConfig) -> tuple[Comparison, dict[str, Any]]:
     Raises:
         InputError: as :func:`score`.
     """
-    from eval.place import read_shapes
+    from eval.place_errors import read_shapes
     from eval.scoring import score_comparison
 
     metas = read_meta_classes(config.meta_classes)
@@ -115,8 +115,8 @@ def page_path(out: str | Path) -> Path:
 
 
 def _score_and_show(config: ScoreConfig) -> None:
+    from eval.report.printing import as_text
     from eval.report.score_tables import score_notes, score_sections
-    from eval.report.tables import as_text
 
     scores = score(config)
     curve, categories = plot_paths(config.out)

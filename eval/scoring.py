@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from eval.compared import Comparison, Sample, canonical_category
 from eval.confidence import confidence_columns, confidence_scores
-from eval.place import MEASURES, Shape, place_errors, place_scores
+from eval.place_errors import MEASURES, Shape, place_errors, place_scores
 from llava_pose.data.records import Prediction
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -58,7 +58,7 @@ def score_comparison(
         reference: the system that the others are tested against; by default the first.
         seed: the seed of the bootstrap.
         meta_classes: meta class -> canonical names of its categories; by default the taxonomy's.
-        shapes: what :func:`eval.place.read_shapes` returns; without it, of where objects are the distance alone is scored.
+        shapes: what :func:`eval.place_errors.read_shapes` returns; without it, only the distance of where objects are.
 
     Raises:
         InputError: there is no system of the reference's name.
@@ -207,7 +207,7 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
 
     Returns:
         What :func:`llava_pose.pose.metrics.summarize_errors` returns with ``failures`` (counts, each sample in one at most),
-        under ``place`` the scores of where the objects are, where the system predicts it (:mod:`eval.place`),
+        under ``place`` the scores of where the objects are, where the system predicts it (:mod:`eval.place_errors`),
         and under ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors,
         if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error). Under
         ``orient_anything_v2`` the accuracies by that model's own protocol, of a system that says which turns it calls the same:

@@ -22,7 +22,7 @@ from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import threshold_name
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import printable, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
@@ -83,7 +83,7 @@ def tables(config: TablesConfig) -> dict[str, Any]:
     """Score the systems and write the table as Markdown, JSON, a page and a plot.
 
     Returns:
-        What the JSON file holds: what :func:`eval.report.report_tables.make_table` returns, and the names of the files.
+        What the JSON file holds: what :func:`eval.report.table_kinds.make_table` returns, and the names of the files.
 
     Raises:
         InputError: a file is bad, the systems cannot be compared, or they lack what the table shows.
@@ -98,10 +98,10 @@ def tables(config: TablesConfig) -> dict[str, Any]:
 
 def _tables(config: TablesConfig) -> dict[str, Any]:
     # half a second, which --help does without
-    from eval.place import read_shapes
+    from eval.place_errors import read_shapes
     from eval.report.plots import meta_classes_plot, save_plot
-    from eval.report.report_tables import make_table, report_notes, report_sections, title_of
-    from eval.report.tables import as_markdown, as_page
+    from eval.report.printing import as_markdown, as_page
+    from eval.report.table_kinds import make_table, report_notes, report_sections, title_of
     from eval.scoring import score_comparison
 
     metas = read_meta_classes(config.meta_classes)
@@ -254,8 +254,8 @@ def _neighbours_of_selected(grid: Mapping[str, Any]) -> dict[str, float]:
 
 def make_and_show(config: TablesConfig) -> None:
     """Make the table, and print it."""
-    from eval.report.report_tables import report_notes, report_sections
-    from eval.report.tables import as_text
+    from eval.report.printing import as_text
+    from eval.report.table_kinds import report_notes, report_sections
 
     table = tables(config)
     markdown, numbers, plot, page = output_paths(config.out)

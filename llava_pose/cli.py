@@ -15,7 +15,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "start here": {
         "chat": ("llava_pose.serve.chat", "Ask about one picture in the terminal."),
         "demo": ("llava_pose.serve.demo", "Ask about pictures in the browser."),
-        "serve": ("llava_pose.serve.serve", "Serve a checkpoint to programs, over OpenAI's protocol."),
+        "serve": ("llava_pose.serve.command", "Serve a checkpoint to programs, over OpenAI's protocol."),
         "orient-boxes": ("llava_pose.inference.orient_boxes", "Find the front of 3D boxes that have none."),
         "doctor": ("llava_pose.utils.doctor", "Say what is installed, and what will and will not run here."),
     },

@@ -19,7 +19,8 @@ from pydantic import PositiveInt
 from data_prep.raw.imagenet3d import RawLayout, parse_object, read_annotation, read_list
 from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, require, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import require, require_folder
 from llava_pose.utils.output_folder import own_folder
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, require
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require
 
 if TYPE_CHECKING:
     import torch

@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, require, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import require
 
 if TYPE_CHECKING:
     import torch

@@ -25,10 +25,12 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 from llava_pose.data.images import check_picture
-from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.utils.config import command, require, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require, require_folder
 from llava_pose.utils.files import inside
 from llava_pose.utils.output_folder import own_folder, require_other
 

@@ -37,7 +37,7 @@ from data_prep.raw.imagenet3d import (
     write_list,
 )
 from llava_pose.data.images import open_image, open_picture
-from llava_pose.data.records import parse_json
+from llava_pose.data.jsonl import parse_json
 from llava_pose.errors import InputError
 from llava_pose.inference.photos import find_photos
 from llava_pose.pose import categories

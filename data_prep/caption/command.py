@@ -26,9 +26,11 @@ from data_prep.caption.lines import FAILED, GRAMMAR, OK, CaptionLine
 from data_prep.caption.prompt import first_messages
 from data_prep.scene.scenes import Scene, make_scenes
 from llava_pose.data.images import check_picture
-from llava_pose.data.records import METADATA_FILE, append_jsonl, read_records, resume_jsonl, write_jsonl
+from llava_pose.data.jsonl import append_jsonl, resume_jsonl, write_jsonl
+from llava_pose.data.records import METADATA_FILE, read_records
 from llava_pose.errors import InputError, left_out
-from llava_pose.utils.config import command, require, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import require, require_folder
 from llava_pose.utils.files import printable, write_json
 from llava_pose.utils.openai_client import (
     NotNegative,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llava_pose.data.records import read_jsonl
+from llava_pose.data.jsonl import read_jsonl
 from llava_pose.errors import InputError
 
 OK, FAILED = "ok", "failed"

@@ -25,9 +25,11 @@ from data_prep.import_.predictions import read_own
 from data_prep.import_.recognise import recognise
 from data_prep.import_.write import REJECTS_FILE, Account, write_raw
 from llava_pose.errors import InputError
-from llava_pose.utils.config import as_written, check_fields, command, require, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import check_fields, require, require_folder
 from llava_pose.utils.files import file_digest, is_plain_name
 from llava_pose.utils.output_folder import keep_settings, own_folder
+from llava_pose.utils.yaml_files import as_written
 
 logger = logging.getLogger(__name__)
 KINDS = ("coco", "pascal3d", "bop", "omni3d", "objectron", "predictions")

@@ -34,7 +34,7 @@ from data_prep.raw.imagenet3d import (
     write_list,
 )
 from llava_pose.data.images import DECODING_ERRORS, open_image
-from llava_pose.data.records import write_jsonl
+from llava_pose.data.jsonl import write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.utils.files import is_plain_name, printable, replacing, shortened, unsafe_name

@@ -14,7 +14,7 @@ from data_prep.inspect.page import PageConfig, inspect_page
 from data_prep.inspect.reading import open_dataset
 from data_prep.inspect.report import statistics_page, statistics_text
 from data_prep.inspect.statistics import statistics
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import printable, write_atomic, write_json
 from llava_pose.utils.output_folder import own_folder
 

@@ -23,10 +23,11 @@ from data_prep.raw.imagenet3d import (
     read_annotation,
     read_list,
 )
-from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, Prediction, parse_json, read_jsonl
+from llava_pose.data.jsonl import parse_json, read_jsonl
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError
-from llava_pose.utils.config import read_yaml
 from llava_pose.utils.files import is_plain_name, is_regular, open_regular, read_text
+from llava_pose.utils.yaml_files import read_yaml
 
 _MOST_BYTES = 1 << 36  # of a train.json, as training reads it
 _NEEDED = ("azimuth", "elevation", "theta", "distance", "bbox")

@@ -36,7 +36,8 @@ from llava_pose.data.images import check_picture
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
-from llava_pose.utils.config import check_fields, command, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import atomic_file, write_json
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 

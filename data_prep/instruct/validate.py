@@ -23,7 +23,8 @@ from llava_pose.data.images import check_picture
 from llava_pose.data.records import ObjectRecord, Pose, read_records
 from llava_pose.data.samples import read_samples
 from llava_pose.errors import InputError, listed
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import of_split
 
 logger = logging.getLogger(__name__)

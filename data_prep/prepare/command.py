@@ -37,7 +37,8 @@ from data_prep.prepare.summary import REJECTS_FILE, SUMMARY_FILE, write_results
 from data_prep.raw.imagenet3d import RawLayout, read_list
 from llava_pose.data.images import BOX_MARGIN
 from llava_pose.errors import InputError
-from llava_pose.utils.config import check_fields, command, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import is_plain_name, shortened
 from llava_pose.utils.output_folder import (
     LOCK_NAME,

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from data_prep.prepare.image import RESULTS_FOLDER, ImageJob, ImageOptions, ImageResult, read_result, result_of
 from data_prep.raw.imagenet3d import RawLayout, read_list
-from llava_pose.data.records import METADATA_FILE, read_jsonl
+from llava_pose.data.jsonl import read_jsonl
+from llava_pose.data.records import METADATA_FILE
 from llava_pose.errors import InputError
 from llava_pose.utils.files import atomic_file, read_text, write_json
 

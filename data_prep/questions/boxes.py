@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_prep.questions.base import (
-    CATEGORY,
-    Asking,
-    Turn,
-    listing,
-    sentence,
-    told,
-)
+from data_prep.questions.base import CATEGORY, Asking, Turn, listing, sentence, told
 from data_prep.questions.single import draw_options
 from data_prep.scene.scenes import Scene, box_text, category_of, noun
 from llava_pose.data.conversation import POSE_TOKEN, object_words

@@ -8,12 +8,7 @@ from collections.abc import Mapping
 from data_prep.caption.check import check_words, expect
 from data_prep.caption.grammar import CAPTION_ASPECTS, check_caption, scene_caption
 from data_prep.caption.lines import GRAMMAR, OK, CaptionLine
-from data_prep.questions.base import (
-    CATEGORY,
-    Asking,
-    Turn,
-    told,
-)
+from data_prep.questions.base import CATEGORY, Asking, Turn, told
 from data_prep.scene.scenes import Scene, category_of
 from data_prep.scene.viewpoint_captions import offline_caption
 from llava_pose.data.conversation import CAPTION_QUESTIONS

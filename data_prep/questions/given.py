@@ -12,12 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_prep.questions.base import (
-    CATEGORY,
-    Asking,
-    Turn,
-    told,
-)
+from data_prep.questions.base import CATEGORY, Asking, Turn, told
 from data_prep.questions.words import ask_choice, ask_yes_no
 from data_prep.scene.facts import ALL_ASPECTS
 from data_prep.scene.scenes import Scene, category_of, noun

@@ -9,12 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from data_prep.questions.base import (
-    CATEGORY,
-    Asking,
-    Turn,
-    told,
-)
+from data_prep.questions.base import CATEGORY, Asking, Turn, told
 from data_prep.scene import relations
 from data_prep.scene.facts import DISTANCE, HEADING, HEIGHT
 from data_prep.scene.scenes import Scene, category_of

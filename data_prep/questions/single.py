@@ -5,14 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from data_prep.questions.base import (
-    CATEGORY,
-    LETTERS,
-    Asking,
-    Turn,
-    listing,
-    told,
-)
+from data_prep.questions.base import CATEGORY, LETTERS, Asking, Turn, listing, told
 from data_prep.scene.scenes import Scene, category_of, noun
 from llava_pose.data.conversation import (
     DESCRIBED_ANSWER,

@@ -9,13 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from data_prep.questions.base import (
-    CATEGORY,
-    LETTERS,
-    Asking,
-    Turn,
-    told,
-)
+from data_prep.questions.base import CATEGORY, LETTERS, Asking, Turn, told
 from data_prep.scene.facts import PREDICATES, Predicate, correction
 from data_prep.scene.scenes import Scene, category_of
 from data_prep.scene.topics import TOPICS

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from llava_pose.data.records import parse_json
+from llava_pose.data.jsonl import parse_json
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category

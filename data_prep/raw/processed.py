@@ -24,7 +24,8 @@ import numpy as np
 from data_prep.raw.imagenet3d import MAX_COUNT, read_list
 from data_prep.raw.safe_npz import read_npz, shown
 from llava_pose.data.images import DECODING_ERRORS, open_image
-from llava_pose.data.records import ObjectRecord, Pose, parse_json
+from llava_pose.data.jsonl import parse_json
+from llava_pose.data.records import ObjectRecord, Pose
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import crop_principal

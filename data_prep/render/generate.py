@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from data_prep.pool import map_processes
 from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
-from llava_pose.data.records import write_jsonl
+from llava_pose.data.jsonl import write_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.utils.config import command, say_next
+from llava_pose.utils.command import command, say_next
 from llava_pose.utils.files import write_atomic
 from llava_pose.utils.output_folder import keep_settings, own_folder
 

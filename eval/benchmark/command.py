@@ -25,7 +25,8 @@ from llava_pose.data.records import ObjectRecord, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import read_text
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from eval.benchmark.entries import DONE_MARK, Entry
 from eval.systems.system import asked_records, write_answers
 from eval.tables import TablesConfig, make_and_show
 from llava_pose.errors import InputError, NonFiniteLossError
-from llava_pose.utils.config import steps_of_a_whole
+from llava_pose.utils.command import steps_of_a_whole
 from llava_pose.utils.distributed import (
     broadcast,
     first_process_holds,

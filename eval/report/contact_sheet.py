@@ -20,14 +20,15 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from eval.compared import Seed, canonical_category, read_systems, require_annotation
-from eval.report.tables import printable_line
+from eval.report.printing import printable_line
 from llava_pose.data.images import load_rgb, to_rgb
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.inference.drawing import AXIS_COLOURS, draw_axes, load_font
 from llava_pose.pose.metrics import pose_error
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import inside, write_atomic
 from llava_pose.utils.output_folder import own_file, require_other
 

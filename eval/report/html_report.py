@@ -21,14 +21,15 @@ import numpy as np
 from pydantic import Field
 
 from eval.compared import Comparison, ComparisonConfig, Sample, canonical_category
-from eval.report.tables import printable_line, printable_sections, render_page
+from eval.report.printing import printable_line, printable_sections, render_page
 from eval.score import compare
 from llava_pose.data.records import ObjectRecord, Prediction, read_records
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import canonicalize
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import command, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require_folder
 from llava_pose.utils.files import write_atomic
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 

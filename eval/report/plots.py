@@ -17,8 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from eval.report.report_tables import scores_of_column
-from eval.report.tables import printable_line
+from eval.report.printing import printable_line
+from eval.report.table_kinds import scores_of_column
 from llava_pose.pose.metrics import accuracy_by_coverage, reliability
 from llava_pose.utils.files import write_atomic
 

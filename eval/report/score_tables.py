@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from eval.confidence import COVERAGES
-from eval.report.tables import (
+from eval.report.printing import (
     V2_NOTE,
     Cell,
     Section,

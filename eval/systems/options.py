@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from llava_pose.train.arguments import Name, Positive, Rate, RunOptions
-from llava_pose.utils.config import Main, parse_configs, run_main
+from llava_pose.utils.command import Main, run_main
+from llava_pose.utils.config import parse_configs
 
 Task = Literal["pose", "joint"]
 BACKBONE_HELP = "The network: a hub id or folder that AutoModel can load, or tiny, the random tower of --preset tiny."

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.systems.options import SystemOptions
-from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_jsonl, read_records, write_jsonl
+from llava_pose.data.jsonl import read_jsonl, write_jsonl
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import pose_from_orient_anything
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import open_regular
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 from eval.systems.options import SystemOptions
 from eval.systems.record_choice import select_records
-from llava_pose.data.records import ObjectRecord, Prediction, read_predictions, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import ObjectRecord, Prediction, read_predictions
 from llava_pose.errors import InputError
-from llava_pose.utils.config import require_folder, say_next
+from llava_pose.utils.command import say_next
+from llava_pose.utils.config import require_folder
 from llava_pose.utils.distributed import is_first_process
 
 logger = logging.getLogger(__name__)

@@ -24,20 +24,13 @@ from tqdm import tqdm
 from eval.systems.record_choice import select_records
 from eval.systems.vlm_prompt import VlmAnswer, candidate_words, first_messages, read_answer
 from llava_pose.data.images import check_picture
-from llava_pose.data.records import (
-    METADATA_FILE,
-    ObjectRecord,
-    Prediction,
-    append_jsonl,
-    read_predictions,
-    read_records,
-    resume_jsonl,
-    write_jsonl,
-)
+from llava_pose.data.jsonl import append_jsonl, resume_jsonl, write_jsonl
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction, read_predictions, read_records
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
-from llava_pose.utils.config import command, require, require_folder, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import require, require_folder
 from llava_pose.utils.distributed import from_first_process, is_first_process
 from llava_pose.utils.files import file_digest, printable, write_json
 from llava_pose.utils.openai_client import Reply, ServedModel, ServerOptions, map_threads, token_account

@@ -9,8 +9,10 @@ from pathlib import Path
 from llava_pose.data.chat_templates import CHAT_TEMPLATES
 from llava_pose.errors import InputError
 from llava_pose.pose.rotation_names import DEFAULT_ROTATION, ROTATION_NAMES
-from llava_pose.utils.config import command, require, require_seed, save_config, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import require, require_seed
 from llava_pose.utils.output_folder import own_new_folder
+from llava_pose.utils.yaml_files import save_config
 
 logger = logging.getLogger(__name__)
 

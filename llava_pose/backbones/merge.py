@@ -16,8 +16,10 @@ from PIL import Image
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command, read_yaml, require, require_folder, save_config, say_next
+from llava_pose.utils.command import command, say_next
+from llava_pose.utils.config import require, require_folder
 from llava_pose.utils.output_folder import own_new_folder
+from llava_pose.utils.yaml_files import read_yaml, save_config
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ from typing import Literal
 from llava_pose.data.poses.formats import FORMATS, SUFFIXES, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject
 from llava_pose.errors import InputError, left_out
-from llava_pose.utils.config import check_fields, command, require
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields, require
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
 logger = logging.getLogger(__name__)

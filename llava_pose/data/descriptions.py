@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llava_pose.data.records import parse_json, read_jsonl
+from llava_pose.data.jsonl import parse_json, read_jsonl
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.utils.files import read_text, shortened

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from llava_pose.data.conversation import validate_sample
-from llava_pose.data.records import parse_json
+from llava_pose.data.jsonl import parse_json
 from llava_pose.errors import InputError, joined
 from llava_pose.utils.files import read_text
 

@@ -27,7 +27,8 @@ from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.conventions import box_orientations
 from llava_pose.pose.geometry import angles_from_rotation, geodesic_angle, rotation_matrix
-from llava_pose.utils.config import check_fields, command, require, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields, require, require_folder
 from llava_pose.utils.files import shortened, unsafe_name
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 

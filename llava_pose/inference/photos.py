@@ -20,23 +20,17 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from llava_pose.data.images import BOX_MARGIN, open_picture
+from llava_pose.data.jsonl import append_jsonl, drop_torn_line, resume_jsonl
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.poses.posed_object import csv_items, is_number, read_json
-from llava_pose.data.records import append_jsonl, drop_torn_line, resume_jsonl
 from llava_pose.errors import InputError, left_out
 from llava_pose.inference.pose_lines import BOX_COLUMNS, csv_text, pose_line
 from llava_pose.pose import categories
 from llava_pose.pose.conventions import CONVENTIONS
 from llava_pose.train.arguments import Name
-from llava_pose.utils.config import check_fields, command
-from llava_pose.utils.files import (
-    LONGEST_PLAIN_NAME,
-    append_whole,
-    atomic_file,
-    file_digest,
-    holds_controls,
-    shortened,
-)
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields
+from llava_pose.utils.files import LONGEST_PLAIN_NAME, append_whole, atomic_file, file_digest, holds_controls, shortened
 from llava_pose.utils.output_folder import keep_settings, own_file, own_folder, require_other, require_suffix
 
 if TYPE_CHECKING:

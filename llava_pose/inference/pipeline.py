@@ -30,8 +30,9 @@ from llava_pose.data.images import (
 )
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
+from llava_pose.inference.answers import ChatAnswer, PoseAnswer
 from llava_pose.inference.photos import AUTO
-from llava_pose.inference.predictor import ChatAnswer, PoseAnswer, PosePredictor
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.pose import categories
 from llava_pose.utils.files import is_plain_name, shortened
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llava_pose.pose.conventions import CONVENTIONS
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import PoseAnswer
+    from llava_pose.inference.answers import PoseAnswer
 
 BOX_COLUMNS = ("x1", "y1", "x2", "y2")
 _ANGLES = ("azimuth", "elevation", "theta")

@@ -27,7 +27,7 @@ from torch.nn.modules.module import (
 )
 from transformers import PreTrainedConfig
 
-from llava_pose.data.records import parse_json
+from llava_pose.data.jsonl import parse_json
 from llava_pose.errors import InputError
 from llava_pose.model.rotation import DECODING
 from llava_pose.utils.files import (

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
 
 from llava_pose.data.conversation import IGNORE_INDEX
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.losses import POSE_TERMS, pose_loss, text_loss
+from llava_pose.model.outputs import GeneratedAnswer, LlavaPoseOutput
 from llava_pose.model.pictures import Pictures, accepted_names, connect_patches, see_pictures, token_types
 from llava_pose.model.pose_head import (
     ImageTokens,
@@ -37,33 +37,8 @@ from llava_pose.model.pose_head import (
 )
 
 POSE_WEIGHTS = "pose_head.safetensors"
+
 POSE_PARTS = ("pose_head", "pose_encoder", "pose_token_embedding", "pose_token_output")
-
-
-@dataclass
-class LlavaPoseOutput(ModelOutput):
-    """Output of a forward pass.
-
-    Attributes:
-        loss: scalar, with labels.
-        logits: (batch, positions, vocabulary), without labels only: training and evaluation keep none.
-        states: (batch, positions, hidden size), what the output layer was given there; without labels only.
-        loss_terms: the unweighted terms of the loss, detached, for the log.
-        image_tokens: what :meth:`LlavaPoseForConditionalGeneration.read_poses` sees of the pictures, where the head looks at
-            them.
-        rotations: (n, 3, 3) that the head reads for the supervised `<pose6D>`, and
-        hits: booleans, whether each supervised token is the likeliest; both row by row, with labels and in evaluation mode
-            only.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    states: Tensor | None = None
-    past_key_values: Cache | None = None
-    image_tokens: ImageTokens | None = None
-    loss_terms: dict[str, Tensor] | None = None
-    rotations: Tensor | None = None
-    hits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -74,21 +49,6 @@ class _Given:
     mask: Tensor | None
     trains: bool
     blank: Tensor | None
-
-
-@dataclass
-class GeneratedAnswer:
-    """What a backbone has written.
-
-    Attributes:
-        tokens: (batch, steps) new tokens.
-        states: (batch, steps, hidden size), from which each token was predicted.
-        image_tokens: as of :class:`LlavaPoseOutput`.
-    """
-
-    tokens: Tensor
-    states: Tensor
-    image_tokens: ImageTokens | None
 
 
 class LlavaPoseForConditionalGeneration(nn.Module):

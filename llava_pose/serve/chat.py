@@ -19,12 +19,14 @@ from llava_pose.errors import InputError, left_out
 from llava_pose.inference.pose_lines import csv_text, pose_line
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, numbered, possible_words, shown_name, taught
-from llava_pose.utils.config import command, require
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require
 from llava_pose.utils.files import atomic_file, printable, write_atomic
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import ChatAnswer, PosePredictor
+    from llava_pose.inference.answers import ChatAnswer
+    from llava_pose.inference.predictor import PosePredictor
 
 logger = logging.getLogger(__name__)
 PROMPT = "> "

@@ -1,4 +1,4 @@
-"""`llava-pose demo`: the page of :mod:`llava_pose.serve.page`, served on this machine."""
+"""`llava-pose demo`: the page of :mod:`llava_pose.serve.demo_page`, served on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 from llava_pose.errors import InputError
 from llava_pose.inference.photos import find_photos
 from llava_pose.serve.listening import cannot_listen, require_free
-from llava_pose.utils.config import command, require
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def demo(config: DemoConfig) -> None:
             os.environ.pop(name, None)
             os.environ.pop(name.upper(), None)
     try:
-        from llava_pose.serve import page
+        from llava_pose.serve import demo_page as page
         from llava_pose.serve.examples import prepare_pictures
     except ModuleNotFoundError as error:
         if error.name != "gradio":

@@ -16,12 +16,12 @@ from PIL import Image
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.serve.decoding import decode_apart
-from llava_pose.serve.gate import NOT_HERE, Uploads
+from llava_pose.serve.demo_gate import NOT_HERE, Uploads
 from llava_pose.serve.session import ChatSession, draw_box
 from llava_pose.utils.files import open_regular, printable
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import PoseAnswer
+    from llava_pose.inference.answers import PoseAnswer
 
 SHOWN_SIDE = 720  # pixels: smaller pictures are enlarged for the drawing
 NO_PICTURE = "Give me a picture first: drop one into the field “Picture”, or click there."

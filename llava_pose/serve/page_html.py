@@ -13,7 +13,7 @@ from llava_pose.inference.pose_lines import csv_text, pose_line
 from llava_pose.serve.session import ChatSession, angles_in_degrees, possible_words, shown_name
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import PoseAnswer
+    from llava_pose.inference.answers import PoseAnswer
 
 ANGLES_EXPLAINED = """
 - **Azimuth**: from which side the camera sees the object. 0° is its front; 90° is the side that is on the right for

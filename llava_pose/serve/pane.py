@@ -13,7 +13,7 @@ from llava_pose.serve.desk import Desk, turned
 from llava_pose.serve.session import angles_in_degrees, possible_words, seen_words, shown_name
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import PoseAnswer
+    from llava_pose.inference.answers import PoseAnswer
 
 ANGLE_HEADERS = ["Azimuth °", "Elevation °", "In-plane °", "Distance", "Confidence %"]
 _SLIDERS = (("Azimuth", 0, 360), ("Elevation", -90, 90), ("In-plane", -180, 180))

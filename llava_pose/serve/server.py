@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from llava_pose.inference.answers import ChatAnswer, PoseAnswer
     from llava_pose.inference.pipeline import Asked, PosePipeline
-    from llava_pose.inference.predictor import ChatAnswer, PoseAnswer
 
 logger = logging.getLogger(__name__)
 _MAX_PICTURES = 64  # of a request

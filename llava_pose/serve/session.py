@@ -20,7 +20,8 @@ from llava_pose.pose import categories
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 
 if TYPE_CHECKING:
-    from llava_pose.inference.predictor import ChatAnswer, PoseAnswer, PosePredictor
+    from llava_pose.inference.answers import ChatAnswer, PoseAnswer
+    from llava_pose.inference.predictor import PosePredictor
 
 SOMETHING = "object"  # the name of what an answer does not name
 _NAMED = re.compile(r"\b(?:the|an?|this|that|my|your|these|those)\s+(?=([\w-]+(?:\s+[\w-]+){0,2}))")

@@ -22,10 +22,10 @@ from llava_pose.train.checkpoints import (
 )
 from llava_pose.train.trainer import last_loss
 from llava_pose.train.training_arguments import REFUSED
-from llava_pose.utils.config import as_written, read_yaml
 from llava_pose.utils.distributed import first_process_holds, from_first_process, is_first_process, process_count
 from llava_pose.utils.files import file_digest, is_regular, sync_folder, weights_digest, write_json
 from llava_pose.utils.output_folder import differing, own_folder, require_not_a_persons, write_settings
+from llava_pose.utils.yaml_files import as_written, read_yaml
 
 logger = logging.getLogger(__name__)
 BEGUN_WITH = "trained_on.json"  # what a run was begun with beside its settings: its samples and the number of processes

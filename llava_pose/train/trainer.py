@@ -30,7 +30,7 @@ from transformers.trainer_utils import TrainOutput
 
 from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
 from llava_pose.data.dataset import PoseDataset
-from llava_pose.data.records import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
+from llava_pose.data.jsonl import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.errors import InputError, NonFiniteLossError, RunError
 from llava_pose.model.checkpoint_files import first_sentence, loading
 from llava_pose.model.loading import ADAPTER_WEIGHTS, load_weights

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from llava_pose import __version__
 from llava_pose.errors import RunError
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import free_bytes, printable
 
 BASICS = "basics"  # what pip installs without an extra

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from llava_pose.errors import InputError
-from llava_pose.utils.config import as_written, read_yaml, save_config
 from llava_pose.utils.files import cannot_write, is_disk_full, open_regular, sync_folder, writing_to
+from llava_pose.utils.yaml_files import as_written, read_yaml, save_config
 
 logger = logging.getLogger(__name__)
 _held: weakref.WeakSet[IO[Any]] = weakref.WeakSet()

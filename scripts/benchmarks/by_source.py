@@ -23,7 +23,8 @@ from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import bootstrap_interval, calibration_error, pose_error, symmetric_pose_error
-from llava_pose.utils.config import command, require
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from eval.systems.neural_mesh.geometry import Cuboid, cuboid_points
 from eval.systems.neural_mesh.grid import published_grid
 from eval.systems.neural_mesh.search import Meshes, PoseSearch, Starts, classify_and_search
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import write_json
 
 

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import rotation_matrix
 from llava_pose.pose.metrics import pose_error
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import write_json
 
 HALF_TURNS = 200

@@ -39,7 +39,8 @@ from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.processors import load_processor
 from llava_pose.pose import categories
-from llava_pose.utils.config import check_fields, command
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)

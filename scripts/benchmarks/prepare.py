@@ -37,7 +37,7 @@ from data_prep.prepare.crop import Crop, encode_jpeg, pose_crop
 from data_prep.raw.imagenet3d import RawLayout, parse_object, read_annotation, write_annotation, write_list
 from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import write_json
 
 VIEWPORT = 2000.0

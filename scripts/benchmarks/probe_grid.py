@@ -29,7 +29,7 @@ from llava_pose.errors import InputError
 from llava_pose.model.rotation import BINS
 from llava_pose.pose.geometry import bins_to_angles
 from llava_pose.pose.metrics import pose_error
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import write_json
 
 CLS = ("cls3", "cls6", "cls9", "cls10", "cls11", "cls12")

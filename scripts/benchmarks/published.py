@@ -29,7 +29,8 @@ from eval.systems.neural_mesh.grid import nearest_of, published_grid, uniform_gr
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import project_points, rotation_matrix
 from llava_pose.pose.metrics import pose_error
-from llava_pose.utils.config import command, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require_folder
 from llava_pose.utils.files import write_json
 
 SIDE, DISTANCE = 512, 4.0

@@ -26,7 +26,7 @@ from eval.systems.classifier.system import TrainedClassifier, TrainedClassifierO
 from llava_pose.data.images import PADDING_COLOUR
 from llava_pose.data.records import ObjectRecord, Prediction, read_records, write_records
 from llava_pose.pose.metrics import paired_accuracy_test, pose_error
-from llava_pose.utils.config import command
+from llava_pose.utils.command import command
 from llava_pose.utils.files import inside, read_bytes, write_json
 
 OURS = {"quality": 95, "subsampling": "4:4:4"}

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from llava_pose.utils.config import command, require
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)

@@ -42,7 +42,8 @@ from llava_pose.model.rotation import ROTATION_NAMES, RotationRepresentation, ro
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import angles_from_rotation
 from llava_pose.pose.metrics import pose_error, summarize_errors
-from llava_pose.utils.config import command, require_folder
+from llava_pose.utils.command import command
+from llava_pose.utils.config import require_folder
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,8 @@ from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.pictures import accepted_names, see_pictures, token_types
 from llava_pose.train.trainable import add_lora, connector_modules, lora_targets
-from llava_pose.utils.config import check_fields, command
+from llava_pose.utils.command import command
+from llava_pose.utils.config import check_fields
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)

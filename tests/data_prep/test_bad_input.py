@@ -20,7 +20,8 @@ from PIL import Image
 from data_prep.prepare.command import PrepareConfig, main, prepare
 from data_prep.raw.imagenet3d import write_annotation, write_list
 from llava_pose.data.images import PADDING_COLOUR
-from llava_pose.data.records import ObjectRecord, read_jsonl, read_records
+from llava_pose.data.jsonl import read_jsonl
+from llava_pose.data.records import ObjectRecord, read_records
 from llava_pose.errors import InputError
 
 COLORS = {

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from llava_pose.cli import main
-from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Pose, Prediction, read_records
 from tests.eval.benchmark.test_task import CLASSIFIER, QUICK, SIDE, classifier, make_prepared, recipe_file, words
 
 MESH = {**QUICK, "backbone": "tiny", "image_size": SIDE, "vertices": 12, "refine_steps": 0, "max_steps": 1}

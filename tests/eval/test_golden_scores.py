@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eval.compared import align, read_systems
-from eval.report.report_tables import make_table
+from eval.report.table_kinds import make_table
 from eval.scoring import score_comparison
 
 GOLDEN = Path(__file__).with_name("golden_scores.json")

@@ -12,7 +12,8 @@ import pytest
 
 from eval.leaderboard import LeaderboardConfig, leaderboard, main
 from eval.score import ScoreConfig, score
-from llava_pose.data.records import Pose, Prediction, read_predictions, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Pose, Prediction, read_predictions, read_records
 from llava_pose.errors import InputError
 from tests.data_prep.made_scenes import make_prepared, make_record
 

@@ -27,8 +27,8 @@ from llava_pose.model.loading import load_full
 from llava_pose.model.processors import load_processor
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import pose_error
-from llava_pose.utils.config import read_yaml
 from llava_pose.utils.output_folder import settings_file
+from llava_pose.utils.yaml_files import read_yaml
 
 SIDE = 32
 CATEGORIES = ["car", "cup", "chair"]

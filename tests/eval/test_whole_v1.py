@@ -25,7 +25,8 @@ from data_prep.raw.imagenet3d import RawLayout, read_annotation, read_list, writ
 from eval.score import ScoreConfig, score
 from eval.systems.linear_probe.options import LinearProbeOptions
 from eval.systems.linear_probe.system import run
-from llava_pose.data.records import ObjectRecord, read_jsonl, read_records
+from llava_pose.data.jsonl import read_jsonl
+from llava_pose.data.records import ObjectRecord, read_records
 from llava_pose.pose import categories
 
 V1 = [category.name for category in categories.all_categories() if category.in_v1]

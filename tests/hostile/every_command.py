@@ -25,7 +25,8 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from data_prep.instruct.command import InstructConfig, instruct
 from data_prep.prepare.command import PrepareConfig, prepare
 from llava_pose import cli
-from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Pose, Prediction, read_records
 from tests.conftest import REPOSITORY, RawDataset
 from tests.eval.benchmark.test_task import QUICK, make_prepared
 from tests.llava_pose.conftest import run_training

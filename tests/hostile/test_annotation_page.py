@@ -16,8 +16,8 @@ from data_prep.annotate.models import list_models
 from data_prep.annotate.server import Application
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
+from llava_pose.inference.answers import PoseAnswer
 from llava_pose.inference.pipeline import PosePipeline
-from llava_pose.inference.predictor import PoseAnswer
 from tests.hostile.test_server_requests import require_broken_off_is_answered
 
 testclient = pytest.importorskip(

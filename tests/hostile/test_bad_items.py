@@ -21,9 +21,10 @@ from data_prep.raw.imagenet3d import write_annotation, write_list
 from data_prep.raw.safe_npz import read_npz
 from eval.score import main as score_main
 from llava_pose.cli import main
+from llava_pose.data.jsonl import read_jsonl
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.poses.posed_object import read_json
-from llava_pose.data.records import read_jsonl, read_records
+from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
 from llava_pose.pose.meshes import off_vertices, read_off, turned_off
 from scripts.mix import MixConfig, mix

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava_pose.data.records import Pose
-from llava_pose.inference.predictor import ChatAnswer
+from llava_pose.inference.answers import ChatAnswer
 from llava_pose.serve.chat import ChatConfig, _show, main
 
 ODD = {

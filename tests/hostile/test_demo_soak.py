@@ -123,7 +123,7 @@ def _soak(server: Server, picture: Path, count: int) -> None:
 
 def test_the_oldest_files_make_room(tmp_path, monkeypatch):
     """The folder of uploads and drawings stays within its bounds, and what was left behind by hung-up uploads goes as well."""
-    from llava_pose.serve import gate
+    from llava_pose.serve import demo_gate as gate
 
     class Page:
         temp_file_sets: list[set[str]]

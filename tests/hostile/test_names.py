@@ -11,7 +11,7 @@ from llava_pose.data.poses.formats import FORMATS, read_poses, write_poses
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference import photos
-from llava_pose.inference.predictor import PoseAnswer
+from llava_pose.inference.answers import PoseAnswer
 from llava_pose.utils.files import is_plain_name
 from tests.hostile.data_commands import posed_object
 

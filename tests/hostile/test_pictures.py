@@ -23,7 +23,8 @@ from data_prep.render.mesh_files import MeshError, read_mesh
 from eval.systems.record_images import MirroredRecords
 from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.images import check_picture, load_rgb, sent_picture
-from llava_pose.data.records import read_jsonl, read_records
+from llava_pose.data.jsonl import read_jsonl
+from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
 from tests.conftest import REPOSITORY
 from tests.hostile.data_commands import COMMANDS, device, fifo, picture, prepared_with, record, sparse, time_limit

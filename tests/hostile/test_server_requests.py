@@ -13,8 +13,8 @@ from PIL import Image
 
 from llava_pose.data.images import MAX_SQUARE
 from llava_pose.data.records import Pose
+from llava_pose.inference.answers import PoseAnswer
 from llava_pose.inference.pipeline import PosePipeline
-from llava_pose.inference.predictor import PoseAnswer
 
 
 def png(width: int, height: int) -> str:

@@ -16,7 +16,7 @@ from eval.systems.classifier.system import ClassifierConfig
 from eval.systems.neural_mesh.system import NeuralMeshRunConfig
 from llava_pose import cli
 from llava_pose.train.training_arguments import PoseTrainingArguments
-from llava_pose.utils.config import read_yaml
+from llava_pose.utils.yaml_files import read_yaml
 from tests.hostile.every_command import run, shown
 
 # words of a command -> its module; the rooms of inspect are commands of their own

@@ -10,7 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from llava_pose.data.records import Pose, Prediction, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Pose, Prediction
 from llava_pose.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmarks" / "by_source.py"

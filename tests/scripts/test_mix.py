@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, Pose, read_records
 from llava_pose.errors import InputError
 from scripts.mix import MixConfig, mix
 

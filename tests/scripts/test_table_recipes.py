@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from eval.benchmark.command import joint, linear_probing, open_vocabulary
-from eval.report.report_tables import published_rows
+from eval.report.table_kinds import published_rows
 from eval.systems.system import KINDS
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from tests.conftest import REPOSITORY

@@ -17,15 +17,7 @@ from transformers.trainer_utils import set_seed
 
 from eval.systems.classifier.command import ClassifierOptions
 from eval.systems.classifier.model import PoseClassifier, PoseClassifierConfig
-from eval.systems.network import (
-    TINY,
-    TrainedNetwork,
-    answer_in_batches,
-    fit,
-    load_backbone,
-    load_network,
-    start_from,
-)
+from eval.systems.network import TINY, TrainedNetwork, answer_in_batches, fit, load_backbone, load_network, start_from
 from eval.systems.options import SystemOptions, Task
 from eval.systems.record_choice import category_of, select_records
 from eval.systems.record_images import RecordImages

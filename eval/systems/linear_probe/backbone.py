@@ -23,14 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoModel,
-    CLIPVisionModel,
-    PreTrainedConfig,
-    SiglipVisionModel,
-)
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, CLIPVisionModel, PreTrainedConfig, SiglipVisionModel
 
 from eval.systems.network import require_backbone
 from llava_pose.errors import InputError

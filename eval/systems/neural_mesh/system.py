@@ -14,15 +14,7 @@ import torch
 from transformers import ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.systems.network import (
-    TINY,
-    TrainedNetwork,
-    answer_in_batches,
-    fit,
-    load_backbone,
-    load_network,
-    start_from,
-)
+from eval.systems.network import TINY, TrainedNetwork, answer_in_batches, fit, load_backbone, load_network, start_from
 from eval.systems.neural_mesh.command import NeuralMeshOptions
 from eval.systems.neural_mesh.data import MeshImages, require_square, with_cameras
 from eval.systems.neural_mesh.geometry import Cuboid, cuboids_of

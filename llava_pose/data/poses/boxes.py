@@ -9,13 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from llava_pose.data.records import parse_json, write_jsonl
+from llava_pose.data.jsonl import parse_json, write_jsonl
 from llava_pose.errors import InputError
-from llava_pose.pose.conventions import (
-    CONVENTIONS,
-    qwen_angles,
-    qwen_rotation,
-)
+from llava_pose.pose.conventions import CONVENTIONS, qwen_angles, qwen_rotation
 from llava_pose.pose.quaternions import matrix_to_quaternion, quaternion_to_matrix
 from llava_pose.utils.files import read_text, write_atomic, write_json
 

@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from llava_pose.errors import InputError
-from llava_pose.pose.conventions import (
-    CONVENTIONS,
-)
+from llava_pose.pose.conventions import CONVENTIONS
 
 from .boxes import read_omni3d, read_qwen, read_ros, write_omni3d, write_qwen, write_ros
 from .lines import (
@@ -28,11 +26,7 @@ from .lines import (
     write_orient_anything,
     write_ours,
 )
-from .posed_object import (
-    Faults,
-    PosedObject,
-    in_camera,
-)
+from .posed_object import Faults, PosedObject, in_camera
 from .tables import BOP_HEADER, bop_names, colmap_cameras, read_bop, read_colmap, write_bop, write_colmap
 
 Reader = Callable[[Path, "tuple[float, ...] | None", Faults], Iterator[PosedObject]]

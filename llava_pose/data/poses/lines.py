@@ -10,14 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from llava_pose.data.records import Pose, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.pose.conventions import (
-    CONVENTIONS,
-    Convention,
-    orient_anything_from_pose,
-    pose_from_orient_anything,
-)
+from llava_pose.pose.conventions import CONVENTIONS, Convention, orient_anything_from_pose, pose_from_orient_anything
 from llava_pose.pose.quaternions import matrix_to_quaternion, quaternion_to_matrix
 from llava_pose.utils.files import write_atomic
 

@@ -13,14 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from llava_pose.data.records import MAX_NUMBER, Pose, is_size, parse_json, read_jsonl
+from llava_pose.data.jsonl import parse_json, read_jsonl
+from llava_pose.data.records import MAX_NUMBER, Pose, is_size
 from llava_pose.errors import InputError
-from llava_pose.pose.conventions import (
-    Convention,
-    box_corners,
-    camera_of_pose,
-    pose_of_camera,
-)
+from llava_pose.pose.conventions import Convention, box_corners, camera_of_pose, pose_of_camera
 from llava_pose.pose.quaternions import nearest_rotation
 from llava_pose.utils.files import holds_controls, read_text, shortened
 

@@ -9,22 +9,11 @@ from typing import Any
 import numpy as np
 
 from llava_pose.errors import InputError
-from llava_pose.pose.conventions import (
-    CONVENTIONS,
-)
+from llava_pose.pose.conventions import CONVENTIONS
 from llava_pose.pose.quaternions import matrix_to_quaternion, quaternion_to_matrix
 from llava_pose.utils.files import read_text, write_atomic, write_json
 
-from .posed_object import (
-    Faults,
-    PosedObject,
-    csv_rows,
-    each_item,
-    from_camera,
-    in_camera,
-    number_list,
-    read_json,
-)
+from .posed_object import Faults, PosedObject, csv_rows, each_item, from_camera, in_camera, number_list, read_json
 
 # BOP
 

@@ -21,7 +21,8 @@ from data_prep.import_.pascal3d import read_record
 from data_prep.import_.recognise import raw_root, recognise
 from data_prep.prepare.command import PrepareConfig, prepare
 from data_prep.raw.imagenet3d import RawLayout, read_annotation
-from llava_pose.data.records import ObjectRecord, Prediction, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import ObjectRecord, Prediction, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import project_points
 from tests.data_prep import foreign

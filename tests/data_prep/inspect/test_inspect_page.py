@@ -20,7 +20,8 @@ from data_prep.inspect.page import PageConfig, choose
 from data_prep.inspect.reading import open_dataset
 from data_prep.prepare.command import main as prepare
 from data_prep.render.scene import Camera
-from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Pose, Prediction, read_records
 from llava_pose.pose.geometry import project_points
 from llava_pose.pose.meshes import OffMesh, read_off
 

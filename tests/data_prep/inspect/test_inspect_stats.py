@@ -20,7 +20,8 @@ from data_prep.inspect.report import statistics_text
 from data_prep.inspect.statistics import statistics
 from data_prep.instruct.command import main as instruct
 from data_prep.prepare.command import main as prepare
-from llava_pose.data.records import Pose, Prediction, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Pose, Prediction, read_records
 from llava_pose.errors import InputError
 
 

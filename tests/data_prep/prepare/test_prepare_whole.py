@@ -15,7 +15,8 @@ from data_prep.prepare.command import PrepareConfig, prepare
 from data_prep.prepare.crop import Crop, whole_crop
 from data_prep.raw.imagenet3d import write_annotation
 from llava_pose.data.images import PADDING_COLOUR
-from llava_pose.data.records import Prediction, read_predictions, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import Prediction, read_predictions, read_records
 from llava_pose.pose.geometry import project_points
 
 POINTS = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 3))

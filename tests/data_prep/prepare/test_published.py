@@ -23,7 +23,8 @@ from data_prep.prepare.command import PrepareConfig, main, prepare
 from data_prep.prepare.crop import RawImage, published_crop
 from data_prep.raw.imagenet3d import RawLayout, read_annotation, read_list, write_list
 from data_prep.raw.processed import raw_annotation, read_processed
-from llava_pose.data.records import read_jsonl, read_records
+from llava_pose.data.jsonl import read_jsonl
+from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
 
 

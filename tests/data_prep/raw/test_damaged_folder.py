@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from data_prep.prepare.command import PrepareConfig, prepare
-from llava_pose.data.records import read_jsonl, read_records
+from llava_pose.data.jsonl import read_jsonl
+from llava_pose.data.records import read_records
 from tests.conftest import RawDataset
 from tests.data_prep.damaged_input import KINDS
 

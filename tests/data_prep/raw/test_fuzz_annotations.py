@@ -31,7 +31,8 @@ from data_prep.prepare.image import (
     result_file,
 )
 from data_prep.raw.imagenet3d import read_annotation
-from llava_pose.data.records import ObjectRecord, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import ObjectRecord
 from llava_pose.errors import InputError
 from tests.conftest import RawDataset
 from tests.data_prep.damaged_input import npz_of_pickle, zipped

@@ -12,17 +12,7 @@ import trimesh
 from data_prep.render.mesh import Mesh, axis_rotation, both_sides, corner_normals, join, off_text
 from data_prep.render.parametric import BUILDERS, build
 from data_prep.render.parametric.palette import BLACK, HEADLIGHT, TAIL_LIGHT
-from data_prep.render.primitives import (
-    box,
-    cylinder,
-    ellipsoid,
-    lathe,
-    loft,
-    prism,
-    rounded_box,
-    triangulate,
-    tube,
-)
+from data_prep.render.primitives import box, cylinder, ellipsoid, lathe, loft, prism, rounded_box, triangulate, tube
 from data_prep.render.sources import ParametricSource
 from llava_pose.errors import InputError
 

@@ -27,18 +27,12 @@ from eval.benchmark.entries import build_entries
 from eval.systems.classifier.system import load_classifier
 from eval.systems.system import KINDS, load_kind
 from llava_pose import cli
-from llava_pose.data.records import (
-    ObjectRecord,
-    Pose,
-    Prediction,
-    read_predictions,
-    read_records,
-    write_jsonl,
-    write_records,
-)
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, read_records, write_records
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_full
-from llava_pose.utils.config import parse_config, read_yaml
+from llava_pose.utils.config import parse_config
+from llava_pose.utils.yaml_files import read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CATEGORIES = ("car", "bus", "agitator_truck", "chair")  # two known ones of the taxonomy, two novel ones

@@ -14,7 +14,8 @@ from PIL import Image
 from eval.compared import align
 from eval.report.html_report import chosen_cases, confident, main, view_confusions, view_of
 from eval.score import main as score_main
-from llava_pose.data.records import ObjectRecord, Pose, Prediction, write_jsonl, write_records
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, write_records
 from llava_pose.pose.metrics import accuracy_by_coverage, calibration_error
 from tests.llava_pose.browser import Page, find_browser
 

@@ -10,10 +10,11 @@ from PIL import Image
 from eval.compared import align
 from eval.report.contact_sheet import ContactSheetConfig, SheetItem, choose, main, render_sheet
 from eval.report.plots import categories_plot, curve_plot, save_plot
+from eval.report.printing import as_text, section
 from eval.report.score_tables import MOST_CATEGORIES, score_notes, score_sections
-from eval.report.tables import as_text, section
 from eval.scoring import score_comparison
-from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_jsonl, write_jsonl, write_records
+from llava_pose.data.jsonl import read_jsonl, write_jsonl
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, write_records
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import AXIS_COLOURS
 

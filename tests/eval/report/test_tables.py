@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report.report_tables import ABBREVIATIONS, published_rows
-from eval.report.tables import Cell, as_markdown, as_page, as_text, section
+from eval.report.printing import Cell, as_markdown, as_page, as_text, section
+from eval.report.table_kinds import ABBREVIATIONS, published_rows
 from eval.tables import TablesConfig, main, output_paths, tables
 from llava_pose.errors import InputError
 from llava_pose.pose import categories

@@ -40,7 +40,8 @@ from eval.systems.classifier.system import (
 from eval.systems.record_images import RecordImages
 from eval.systems.system import run_system
 from llava_pose.backbones.assemble import AssembleConfig, assemble
-from llava_pose.data.records import read_predictions, read_records, write_jsonl
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import read_predictions, read_records
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_model
 from llava_pose.pose.geometry import angles_from_rotation, angles_to_bins, bins_to_angles

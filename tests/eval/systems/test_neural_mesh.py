@@ -20,7 +20,8 @@ from eval.systems.classifier.system import load_classifier
 from eval.systems.neural_mesh.command import main
 from eval.systems.neural_mesh.data import MeshImages
 from eval.systems.neural_mesh.system import NeuralMeshRunConfig, load_neural_mesh, predict, run
-from llava_pose.data.records import read_predictions, read_records, write_jsonl, write_records
+from llava_pose.data.jsonl import write_jsonl
+from llava_pose.data.records import read_predictions, read_records, write_records
 from llava_pose.errors import InputError
 from llava_pose.model.loading import load_model
 from llava_pose.pose.geometry import project_points

@@ -8,18 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from llava_pose.data.records import (
-    ObjectRecord,
-    Pose,
-    Prediction,
-    append_jsonl,
-    drop_torn_line,
-    read_jsonl,
-    read_predictions,
-    read_records,
-    write_jsonl,
-    write_records,
-)
+from llava_pose.data.jsonl import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, read_records, write_records
 from llava_pose.errors import InputError
 
 POSE = Pose(0.1, -0.2, 0.3, 5.0, 100.5, 90.25)

@@ -16,7 +16,8 @@ from llava_pose.data.conversation import JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOK
 from llava_pose.data.images import PADDING_COLOUR, square_picture
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.inference.predictor import ChatAnswer, PosePredictor
+from llava_pose.inference.answers import ChatAnswer
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full
 from llava_pose.model.processors import load_processor
 from llava_pose.pose.metrics import pose_error

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from llava_pose.data.convert import ConvertConfig, FormatName, convert, main
+from llava_pose.data.jsonl import write_jsonl
 from llava_pose.data.poses.formats import FORMATS, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject
-from llava_pose.data.records import Pose, Prediction, write_jsonl
+from llava_pose.data.records import Pose, Prediction
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import (
     CONVENTIONS,

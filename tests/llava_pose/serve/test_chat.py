@@ -32,8 +32,9 @@ from llava_pose.data.images import MAX_SQUARE, PADDING_COLOUR, cut_to_box, open_
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
+from llava_pose.inference.answers import PoseAnswer
 from llava_pose.inference.drawing import draw_axes
-from llava_pose.inference.predictor import PoseAnswer, PosePredictor
+from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full
 from llava_pose.pose.geometry import TWO_PI
 from llava_pose.pose.metrics import pose_error

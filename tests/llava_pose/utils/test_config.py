@@ -17,22 +17,11 @@ import yaml
 from pydantic import Field, PositiveInt
 
 from llava_pose.errors import InputError
-from llava_pose.utils.config import (
-    STEP_VARIABLE,
-    check_fields,
-    command,
-    fill_config,
-    parse_config,
-    read_yaml,
-    require,
-    require_folder,
-    run_main,
-    save_config,
-    say_next,
-    steps_of_a_whole,
-)
+from llava_pose.utils.command import STEP_VARIABLE, command, run_main, say_next, steps_of_a_whole
+from llava_pose.utils.config import check_fields, fill_config, parse_config, require, require_folder
 from llava_pose.utils.files import atomic_file, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.yaml_files import read_yaml, save_config
 
 
 @dataclass
@@ -354,7 +343,7 @@ def test_help_shows_each_option_once_and_no_default_where_there_is_none(capsys):
 
 
 def test_exit_codes_of_a_process():
-    program = "import sys; from llava_pose.utils.config import run_main; from llava_pose.errors import InputError\n"
+    program = "import sys; from llava_pose.utils.command import run_main; from llava_pose.errors import InputError\n"
     program += "def run(): raise {}\nsys.exit(run_main(run))"
     codes = {}
     for error in ("InputError('bad')", "RuntimeError('bug')"):

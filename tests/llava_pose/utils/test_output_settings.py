@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llava_pose.data.records import append_jsonl, resume_jsonl
+from llava_pose.data.jsonl import append_jsonl, resume_jsonl
 from llava_pose.errors import InputError
-from llava_pose.utils.config import read_yaml
 from llava_pose.utils.output_folder import keep_settings, own_file, own_folder, settings_file
+from llava_pose.utils.yaml_files import read_yaml
 
 SETTINGS = {"seed": 0, "split": "val", "options": {"size": 64, "names": ["car", "cup"]}, "records_digest": "a1"}
 

@@ -24,7 +24,8 @@ from llava_pose.pose import categories
 from llava_pose.pose.geometry import rotation_matrix
 from llava_pose.pose.meshes import off_vertices
 from llava_pose.pose.metrics import bootstrap_interval
-from llava_pose.utils.config import read_yaml, require_folder
+from llava_pose.utils.config import require_folder
+from llava_pose.utils.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 WITHIN = 0.1  # of the distance, of the box, of the model's diagonal: below it an object counts as found

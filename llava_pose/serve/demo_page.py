@@ -23,9 +23,9 @@ from llava_pose.data.conversation import JOINT_QUESTIONS
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.serve import page_html
+from llava_pose.serve.demo_gate import Gate, Uploads
 from llava_pose.serve.desk import NO_PICTURE, Desk, said
 from llava_pose.serve.examples import questions_about, thumbnail_style, title_of
-from llava_pose.serve.gate import Gate, Uploads
 from llava_pose.serve.limits import KEPT_SECONDS, QUESTION_CHARACTERS, QUESTIONS_AT_ONCE, UPLOAD_BYTES
 from llava_pose.serve.pane import Pane
 from llava_pose.serve.session import ChatSession, doubt, numbered, require_short

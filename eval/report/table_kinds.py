@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from eval.report.tables import (
+from eval.report.printing import (
     V2_NOTE,
     Cell,
     Section,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eval.compared import Sample
-from eval.place import MOST, place_errors, read_shapes
+from eval.place_errors import MOST, place_errors, read_shapes
 from eval.score import ScoreConfig, main, score
 from eval.tables import TablesConfig, tables
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, write_records
