@@ -141,7 +141,7 @@ def flops(sizes: Sizes, batch: Batch, training: PoseTrainingArguments, *, tower_
     """
     again = 2 if training.activation_checkpointing else 0
     learns = min(sizes.block_weights, sizes.trains["language"] + sizes.trains["LoRA"])  # of these weights
-    a_token = (4 + again) * sizes.block_weights + 2 * learns
+    a_token: float = (4 + again) * sizes.block_weights + 2 * learns
     # a token looks at half of the others on average; scores and sums are two products, and the way back is twice as much
     a_token += sizes.blocks * sizes.attention_width * 4 * batch.tokens / 2 * (3 + again / 2)
     logits = batch.supervised * sizes.vocabulary * sizes.width * 4
