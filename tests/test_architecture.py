@@ -131,7 +131,7 @@ def test_only_commands_write_to_stdout_and_nothing_prints(module: str) -> None:
         if isinstance(node, ast.Attribute) and node.attr == "stdout" and getattr(node.value, "id", "") == "sys"
     ]
     # a command of its own, or one of those that `llava-pose inspect` starts
-    if module == "llava_pose.utils.config":
+    if module == "llava_pose.utils.command":
         return  # where every command ends, and stdout is flushed
     assert writes == [] or defines_command(module) or "command" in {name for name, _ in calls(module)}
 

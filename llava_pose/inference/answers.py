@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,9 +13,17 @@ from llava_pose.data.conversation import interleave_poses
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes
-from llava_pose.inference.predictor import Mode
 from llava_pose.pose.conventions import CONVENTIONS, camera_of_pose
 from llava_pose.pose.quaternions import matrix_to_quaternion
+
+
+class Mode(NamedTuple):
+    """A rotation that the head holds likely: angles in radians, and its probability among all modes."""
+
+    azimuth: float
+    elevation: float
+    theta: float
+    probability: float
 
 
 @dataclass(frozen=True)

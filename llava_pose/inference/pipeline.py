@@ -22,8 +22,8 @@ from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN, object_words
 from llava_pose.data.images import (
     BOX_MARGIN,
     MAX_SQUARE,
-    PADDING_COLOUR,
     assumed_viewport,
+    cut_to_box,
     open_picture,
     shrink,
     to_rgb,
@@ -161,7 +161,7 @@ class PosePipeline:
             seen, left, top = shrink(to_rgb(picture), MAX_SQUARE), 0, 0
             scale = max(seen.size) / max(picture.size)
         else:
-            seen, scale, left, top = _square(to_rgb(picture), require_box(box, picture.size), self._margin)
+            seen, scale, left, top = cut_to_box(to_rgb(picture), require_box(box, picture.size), self._margin)
         return Asked(seen, names, picture.size, viewport, scale, left, top)
 
     def ask(self, asked: Sequence[Asked], *, flip: bool = False) -> list[PoseAnswer]:
@@ -244,27 +244,6 @@ def require_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, f
             f"is {size[0]}×{size[1]}"
         )
     return inner
-
-
-def _square(
-    picture: Image.Image, box: tuple[float, float, float, float], margin: float
-) -> tuple[Image.Image, float, int, int]:
-    """Return the square round a box, as prepare --crop box cuts it out; how much smaller it was made, as its pixels per pixel;
-    and where its corner is in the picture. The square of a thin panorama's box would be vast: it is never made whole.
-    """
-    left, top, right, bottom = box
-    length = max(right - left, bottom - top) * (1 + 2 * margin)
-    corner = round((left + right - length) / 2), round((top + bottom - length) / 2)
-    side = max(2, round(length))
-    scale = min(1.0, MAX_SQUARE / side)
-    inner = max(0, corner[0]), max(0, corner[1])
-    part = picture.crop((*inner, min(picture.width, corner[0] + side), min(picture.height, corner[1] + side)))
-    if scale < 1:
-        size = [max(1, round(pixels * scale)) for pixels in part.size]
-        part = part.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    square = Image.new("RGB", (round(side * scale),) * 2, PADDING_COLOUR)
-    square.paste(part, (round((inner[0] - corner[0]) * scale), round((inner[1] - corner[1]) * scale)))
-    return square, scale, *corner
 
 
 def _listed(images: Any, is_one: bool) -> Collection[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import starmap
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from llava_pose.data.images import assumed_viewport, square_picture
 from llava_pose.data.records import Pose, pose_targets_of
 from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
-from llava_pose.inference.answers import ChatAnswer, PoseAnswer
+from llava_pose.inference.answers import ChatAnswer, Mode, PoseAnswer
 from llava_pose.inference.best_first import best_answers, finds_the_best
 from llava_pose.inference.scoring import PROBED, Scores, best_scores, tree_scores
 from llava_pose.model.calibration import Calibration
@@ -51,15 +51,6 @@ from llava_pose.model.processors import load_processor, picture_to_try
 _MOST_KEPT = 1 << 30  # numbers of a cache: two gigabytes in 16 bits
 
 _MOST_LOGITS = 1 << 27  # numbers at a time: half a gigabyte, and as much again for their logarithms
-
-
-class Mode(NamedTuple):
-    """A rotation that the head holds likely: angles in radians, and its probability among all modes."""
-
-    azimuth: float
-    elevation: float
-    theta: float
-    probability: float
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from llava_pose.utils.files import atomic_file, printable, write_atomic
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 
 if TYPE_CHECKING:
-    from llava_pose.inference.answers import ChatAnswer
+    from llava_pose.inference.answers import ChatAnswer, PoseAnswer
     from llava_pose.inference.predictor import PosePredictor
 
 logger = logging.getLogger(__name__)
@@ -245,21 +245,14 @@ class Talk:
             save_picture(self.session.overlay(), self._config.save_overlay)
 
     def _tell(self, answer: ChatAnswer, *, ended: bool) -> None:
-        lines = []
         if self._config.json:
-            lines.append(self._as_json())
-        elif not self._at_terminal:
-            several = len(self._config.image) > 1
-            lines.append((f"{self._path}: " if several else "") + (answer.readable or "(no answer)"))
-        elif not ended:
-            lines.append("")  # the end of the line of an answer without a word
-        if not self._config.json and (self._at_terminal or self._config.details):
-            for index, one in enumerate(self.session.objects(answer)):
-                told = (f"{shown_name(one.category)} {describe_pose(one.pose)}", possible_words(one))
-                lines.append(f"  [{index + 1}] {', '.join(filter(None, told))}, {one.confidence:.0%} sure")
-                if self._config.details:
-                    lines.append(describe_details(answer, index))
-        _write(printable("\n".join(lines)) + "\n" if lines else "")
+            _write(printable(self._as_json()) + "\n")
+        else:
+            name = self._path if len(self._config.image) > 1 else ""
+            said = None if self._at_terminal else (f"{name}: " if name else "") + (answer.readable or "(no answer)")
+            if self._at_terminal and not ended:
+                _write("\n")  # the end of the line of an answer without a word
+            _write(told(said, answer, self.session.objects(answer), details=self._config.details))
         if not answer.complete:
             logger.info(f"(cut off at {self._config.max_new_tokens} tokens; --max-new-tokens allows more)")
 
@@ -347,6 +340,21 @@ def _enable_line_editing() -> None:
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def told(said: str | None, answer: ChatAnswer, objects: Sequence[PoseAnswer], *, details: bool) -> str:
+    """Return lines without control characters: what was said, and each pose in words.
+
+    Args:
+        said: None where it has been seen already; if it is given, poses are told with ``details`` alone.
+    """
+    lines = [] if said is None else [said]
+    for index, one in enumerate(objects if said is None or details else ()):
+        words = (f"{shown_name(one.category)} {describe_pose(one.pose)}", possible_words(one))
+        lines.append(f"  [{index + 1}] {', '.join(filter(None, words))}, {one.confidence:.0%} sure")
+        if details:
+            lines.append(describe_details(answer, index))
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def describe_details(answer: ChatAnswer, index: int) -> str:

@@ -11,7 +11,8 @@ import pytest
 
 from llava_pose.data.records import Pose
 from llava_pose.inference.answers import ChatAnswer
-from llava_pose.serve.chat import ChatConfig, _show, main
+from llava_pose.serve.chat import main, told
+from llava_pose.serve.session import named_objects
 
 ODD = {
     "a title": "\x1b]0;owned\x07",
@@ -31,10 +32,9 @@ def assert_harmless(shown: str) -> None:
 
 
 @ids
-def test_an_answer_is_shown_without_control_characters(capsys, text):
+def test_an_answer_is_shown_without_control_characters(text):
     answer = ChatAnswer(f"A car{text} at <pose6D>.", [Pose(0, 0, 0, 2, 8, 8)], [0.5])
-    _show(answer, ChatConfig(details=True))
-    out = capsys.readouterr().out
+    out = told(answer.readable, answer, answer.objects(named_objects(answer.text)), details=True)
     assert_harmless(out)
     assert out.startswith("A car")
     assert "azimuth" in out
