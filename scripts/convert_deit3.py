@@ -53,9 +53,9 @@ def read_state_dict(path: Path) -> StateDict:
     import torch
     from safetensors.torch import load_file
 
-    from llava_pose.model.checkpoint_files import loading
+    from llava_pose.model.checkpoint_files import blaming
 
-    with loading(f"--weights {path}: cannot be read; give a DeiT III checkpoint"):
+    with blaming(f"--weights {path}: cannot be read; give a DeiT III checkpoint"):
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -280,9 +280,9 @@ def load_state_dict(path: Path) -> StateDict:
     """Tensors of a PyTorch file; anything else in it is refused."""
     import torch
 
-    from llava_pose.model.checkpoint_files import loading
+    from llava_pose.model.checkpoint_files import blaming
 
-    with loading(f"{path}: is no file of weights alone; delete it, and it is fetched again"):
+    with blaming(f"{path}: is no file of weights alone; delete it, and it is fetched again"):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 # The kinds of the default, in the order in which a conversation asks them, since no question may come after an answer that
 # tells it: "joint" is asked before the category is named, and a caption, whose words tell the viewpoint, after both.
-QUESTIONS: Mapping[str, tuple[str, ...]] = {
+DEFAULT_QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "joint": JOINT_QUESTIONS,
     "pose": POSE_QUESTIONS,
     "caption": CAPTION_QUESTIONS,
@@ -285,7 +285,7 @@ def draw_kinds(config: InstructConfig, rng: random.Random, applicable: Iterable[
     """
     can_be_asked = set(config.kinds if applicable is None else applicable)
     weighted = [(kind, w) for kind, w in zip(config.kinds, config.weights, strict=True) if kind in can_be_asked]
-    if not set(config.kinds) <= QUESTIONS.keys():
+    if not set(config.kinds) <= DEFAULT_QUESTIONS.keys():
         rng.shuffle(weighted)  # else the same kinds, evenly spaced, would always meet in one object
     kinds, edges = [kind for kind, _ in weighted], list(accumulate(w for _, w in weighted))
     if not edges or edges[-1] <= 0:

@@ -12,7 +12,14 @@ from torch.utils.data import Dataset
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction
-from llava_pose.model.checkpoint_files import CONFIG_FILE, SAFE, building, loading, read_config, require_finite
+from llava_pose.model.checkpoint_files import (
+    CONFIG_FILE,
+    SAFE,
+    blaming,
+    bounded_by_weights,
+    read_config,
+    require_finite,
+)
 from llava_pose.model.loading import require_complete, require_model_type
 from llava_pose.model.processors import load_image_processor
 from llava_pose.model.trial import on_meta, try_apart
@@ -68,16 +75,16 @@ class TrainedNetwork(ABC):
         """Predict with the network that is in the folder."""
 
 
-def load_backbone(path: str) -> tuple[PreTrainedModel, Any]:
+def load_vision_backbone(path: str) -> tuple[PreTrainedModel, Any]:
     """Load a backbone with all its weights, and its image processor.
 
     Raises:
         InputError: it cannot be loaded whole.
     """
-    with loading(f"--backbone {path}: cannot be loaded"):
+    with blaming(f"--backbone {path}: cannot be loaded"):
         try_apart(path, CONFIG_FILE, lambda: on_meta(path, AutoModel))
         read_config(path)
-        with building(path):
+        with bounded_by_weights(path):
             backbone, info = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32, **SAFE)
         image_processor = load_image_processor(path)
     require_backbone(info, path)
@@ -143,7 +150,7 @@ def load_network(folder: Path, network_class: type[NetworkT], *, what: str, reme
 
     try_apart(folder, CONFIG_FILE, attempt)
     require_model_type(folder, model_type, remedy)
-    with loading(f"{folder}: no {what} can be loaded"), building(folder):
+    with blaming(f"{folder}: no {what} can be loaded"), bounded_by_weights(folder):
         loaded: Any = network_class.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **SAFE)
         image_processor = load_image_processor(folder)
     model, info = loaded

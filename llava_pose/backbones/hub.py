@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from llava_pose.errors import InputError, RunError
-from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.checkpoint_files import blaming
 
 logger = logging.getLogger(__name__)
 _LOCAL = ("*.yaml", ".*")  # the settings of commands, which hold paths of this machine
@@ -20,7 +20,7 @@ def require_repository(name: str) -> None:
     Raises:
         InputError: the hub cannot be reached or refuses it: no network, no token, no right, or no such name.
     """
-    with loading(f"--push-to {name}: the hub does not take it; log in with `hf auth login`, or leave it out"):
+    with blaming(f"--push-to {name}: the hub does not take it; log in with `hf auth login`, or leave it out"):
         HfApi().create_repo(name, private=True, exist_ok=True)
 
 
@@ -31,7 +31,7 @@ def push(folder: Path, name: str) -> None:
         RunError: it was not taken; the folder is whole none the less.
     """
     try:
-        with loading(f"--push-to {name}: the upload failed"):
+        with blaming(f"--push-to {name}: the upload failed"):
             done = HfApi().upload_folder(
                 repo_id=name, folder_path=folder, ignore_patterns=list(_LOCAL), commit_message="LLaVA-pose checkpoint"
             )

@@ -186,9 +186,9 @@ def _whole_base(folder: Path, base: str | None) -> str:
 def _config_of(base: str) -> Any:
     from transformers import AutoConfig
 
-    from llava_pose.model.checkpoint_files import NO_CODE, loading
+    from llava_pose.model.checkpoint_files import NO_CODE, blaming
 
-    with loading(f"{base}: cannot load the base; say where it is with --base"):
+    with blaming(f"{base}: cannot load the base; say where it is with --base"):
         return AutoConfig.from_pretrained(base, **NO_CODE)
 
 

@@ -25,8 +25,16 @@ from llava_pose.compact import CompactLlavaConfig, CompactLlavaForConditionalGen
 from llava_pose.compact.modeling import tower_patches
 from llava_pose.data.conversation import IMAGE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import CONFIG_FILE, NO_CODE, SAFE, building, loading, read_config, require_finite
-from llava_pose.model.loading import load_backbone, require_complete
+from llava_pose.model.checkpoint_files import (
+    CONFIG_FILE,
+    NO_CODE,
+    SAFE,
+    blaming,
+    bounded_by_weights,
+    read_config,
+    require_finite,
+)
+from llava_pose.model.loading import load_vision_backbone, require_complete
 from llava_pose.model.processing import CHAT_TEMPLATES, POSE_ADDED_TOKEN, LlavaPoseProcessor, input_size, set_input_size
 from llava_pose.model.processors import backbone_processor, picture_to_try, try_processor, try_template, try_text
 from llava_pose.model.trial import on_meta, try_apart
@@ -103,10 +111,10 @@ def whole(config: AssembleConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
         try_template(processor, path)
         try_processor(processor)
 
-    with loading(f"{option} {path}: cannot be loaded"):
+    with blaming(f"{option} {path}: cannot be loaded"):
         try_apart(path, "the files of its processor", attempt)
         processor = _whole_processor(path, config.chat_template)
-    backbone = load_backbone(path, named=f"{option} {path}")
+    backbone = load_vision_backbone(path, named=f"{option} {path}")
     return backbone, processor
 
 
@@ -133,13 +141,13 @@ def _load_part(
     """A part by its Auto class; of a model, every weight, and all that the checkpoint has unless ``all_of_it`` is false."""
     what = f"{option} {path}"
     if not weights:
-        with loading(f"{what}: cannot be loaded"):
+        with blaming(f"{what}: cannot be loaded"):
             try_apart(path, f"the files of its {auto_class.__name__}", lambda: _try_part(auto_class, path, what))
             return auto_class.from_pretrained(path, **NO_CODE)
-    with loading(f"{what}: cannot be loaded"):
+    with blaming(f"{what}: cannot be loaded"):
         try_apart(path, CONFIG_FILE, lambda: on_meta(path, auto_class, kwargs.get("config")))
         read_config(path)
-        with building(path):
+        with bounded_by_weights(path):
             model, info = auto_class.from_pretrained(path, dtype="auto", **_LISTING, **SAFE, **kwargs)
     require_complete(info if all_of_it else {**info, "unexpected_keys": []}, what)
     require_finite(model, what)
@@ -147,7 +155,7 @@ def _load_part(
 
 
 def _try_part(auto_class: Any, path: str, what: str) -> None:
-    with loading(f"{what}: cannot be loaded"):
+    with blaming(f"{what}: cannot be loaded"):
         part = auto_class.from_pretrained(path, **NO_CODE)
         if isinstance(part, PreTrainedTokenizerBase):
             try_text(part)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from llava_pose.data.collator import joined_pictures
 from llava_pose.data.conversation import IMAGE_TOKEN, JOINT_ANSWER, JOINT_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.configuration import POSE_CONFIG
 from llava_pose.model.loading import embedding_shape
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
@@ -71,7 +71,7 @@ def sizes_of(backbone: PreTrainedModel, processor: LlavaPoseProcessor) -> dict[s
     watch = backbone.get_output_embeddings().register_forward_pre_hook(lambda _, args: states.append(args[0]))
     inputs = plain_inputs(backbone, chat, image_token_id)
     try:
-        with torch.inference_mode(), loading(f"a {kind} model: does not take a picture and a question"):
+        with torch.inference_mode(), blaming(f"a {kind} model: does not take a picture and a question"):
             backbone(**inputs)
             last = base(**inputs).last_hidden_state
     finally:
@@ -183,7 +183,7 @@ def look_again(
     remedy = f"; install {then}, with which its base was made" if then else ""
     was_training = model.training
     model.eval()
-    with loading(f"{path}: its backbone cannot be used with transformers {now}{remedy}"):
+    with blaming(f"{path}: its backbone cannot be used with transformers {now}{remedy}"):
         found = sizes_of(model.vlm, processor)
         found["image_places"] = config.image_places  # so many the head has learned, whatever a picture has now
         changes = []

@@ -41,7 +41,7 @@ from llava_pose.inference.answers import ChatAnswer, Mode, PoseAnswer
 from llava_pose.inference.best_first import best_answers, finds_the_best
 from llava_pose.inference.scoring import PROBED, Scores, best_scores, tree_scores
 from llava_pose.model.calibration import Calibration
-from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.loading import load_model, require_fit, require_tower
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
@@ -174,7 +174,7 @@ class PosePredictor:
         predictor = cls(model, processor, Calibration.load(path) if calibrated else None)
         require_tower(model, processor, path)
         look_again(model, processor, path)
-        with loading(f"{path}: it cannot be used"):
+        with blaming(f"{path}: it cannot be used"):
             predictor.predict([picture_to_try()], ["object"])
         return predictor
 

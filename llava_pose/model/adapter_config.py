@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, loading, read_json_object
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, blaming, read_json_object
 from llava_pose.utils.files import shortened
 
 # all that llava-pose train sets of a LoRA, and what changes its arithmetic and no more; the rest must be as PEFT has it
@@ -33,7 +33,7 @@ def read_adapter_config(folder: Path) -> Any:
         raise InputError(
             f"{file}: an adapter of the kind {shortened(str(values.get('peft_type')))}, not a LoRA of llava-pose train"
         )
-    with loading(f"{file}: cannot be read"):
+    with blaming(f"{file}: cannot be read"):
         config, usual = LoraConfig.from_pretrained(str(folder), inference_mode=True), LoraConfig()
     for name, value in vars(config).items():
         if name not in _LORA_FIELDS and value != getattr(usual, name, value):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, loading
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, blaming
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.utils.files import printable, read_text, write_atomic
 
@@ -164,7 +164,7 @@ def _front(text: str) -> dict[str, Any]:
     found = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
     if found is None:
         return {}
-    with loading(f"{MODEL_CARD}: its first lines are no YAML"):
+    with blaming(f"{MODEL_CARD}: its first lines are no YAML"):
         values = yaml.safe_load(found.group(1))
     return values if isinstance(values, dict) else {}
 

@@ -1,8 +1,8 @@
 """A checkpoint's files, looked at before anything is built of them: they are somebody else's.
 
 No code of a checkpoint runs: its files are JSON, text and safetensors, ``trust_remote_code`` is always False, and pickles
-are passed by. A ``config.json`` can still ask for a network of any size; :func:`building` lets none grow past the weights
-that are there to fill it.
+are passed by. A ``config.json`` can still ask for a network of any size; :func:`bounded_by_weights` lets none grow past the
+weights that are there to fill it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class StoredWeights:
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
+def blaming(what: str) -> Iterator[None]:
     """Turn whatever goes wrong, while others' code reads others' files, into a sentence that begins with ``what``.
 
     tokenizers, PEFT and transformers raise errors of any kind at a file that is not right.
@@ -192,7 +192,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         if not _HUB_ID.fullmatch(os.fspath(path)):
             raise InputError(f"{path}: cannot load the model (there is no such folder); check the path")
-        with loading(f"{path}: cannot load the model"):
+        with blaming(f"{path}: cannot load the model"):
             values, most = PreTrainedConfig.get_config_dict(path)[0], math.inf
         file = Path(path, CONFIG_FILE)
     if not isinstance(values.get("model_type"), str):
@@ -338,7 +338,7 @@ def _base_digest(checkpoint: Path, base: str | None) -> str | None:
 
 
 @contextmanager
-def building(path: str | os.PathLike[str]) -> Iterator[None]:
+def bounded_by_weights(path: str | os.PathLike[str]) -> Iterator[None]:
     """While it lasts, no network grows past what the folder's weights can fill: a config must not cost memory or minutes.
 
     transformers builds on the meta device first, where a weight has a size and takes no memory; it is stopped there. A hub

@@ -21,8 +21,8 @@ from llava_pose.model.checkpoint_files import (
     ADAPTER_CONFIG,
     CONFIG_FILE,
     SAFE,
-    building,
-    loading,
+    blaming,
+    bounded_by_weights,
     read_config,
     require_finite,
     stored_shapes,
@@ -116,7 +116,7 @@ def _require_pose_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load_backbone(
+def load_vision_backbone(
     path: str | os.PathLike[str], *, dtype: torch.dtype | str = "auto", named: str | None = None, **kwargs: Any
 ) -> PreTrainedModel:
     """An image-text-to-text model of transformers, whole.
@@ -128,7 +128,7 @@ def load_backbone(
         InputError: it cannot be read, or weights are missing, left over, of another shape or not finite.
     """
     named = named or os.fspath(path)
-    with loading(f"{named}: cannot be loaded"):
+    with blaming(f"{named}: cannot be loaded"):
         try_apart(path, CONFIG_FILE, lambda: built(path))
     return _load_backbone(path, named, dtype, kwargs)
 
@@ -136,7 +136,7 @@ def load_backbone(
 def _load_backbone(
     path: str | os.PathLike[str], named: str, dtype: torch.dtype | str, kwargs: dict[str, Any]
 ) -> PreTrainedModel:
-    with loading(f"{named}: cannot be loaded"), building(path):
+    with blaming(f"{named}: cannot be loaded"), bounded_by_weights(path):
         _require_models(path)
 
         def load() -> Any:
@@ -209,14 +209,14 @@ def _with_pose_parts(
     names = {name for name, _ in backbone.base_model.named_modules()}
     if config.connector is not None and config.connector not in names:
         raise InputError(f"{file}: connector {shortened(config.connector)} is no module of the backbone")
-    with torch.device("meta"), loading(f"{file}: cannot be used"):  # no size is more than the weights beside it fill
+    with torch.device("meta"), blaming(f"{file}: cannot be used"):  # no size is more than the weights beside it fill
         wanted = {name: tuple(weight.shape) for name, weight in pose_parts(config).state_dict().items()}
     weights = folder / POSE_WEIGHTS
     if not is_regular(weights):
         raise InputError(f"{weights}: no such file; the checkpoint is incomplete")
     require_complete(_differences(wanted, stored_shapes(weights)), weights)
     model = LlavaPoseForConditionalGeneration(backbone, config)
-    with loading(f"{weights}: cannot be loaded"):
+    with blaming(f"{weights}: cannot be loaded"):
         state = load_file(weights)
     for name, weight in state.items():
         if weight.dtype not in _TYPES:
@@ -343,11 +343,11 @@ def _load_adapter(
         raise InputError(
             f"{folder}: an adapter without pose parts, for {POSE_CONFIG} is not in it; is it of llava-pose train?"
         )
-    model = _with_pose_parts(load_backbone(base, dtype=dtype, **kwargs), folder, dtype)
-    with loading(f"{folder}: the adapter does not fit its base {base}"):  # nothing is there of what it adapts, say
+    model = _with_pose_parts(load_vision_backbone(base, dtype=dtype, **kwargs), folder, dtype)
+    with blaming(f"{folder}: the adapter does not fit its base {base}"):  # nothing is there of what it adapts, say
         model.backbone = PeftModelForCausalLM(model.vlm, config)
     _require_adapter_weights(model, weights, f" on the base {base}")
-    with loading(f"{weights}: cannot be loaded"):
+    with blaming(f"{weights}: cannot be loaded"):
         cast(Any, model.backbone).load_adapter(folder, "default")
     require_finite(model.backbone, weights, only=".default")
     return model
@@ -384,7 +384,7 @@ def require_tower(
     picture, device = picture_to_try(), next(model.tower.parameters()).device
     inputs = {name: value.to(device) for name, value in processor.picture_inputs(picture).items()}
     with (
-        loading(f"{path}: its vision tower cannot be used; take {CONFIG_FILE} from the base again"),
+        blaming(f"{path}: its vision tower cannot be used; take {CONFIG_FILE} from the base again"),
         torch.no_grad(),
     ):
         pictures = model.see_at_rest(inputs)

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoProcessor, ProcessorMixin
 from llava_pose.compact import CompactLlavaProcessor
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_ANSWER, POSE_QUESTIONS, POSE_TOKEN
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import NO_CODE, loading
+from llava_pose.model.checkpoint_files import NO_CODE, blaming
 from llava_pose.model.processing import LlavaPoseProcessor, input_size
 from llava_pose.model.trial import at_most, try_apart
 from llava_pose.utils.files import shortened
@@ -47,12 +47,12 @@ def load_processor(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
 
 
 def _read(path: str | os.PathLike[str]) -> LlavaPoseProcessor:
-    with loading(f"{path}: no LLaVA-pose processor there"):
+    with blaming(f"{path}: no LLaVA-pose processor there"):
         return LlavaPoseProcessor(backbone_processor(path))
 
 
 def _try(processor: LlavaPoseProcessor, path: str | os.PathLike[str]) -> None:
-    with loading(f"{path}: the processor cannot be used; take its files from the base again"):
+    with blaming(f"{path}: the processor cannot be used; take its files from the base again"):
         if isinstance(processor.processor, CompactLlavaProcessor):
             _require_sizes(processor.processor)
         try_processor(processor)
@@ -157,7 +157,7 @@ def load_image_processor(path: str | os.PathLike[str]) -> Any:
     """
 
     def attempt() -> None:
-        with loading(f"{path}: its image processor cannot be used"):
+        with blaming(f"{path}: its image processor cannot be used"):
             AutoImageProcessor.from_pretrained(path, **NO_CODE)([picture_to_try()], return_tensors="pt")
 
     try_apart(path, "preprocessor_config.json", attempt)

@@ -22,7 +22,13 @@ from transformers.initialization import meta_device_safe_creation_ops, no_init_w
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import NO_CODE, building, read_config, require_objects, require_small_files
+from llava_pose.model.checkpoint_files import (
+    NO_CODE,
+    bounded_by_weights,
+    read_config,
+    require_objects,
+    require_small_files,
+)
 from llava_pose.utils.apart import TooMuchError, apart
 
 logger = logging.getLogger(__name__)
@@ -108,7 +114,7 @@ def on_meta(path: str | os.PathLike[str], model_class: Any, config: Any = None) 
     own = getattr(model_class, "config_class", None)
     config = config if config is not None else (own or AutoConfig).from_pretrained(path, **NO_CODE)
     with ExitStack() as stack:
-        stack.enter_context(building(path))
+        stack.enter_context(bounded_by_weights(path))
         for context in (torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights(), no_tie_weights()):
             stack.enter_context(context)
         return model_class(config) if own is not None else model_class.from_config(config, **NO_CODE)

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import TRAINER_STATE, loading, read_json_object, stored_shapes
+from llava_pose.model.checkpoint_files import TRAINER_STATE, blaming, read_json_object, stored_shapes
 from llava_pose.train.saved_states import STATES, damage_of_states, damage_of_trainer_state
 from llava_pose.utils.distributed import sum_over_processes
 from llava_pose.utils.files import is_regular, sync_folder, unsafe_name, write_json
@@ -131,7 +131,7 @@ def damage_of(folder: Path, step: int) -> str | None:
     only what torch and DeepSpeed write, and the states of optimiser and schedule must be finite numbers.
     """
     try:
-        with loading("it cannot be read"):
+        with blaming("it cannot be read"):
             return _damage(folder, step)
     except InputError as error:
         return f"{error}"

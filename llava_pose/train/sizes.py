@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from llava_pose.model.checkpoint_files import CONFIG_FILE, loading
+from llava_pose.model.checkpoint_files import CONFIG_FILE, blaming
 from llava_pose.model.configuration import LlavaPoseConfig
 from llava_pose.model.loading import built
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
@@ -81,7 +81,7 @@ def meta_model(base: str | os.PathLike[str], arguments: ModelArguments) -> Llava
     Raises:
         InputError: it is none, or cannot be trained so.
     """
-    with loading(f"{base}: cannot load the model"):
+    with blaming(f"{base}: cannot load the model"):
         try_apart(base, CONFIG_FILE, lambda: built(base))
         backbone = built(base)
         backbone.tie_weights()

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import CONFIG_FILE, loading
+from llava_pose.model.checkpoint_files import CONFIG_FILE, blaming
 from llava_pose.model.loading import built
 from llava_pose.model.modeling import POSE_PARTS, LlavaPoseForConditionalGeneration
 from llava_pose.model.trial import try_apart
@@ -26,7 +26,7 @@ def nf4_config(base: str) -> BitsAndBytesConfig:
     Raises:
         InputError: its config cannot be read.
     """
-    with loading(f"{base}: cannot load the model"):
+    with blaming(f"{base}: cannot load the model"):
         try_apart(base, CONFIG_FILE, lambda: built(base))
         model = built(base)
     blocks = f"{blocks_prefix(model)}."

@@ -32,7 +32,7 @@ from llava_pose.data.collator import SAMPLE_NAMES, PoseCollator
 from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.jsonl import append_jsonl, drop_torn_line, read_jsonl, write_jsonl
 from llava_pose.errors import InputError, NonFiniteLossError, RunError
-from llava_pose.model.checkpoint_files import first_sentence, loading
+from llava_pose.model.checkpoint_files import blaming, first_sentence
 from llava_pose.model.loading import ADAPTER_WEIGHTS, load_weights
 from llava_pose.model.modeling import POSE_WEIGHTS, LlavaPoseForConditionalGeneration, pose_state
 from llava_pose.train.checkpoints import StopAtSignal
@@ -179,7 +179,7 @@ class ResumableTrainer(Trainer):
 
 
 def _resuming(checkpoint: str | None) -> AbstractContextManager[None]:
-    return loading(f"{checkpoint}: cannot be gone on from; delete it, and the run goes on from the one before")
+    return blaming(f"{checkpoint}: cannot be gone on from; delete it, and the run goes on from the one before")
 
 
 class PoseTrainer(ResumableTrainer):

@@ -21,7 +21,7 @@ from transformers import AutoModel, ViTImageProcessor
 from data_prep.prepare.command import PrepareConfig, prepare
 from eval.systems.classifier.model import PoseClassifier, PoseClassifierConfig
 from eval.systems.linear_probe.backbone import load_probe_backbone
-from eval.systems.network import load_backbone, load_network
+from eval.systems.network import load_network, load_vision_backbone
 from eval.systems.neural_mesh.model import NeuralMesh, NeuralMeshConfig
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.backbones.tiny import tiny_vision_config
@@ -280,7 +280,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LOADERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "classifier's backbone": ("tower", load_backbone),
+    "classifier's backbone": ("tower", load_vision_backbone),
     "probed backbone": ("tower", load_probe_backbone),
     "tower of a base": ("tower", lambda f: assemble(AssembleConfig(out=f"{f}.out", preset="tiny", vision=str(f)))),
     "language model of a base": (

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
 from eval.systems.linear_probe.backbone import load_probe_backbone
-from eval.systems.network import load_backbone
+from eval.systems.network import load_vision_backbone
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.errors import InputError
 from llava_pose.model import trial
@@ -202,7 +202,7 @@ def tower(tmp_path: Path) -> Path:
 
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
-    "a classifier's backbone": lambda f: load_backbone(str(f)),
+    "a classifier's backbone": lambda f: load_vision_backbone(str(f)),
     "a probe's backbone": lambda f: load_probe_backbone(str(f)),
     "assemble": lambda f: assemble(AssembleConfig(vision=str(f), language=str(f), out=str(f.with_name("out")))),
 }
@@ -217,7 +217,7 @@ def test_a_backbone_that_has_no_end_is_a_sentence(load: Callable[[Path], Any], t
 
 def test_a_backbones_image_processor_that_has_no_end_is_a_sentence(tower: Path) -> None:
     changed("preprocessor_config.json", "size", to={"height": 10**6, "width": 10**6})(tower)
-    refused(lambda: load_backbone(str(tower)), tower)
+    refused(lambda: load_vision_backbone(str(tower)), tower)
 
 
 # the child itself

@@ -17,7 +17,15 @@ from transformers.trainer_utils import set_seed
 
 from eval.systems.classifier.command import ClassifierOptions
 from eval.systems.classifier.model import PoseClassifier, PoseClassifierConfig
-from eval.systems.network import TINY, TrainedNetwork, answer_in_batches, fit, load_backbone, load_network, start_from
+from eval.systems.network import (
+    TINY,
+    TrainedNetwork,
+    answer_in_batches,
+    fit,
+    load_network,
+    load_vision_backbone,
+    start_from,
+)
 from eval.systems.options import SystemOptions, Task
 from eval.systems.record_choice import category_of, select_records
 from eval.systems.record_images import RecordImages
@@ -25,7 +33,7 @@ from eval.systems.system import run_system
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.data.records import ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import angles_from_rotation
@@ -161,7 +169,7 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         size = config.image_size or getattr(backbone_config, "image_size", TINY_IMAGE_SIZE)
         image_processor = ViTImageProcessor(size={"height": size, "width": size})
     else:
-        backbone, image_processor = load_backbone(cast(str, config.backbone))
+        backbone, image_processor = load_vision_backbone(cast(str, config.backbone))
         backbone_config = backbone.config
         keep_borders(image_processor)
         if config.image_size is not None:
@@ -175,7 +183,7 @@ def build_classifier(config: ClassifierConfig, names: Sequence[str]) -> tuple[Po
         pose_weight=1.0 if config.pose_weight is None else config.pose_weight,
         class_weight=1.0 if config.class_weight is None else config.class_weight,
     )
-    with loading(f"--backbone {config.backbone or backbone_config.model_type}: cannot be used"):
+    with blaming(f"--backbone {config.backbone or backbone_config.model_type}: cannot be used"):
         model = PoseClassifier(settings, image_size=input_size(image_processor))
     start_from(model, backbone)
     return model, image_processor
@@ -186,7 +194,7 @@ def _new_backbone_config(values: dict[str, Any] | None) -> PreTrainedConfig:
     if values is None:
         return tiny_vision_config()
     what = f"--backbone-config {values}: no transformers config can be made of it; give a model_type and its fields"
-    with loading(what):
+    with blaming(what):
         options = dict(values)
         return AutoConfig.for_model(options.pop("model_type"), **options)
 

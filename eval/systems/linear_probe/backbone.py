@@ -27,7 +27,15 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, CLIPVisionModel, 
 
 from eval.systems.network import require_backbone
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import CONFIG_FILE, NO_CODE, SAFE, building, loading, read_config, require_finite
+from llava_pose.model.checkpoint_files import (
+    CONFIG_FILE,
+    NO_CODE,
+    SAFE,
+    blaming,
+    bounded_by_weights,
+    read_config,
+    require_finite,
+)
 from llava_pose.model.efficientnet_lite import register_efficientnet_lite
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
 from llava_pose.model.processors import load_image_processor
@@ -244,7 +252,7 @@ def read_backbone_config(path: str) -> PreTrainedConfig:
         InputError: there is none, or it is of a model that sees no pictures.
     """
     register_efficientnet_lite()
-    with loading(f"the backbone {path} cannot be loaded"):
+    with blaming(f"the backbone {path} cannot be loaded"):
         try_apart(path, CONFIG_FILE, lambda: on_meta(path, AutoModel))
         read_config(path)
         config = AutoConfig.from_pretrained(path, **NO_CODE)
@@ -286,7 +294,7 @@ def load_probe_backbone(
         config = config.vision_config
     if config.model_type == "vit_mae":
         config.mask_ratio = mae_mask
-    with loading(f"the backbone {path} cannot be loaded"), building(path):
+    with blaming(f"the backbone {path} cannot be loaded"), bounded_by_weights(path):
         model, info = loader.from_pretrained(path, config=config, output_loading_info=True, dtype=torch.float32, **SAFE)
         image_processor = load_image_processor(path)
     require_backbone(info, path)

@@ -14,7 +14,15 @@ import torch
 from transformers import ViTImageProcessor
 from transformers.trainer_utils import set_seed
 
-from eval.systems.network import TINY, TrainedNetwork, answer_in_batches, fit, load_backbone, load_network, start_from
+from eval.systems.network import (
+    TINY,
+    TrainedNetwork,
+    answer_in_batches,
+    fit,
+    load_network,
+    load_vision_backbone,
+    start_from,
+)
 from eval.systems.neural_mesh.command import NeuralMeshOptions
 from eval.systems.neural_mesh.data import MeshImages, require_square, with_cameras
 from eval.systems.neural_mesh.geometry import Cuboid, cuboids_of
@@ -33,7 +41,7 @@ from eval.systems.system import run_system
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.data.records import ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import loading
+from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.processing import input_size
 from llava_pose.pose.geometry import angles_from_rotation
 from llava_pose.train.run_folder import RunFolder
@@ -134,7 +142,7 @@ def _backbone(config: NeuralMeshRunConfig) -> tuple[Any, Any, Any]:
     if config.backbone == TINY:
         size = config.image_size or TINY_IMAGE_SIZE
         return None, tiny_vision_config(), ViTImageProcessor(size={"height": size, "width": size})
-    backbone, theirs = load_backbone(config.backbone)
+    backbone, theirs = load_vision_backbone(config.backbone)
     size = config.image_size or input_size(theirs)[0]
     # processors that crop, or keep an aspect ratio, would move the object under its projected mesh
     ours = ViTImageProcessor(
@@ -173,7 +181,7 @@ def build_model(
         clutter_weight=config.clutter_weight,
         poses=poses,
     )
-    with loading(f"--backbone {config.backbone}: cannot be used"):
+    with blaming(f"--backbone {config.backbone}: cannot be used"):
         return NeuralMesh(settings)
 
 

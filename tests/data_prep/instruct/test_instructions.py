@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep.instruct.command import (
-    QUESTIONS,
+    DEFAULT_QUESTIONS,
     InstructConfig,
     draw_kinds,
     instruct,
@@ -88,7 +88,7 @@ def test_every_sample_is_valid_and_complete(prepared):
         assert sample["viewport"] == 3000.0  # the focal length is in it
         assert sample["conversations"][0]["value"].startswith("<image>\n")
         assert [turn["from"] for turn in sample["conversations"]] == ["human", "gpt"]
-        assert sample["kind"] in QUESTIONS
+        assert sample["kind"] in DEFAULT_QUESTIONS
 
 
 def test_questions_and_answers_go_together(prepared):
@@ -97,10 +97,10 @@ def test_questions_and_answers_go_together(prepared):
         words = sample["category"].replace("aeroplane", "airplane").replace("scissors", "pair of scissors")
         asked = question.removeprefix("<image>\n")
         if sample["kind"] == "pose":
-            assert asked in [phrasing.format(object=words) for phrasing in QUESTIONS["pose"]]
+            assert asked in [phrasing.format(object=words) for phrasing in DEFAULT_QUESTIONS["pose"]]
             assert answer == f"The {words} is at <pose6D>."
         else:
-            assert asked in QUESTIONS[sample["kind"]]
+            assert asked in DEFAULT_QUESTIONS[sample["kind"]]
             assert words not in asked
             assert f" {words} " in answer
         if sample["kind"] == "joint":
@@ -192,17 +192,17 @@ def test_kinds_are_right_on_average_and_never_off_by_one(questions):
 
 def test_phrasings_of_an_object_repeat_only_when_all_were_used(prepared):
     for record in (make_record(i) for i in range(5)):
-        n = len(QUESTIONS["joint"])
+        n = len(DEFAULT_QUESTIONS["joint"])
         config = InstructConfig("", "", kinds=["joint"], weights=[1.0], questions_per_object=2 * n)
         asked = [s["conversations"][0]["value"].removeprefix("<image>\n") for s in make_samples(record, config)]
-        assert Counter(asked) == dict.fromkeys(QUESTIONS["joint"], 2)
-        assert set(asked[:n]) == set(QUESTIONS["joint"])
+        assert Counter(asked) == dict.fromkeys(DEFAULT_QUESTIONS["joint"], 2)
+        assert set(asked[:n]) == set(DEFAULT_QUESTIONS["joint"])
 
 
 def test_phrasings_can_be_limited_to_the_one_that_evaluation_asks(prepared):
     samples = run(prepared, phrasings=1)
     asked = {s["kind"]: s["conversations"][0]["value"] for s in samples if s["category"] == "car"}
-    assert asked == {kind: "<image>\n" + QUESTIONS[kind][0].format(object="car") for kind in QUESTIONS}
+    assert asked == {kind: "<image>\n" + DEFAULT_QUESTIONS[kind][0].format(object="car") for kind in DEFAULT_QUESTIONS}
 
 
 # Conversations of several turns
@@ -227,7 +227,7 @@ def test_questions_are_dealt_over_conversations(questions, turns, lengths):
         samples = make_samples(make_record(i), config)
         assert sorted((len(s["kinds"]) for s in samples), reverse=True) == lengths
         for sample in samples:
-            assert sample["kinds"] == sorted(sample["kinds"], key=list(QUESTIONS).index)
+            assert sample["kinds"] == sorted(sample["kinds"], key=list(DEFAULT_QUESTIONS).index)
 
 
 # The file
