@@ -25,10 +25,10 @@ from eval.systems.record_choice import select_records
 from llava_pose.data.records import ObjectRecord
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose.metrics import calibration_error, pose_error
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command, say_next
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.output_folder import own_file
+from llava_pose.utils.values import Name
 
 if TYPE_CHECKING:
     from llava_pose.inference.answers import PoseAnswer

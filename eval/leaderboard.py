@@ -21,11 +21,11 @@ from eval.systems.system import PREDICTIONS
 from llava_pose.data.jsonl import write_jsonl
 from llava_pose.data.records import ObjectRecord, Prediction, read_predictions, read_records
 from llava_pose.errors import InputError
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import is_plain_name, write_atomic
 from llava_pose.utils.output_folder import own_folder, require_other
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 COPIES, SCORES, PAGE = "predictions", "scores.json", "index.html"

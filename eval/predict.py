@@ -29,7 +29,6 @@ from llava_pose.data.jsonl import append_jsonl, resume_jsonl
 from llava_pose.data.records import METADATA_FILE, ObjectRecord, Prediction, read_predictions, read_records
 from llava_pose.errors import InputError, RunError, left_out
 from llava_pose.pose import categories
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command, say_next
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.distributed import (
@@ -42,6 +41,7 @@ from llava_pose.utils.distributed import (
 )
 from llava_pose.utils.files import file_digest, inside
 from llava_pose.utils.output_folder import keep_settings, own_file
+from llava_pose.utils.values import Name
 
 if TYPE_CHECKING:
     from llava_pose.inference.answers import PoseAnswer

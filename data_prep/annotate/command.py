@@ -16,11 +16,11 @@ from data_prep.annotate.models import list_models
 from data_prep.annotate.server import Application
 from llava_pose.errors import InputError
 from llava_pose.serve.listening import cannot_listen, require_free
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import is_plain_name
 from llava_pose.utils.output_folder import keep_settings, own_folder, require_other
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 

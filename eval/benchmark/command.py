@@ -24,10 +24,10 @@ from eval.tables import TableNumber
 from llava_pose.data.records import ObjectRecord, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import read_text
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 

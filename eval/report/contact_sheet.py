@@ -26,11 +26,11 @@ from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.inference.drawing import AXIS_COLOURS, draw_axes, load_font
 from llava_pose.pose.metrics import pose_error
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import inside, write_atomic
 from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 

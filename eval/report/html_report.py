@@ -27,11 +27,11 @@ from llava_pose.data.records import ObjectRecord, Prediction, read_records
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import canonicalize
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import require_folder
 from llava_pose.utils.files import write_atomic
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 VIEWS = ("front", "left", "rear", "right")  # the side that the camera sees, at azimuths of 0, 90, 180 and 270 degrees

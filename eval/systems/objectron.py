@@ -26,12 +26,12 @@ from llava_pose.data.records import ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError
 from llava_pose.pose.box_keypoints import pose_of_box
 from llava_pose.pose.conventions import CONVENTIONS, pose_of_camera
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.distributed import from_first_process
 from llava_pose.utils.files import inside
 from llava_pose.utils.output_folder import own_file, require_other
+from llava_pose.utils.values import Name
 
 SYSTEM = "Objectron"
 # our category -> the file of its network

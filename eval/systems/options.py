@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from llava_pose.train.arguments import Name, Positive, Rate, RunOptions
+from llava_pose.train.arguments import RunOptions
 from llava_pose.utils.command import Main, run_main
 from llava_pose.utils.config import parse_configs
+from llava_pose.utils.values import Name, Positive, Rate
 
 Task = Literal["pose", "joint"]
 BACKBONE_HELP = "The network: a hub id or folder that AutoModel can load, or tiny, the random tower of --preset tiny."

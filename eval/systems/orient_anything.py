@@ -18,11 +18,11 @@ from llava_pose.data.jsonl import read_jsonl, write_jsonl
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import pose_from_orient_anything
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command, say_next
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import open_regular
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 SYSTEM = "Orient-Anything"

@@ -10,8 +10,8 @@ from eval.compared import require_annotation
 from eval.systems.options import SystemOptions, Task
 from llava_pose.data.records import ObjectRecord, Prediction, read_predictions
 from llava_pose.errors import InputError
-from llava_pose.train.arguments import Name
 from llava_pose.utils.config import check_fields
+from llava_pose.utils.values import Name
 
 
 @dataclass(kw_only=True)

@@ -27,11 +27,11 @@ from llava_pose.errors import InputError, left_out
 from llava_pose.inference.pose_lines import BOX_COLUMNS, csv_text, pose_line
 from llava_pose.pose import categories
 from llava_pose.pose.conventions import CONVENTIONS
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields
 from llava_pose.utils.files import LONGEST_PLAIN_NAME, append_whole, atomic_file, file_digest, holds_controls, shortened
 from llava_pose.utils.output_folder import keep_settings, own_file, own_folder, require_other, require_suffix
+from llava_pose.utils.values import Name
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -13,9 +13,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from llava_pose.errors import InputError
 from llava_pose.serve.listening import cannot_listen, require_free
 from llava_pose.serve.server import Application, ModelThread, ServerLimits
-from llava_pose.train.arguments import Name
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 KEY = "LLAVA_POSE_API_KEY"  # of the environment

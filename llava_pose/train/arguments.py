@@ -15,13 +15,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from llava_pose.errors import InputError
 from llava_pose.utils.config import check_fields, parse_configs
+from llava_pose.utils.values import Name, Positive, Rate
 
 if TYPE_CHECKING:
     from llava_pose.train.training_arguments import PoseTrainingArguments
 
-Name = Annotated[str, Field(min_length=1)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 CLASS_FIGURE = "class_accuracy"
 # figure of an evaluation -> whether it is to grow
 FIGURES = {"acc_30": True, "acc_10": True, CLASS_FIGURE: True, "median_deg": False, "loss": False}

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from eval.systems.options import BACKBONE_HELP, NetworkOptions, training_command
-from llava_pose.train.arguments import Rate
+from llava_pose.utils.values import Rate
 
 Rotation = Literal["svd9d", "rot6d", "bins", "bins+residual", "matrix-fisher"]
 

@@ -37,11 +37,11 @@ from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.processing import input_size, keep_borders, set_input_size
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import angles_from_rotation
-from llava_pose.train.arguments import Name
 from llava_pose.train.run_folder import RunFolder
 from llava_pose.train.trainer import ResumableTrainer, TellEpoch
 from llava_pose.train.training_arguments import RunArguments
 from llava_pose.utils.config import check_fields, require_folder
+from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 _BATCH = 64

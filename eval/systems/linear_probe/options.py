@@ -11,8 +11,8 @@ from pydantic import Field, PositiveInt
 from eval.compared import Seed
 from eval.systems.options import SystemOptions
 from llava_pose.errors import InputError
-from llava_pose.train.arguments import Name, Positive
 from llava_pose.utils.config import check_fields
+from llava_pose.utils.values import Name, Positive
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 GRID_FILE = "probe_grid.json"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from eval.systems.options import BACKBONE_HELP, NetworkOptions, Task, training_command
-from llava_pose.train.arguments import Name, Positive, Rate
+from llava_pose.utils.values import Name, Positive, Rate
 
 
 @dataclass(kw_only=True)
