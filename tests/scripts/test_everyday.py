@@ -70,13 +70,14 @@ def write_meshes(folder: Path) -> Path:
 def test_everyday_runs_through_and_again_to_the_same_scores(copied: Path, raw_dataset) -> None:
     pytest.importorskip("embreex", reason="rendering needs the extra: pip install 'llava-pose[render]'")
     box = np.array([120.0, 90.0, 520.0, 380.0])
-    for name, split in (("a", "train"), ("b", "train"), ("c", "val")):
+    for name, split in (("a", "train"), ("b", "train"), *((f"c{number}", "val") for number in range(10))):
         raw_dataset.add(name, split=split, objects=[raw_dataset.object(bbox=box, source="web")])
     write_weights(copied / "run" / "weights")
     words = ["--photos", str(raw_dataset.root), "--cad", str(write_meshes(copied / "meshes")), str(copied / "run")]
     first = start(copied, *words)
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-4000:]
     assert [f"{n}/9" in first.stdout for n in range(1, 10)] == [True] * 9
+    assert (copied / "run" / "checkpoint" / "calibration.json").is_file()
     scores = (copied / "run" / "scores.json").read_bytes()
     assert set(json.loads(scores)["systems"]) == {"llava-pose-everyday", "tower-alone"}
     sources = {

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from tests.scripts import cut_recipes
 
 CUT = {
-    "quickstart_render": {"categories": ["car", "chair", "sofa"], "train_instances": 4, "val_instances": 1, "views": 2},
+    "quickstart_render": {"categories": ["car", "chair", "sofa"], "train_instances": 4, "val_instances": 4, "views": 2},
     "quickstart_tower": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2},
     "quickstart": {"max_steps": 4, "per_device_train_batch_size": 4, "save_steps": 2},
 }
@@ -43,6 +43,7 @@ def test_the_quickstart_runs_through_and_again_to_the_same_scores(copied: Path) 
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-4000:]
     assert [f"{n}/9" in first.stdout for n in range(1, 10)] == [True] * 9
     assert "next:" not in first.stdout + first.stderr, "the script itself says what comes next"
+    assert (copied / "run" / "checkpoint" / "calibration.json").is_file()
     scores = (copied / "run" / "scores.json").read_bytes()
     assert set(json.loads(scores)["systems"]) == {"llava-pose-tiny", "tower-alone"}
     for name in ("scores_curve.png", "scores_categories.png", "sheet.png"):
