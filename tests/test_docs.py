@@ -54,19 +54,19 @@ class Shown(NamedTuple):
 # The commands of the pages
 
 
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The language and the text of each block."""
-    yield from re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The language and the content of each block."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def shown_commands(page: Path) -> Iterator[Shown]:
+def shown_in(page: Path, text: str) -> Iterator[Shown]:
     """Every line of a block that begins with a program of the project, and every such piece of text between backticks."""
-    for language, text in blocks(page):
+    for language, content in blocks(text):
         if language in _SHELL:
-            for line in text.replace("\\\n", " ").splitlines():
+            for line in content.replace("\\\n", " ").splitlines():
                 if re.match(_OURS, line):
                     yield from split_commands(page, line, whole=True)
-    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for span in re.findall(r"`([^`]+)`", prose):
         if re.match(r"llava-pose [a-z-]+ .*--|(python )?train\.py .*--|python -m |torchrun ", " ".join(span.split())):
             yield from split_commands(page, " ".join(span.split()), whole=False)
@@ -84,7 +84,7 @@ def split_commands(page: Path, line: str, *, whole: bool) -> Iterator[Shown]:
             yield Shown(page, tuple(kept), whole and GAP not in part)
 
 
-SHOWN = list(dict.fromkeys(shown for page in PAGES for shown in shown_commands(page)))
+SHOWN = list(dict.fromkeys(shown for page in PAGES for shown in shown_in(page, page.read_text(encoding="utf-8"))))
 
 
 def stage_of(words: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -303,7 +303,7 @@ def test_every_sentence_of_the_page_of_troubles_is_one_that_is_said(sentence):
 
 def test_the_system_of_contributing_joins_a_benchmarks_kinds_and_is_scored(tmp_path, monkeypatch):
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = (text for language, text in blocks(ROOT / "CONTRIBUTING.md") if language == "python")
+    (code,) = (text for language, text in blocks(page) if language == "python")
     assert len(code.splitlines()) <= 35
     name, *place = re.search(r'"(\w+)": \("([\w.]+)", "(\w+)", "(\w+)"\)', page).groups()
     assert place[0] == "eval.systems.upright"

@@ -129,7 +129,7 @@ def _file(path: Path) -> Recognised | None:
 
 
 def _import(kind: str, path: Path, folder: Path, title: str, source: Path, options: str = "") -> Recognised:
-    out = folder.with_name(f"{folder.resolve().name}_raw")
+    out = folder.parent / f"{folder.resolve().name}_raw"
     command = f"llava-pose import {source} --kind {kind}{options} --out {out}"
     return Recognised(kind, path, f"{path} looks like {title}: {command}")
 
