@@ -9,6 +9,7 @@ from typing import Literal
 
 from llava_pose.data.poses.formats import FORMATS, SUFFIXES, read_poses, write_poses
 from llava_pose.data.poses.posed_object import PosedObject
+from llava_pose.data.poses.recording import write_recording
 from llava_pose.errors import InputError, left_out
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require
@@ -37,7 +38,10 @@ class ConvertConfig:
     """Options of ``llava-pose convert``."""
 
     poses: str | None = field(default=None, metadata={"help": "The file of poses to read."})
-    to_format: FormatName | None = field(default=None, metadata={"help": "The format to write."})
+    to_format: Literal[FormatName, "rerun"] | None = field(
+        default=None,
+        metadata={"help": "The format to write; rerun is a recording for its viewer, which is only written."},
+    )
     out: str | None = field(default=None, metadata={"help": "The file to write."})
     from_format: FormatName = field(default="llava-pose", metadata={"help": "The format of the file that is read."})
     intrinsics: list[float] | None = field(
@@ -70,21 +74,25 @@ def convert(config: ConvertConfig) -> list[Path]:
         InputError: the file cannot be read or written; or single objects could not be taken, which are named at the end.
     """
     source, out = require(config.poses, "--poses"), require(config.out, "--out")
-    require_suffix("--out", out, *SUFFIXES)
     to_format: str = require(config.to_format, "--to-format")
+    records = to_format == "rerun"
+    require_suffix("--out", out, *([".rrd"] if records else SUFFIXES))
+    own_files, about = (
+        ([Path(out)], "a recording") if records else (FORMATS[to_format].files(out), FORMATS[to_format].about)
+    )
     items, faults = read_poses(source, config.from_format, intrinsics=config.intrinsics)
     if config.from_format == "llava-pose" != to_format:
         items = [_scaled(item, config.metres) for item in items]
     if to_format == "llava-pose" != config.from_format:
         items = [_scaled(item, 1 / config.metres) for item in items]
-    require_other("--out", FORMATS[to_format].files(out), FORMATS[config.from_format].files(source))
+    require_other("--out", own_files, FORMATS[config.from_format].files(source))
     with own_file(out, "--out", "convert"):
-        require_together("--out", out, FORMATS[to_format].files(out))
-        files, unwritten = write_poses(out, to_format, items)
+        require_together("--out", out, own_files)
+        files, unwritten = write_recording(Path(out), items) if records else write_poses(out, to_format, items)
     if to_format not in ("llava-pose", "orient-anything") and any(item.pose.distance is None for item in items):
         logger.warning("poses without a distance are written at a distance of 1")
     written = len(items) - len(unwritten)
-    logger.info("%d poses are in %s, as %s", written, " and ".join(map(str, files)), FORMATS[to_format].about)
+    logger.info("%d poses are in %s, as %s", written, " and ".join(map(str, files)), about)
     faults += unwritten
     if faults:
         raise left_out(faults, f"{source}: {len(faults)} of {written + len(faults)} poses could not be converted")

@@ -31,6 +31,7 @@ _NEED = {
     "caption": "caption --api-base, vlm-api",
     "ray": "prepare --engine ray",
     "objectron": "objectron",
+    "rerun": "convert --to-format rerun",
     "weights": "scripts/fetch_small_weights.py",
 }
 
