@@ -58,6 +58,7 @@ class World:
             "ours.jsonl": lambda path: self._predictions(path, "ours"),
             "mine.jsonl": lambda path: self._predictions(path, "mine"),
             "runs/resnet50/predictions.jsonl": lambda path: self._predictions(path, "resnet50"),
+            "qwen3_vl.jsonl": lambda path: self._predictions(path, "qwen3_vl"),
             "sent": lambda path: self._predictions(path / "mine.jsonl", "mine"),
             "poses.csv": self._poses,
             "base": lambda path: path.symlink_to(self._base),

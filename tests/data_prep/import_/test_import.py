@@ -579,3 +579,21 @@ def test_damaged_matlab_files_are_refused_or_read(tmp_path):
         (tmp_path / "a.mat").write_bytes(bytes(bad))
         with contextlib.suppress(InputError):
             read_record(tmp_path / "a.mat")
+
+
+def test_a_file_of_the_folder_that_one_stands_in_is_read(tmp_path, monkeypatch):
+    foreign.make_coco(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "instances.json",
+        "--angles-file",
+        "angles.csv",
+        "--angles",
+        "degrees",
+        "--images",
+        "photos",
+        "--out",
+        "raw",
+    ]
+    assert main(words) == 0
+    assert len(list(Path("raw").glob("annotations/*/*.npz"))) == len(YAWS)
