@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from eval.compared import Sample, require_annotation
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
+from llava_pose.pose.bootstrap import Figure, instance_codes
 from llava_pose.pose.geometry import rotation_matrix
 from llava_pose.pose.meshes import off_vertices
-from llava_pose.pose.metrics import bootstrap_interval
 from llava_pose.utils.config import require_folder
 from llava_pose.utils.yaml_files import read_yaml
 
@@ -122,20 +122,16 @@ def place_errors(
     return pd.DataFrame(rows, columns=list(MEASURES))
 
 
-def place_scores(errors: pd.DataFrame, instances: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return each measure's n, median, and share of errors below :data:`WITHIN`, with their intervals; none of no objects."""
-    scores: dict[str, Any] = {}
+def place_figures(errors: pd.DataFrame, instances: np.ndarray) -> dict[str, Any]:
+    """Return each measure's n, and the Figures of its median and share of errors below :data:`WITHIN`; none of no objects."""
+    figures: dict[str, Any] = {}
     for name in MEASURES:
         there = errors[name].notna().to_numpy()
-        if not there.any():
-            continue
-        values, resampled = errors[name].to_numpy()[there], {"instances": instances[there], "seed": seed}
-        scores[name] = {
-            "n": int(there.sum()),
-            "median": asdict(bootstrap_interval(values, "median", **resampled)),
-            "within": asdict(bootstrap_interval(values < WITHIN, **resampled)),
-        }
-    return scores
+        if there.any():
+            values, codes = errors[name].to_numpy()[there], instance_codes(instances[there], int(there.sum()))
+            within = Figure(values < WITHIN, codes=codes)
+            figures[name] = {"n": len(values), "median": Figure(values, "median", codes), "within": within}
+    return figures
 
 
 def _is_whole(pose: Pose) -> bool:
