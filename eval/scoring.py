@@ -173,12 +173,18 @@ def _scores_of_systems(
     """Return the scores of each system and the paired tests. The systems' figures of one group share their resamples."""
     of = outcomes[reference]
     kinds = (*GROUPS, *of.columns.intersection(ANNOTATED_GROUPS))
-    groups: dict[str, dict[str, Any]] = {name: {kind: {} for kind in kinds} for name in outcomes}
-    flat = [(kind, *group) for kind in kinds if kind in of for group in sorted(of.groupby(kind).indices.items())]
-    for kind, group, index in tqdm(flat, desc="scoring", unit="group", delay=2, leave=False):
-        members = {name: figures_of(rows.iloc[index], thresholds) for name, rows in outcomes.items()}
-        for name, scores in with_intervals(members, seed=seed).items():
-            groups[name][kind][str(group)] = scores
+    by_kind: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    for kind in tqdm(of.columns.intersection(kinds), desc="scoring", unit="kind of group", delay=2, leave=False):
+        members = sorted(of.groupby(kind).indices.items())
+        figures = {
+            str(group): {name: figures_of(rows.iloc[index], thresholds) for name, rows in outcomes.items()}
+            for group, index in members
+        }
+        by_kind[kind] = with_intervals(figures, seed=seed)
+    groups = {
+        name: {kind: {group: of_group[name] for group, of_group in found.items()} for kind, found in by_kind.items()}
+        for name in outcomes
+    }
     overall = {name: figures_of(rows, thresholds) for name, rows in outcomes.items()}
     tests = {
         f"{name}, {score}": {"system": name, "reference": reference, "score": score, **test}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 _BLOCK = 4_000_000  # numbers that stand in memory at once
-# shares of the pictures in order: blocks that are the finer, the nearer they are to the median
-_CUTS = np.unique(0.5 + np.outer((-1, 1), 0.5 ** np.arange(1, 11)))
+# shares of the pictures in order: blocks that are finer near the median
+_CUTS = np.unique([*np.linspace(0, 1, 17), *(0.5 + 0.5 ** np.arange(5, 11)), *(0.5 - 0.5 ** np.arange(5, 11))])
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ def _of_instances(figures: Sequence[Figure], count: int, resamples: int, seed: i
 class _Medians:
     """Medians of resampled instances: of m values in order that at rank (m - 1) / 2, or the mean of the two beside it.
 
-    How many values a resample has in each of a few blocks of the order is a product of matrices. Only in the blocks where
-    medians lie are values looked at one by one.
+    How many values a resample has in each of some blocks of the order is a product of matrices. Only in the block where its
+    median lies are values looked at one by one.
     """
 
     def __init__(self, values: np.ndarray, codes: Any, count: int) -> None:
@@ -171,19 +171,23 @@ class _Medians:
 
     def __call__(self, drawn: np.ndarray) -> np.ndarray:
         upto = (drawn @ self.sizes).cumsum(axis=1)
-        middle = np.stack([(upto[:, -1] - 1) // 2, upto[:, -1] // 2])
-        blocks = (upto <= middle[..., None]).sum(axis=2)
-        first, last = self.edges[blocks.min()], self.edges[blocks.max() + 1]
-        codes, ordered = self.codes[first:last], self.ordered[first:last]
-        middle -= upto[:, blocks.min() - 1] if first else 0
-        medians = np.empty(len(drawn))
-        rows = max(1, _BLOCK // len(codes))
+        upto = np.concatenate([np.zeros((len(drawn), 1)), upto], axis=1)
+        lower = self._at((upto[:, -1:] - 1) // 2, upto, drawn)
+        return (lower + self._at(upto[:, -1:] // 2, upto, drawn)) / 2
+
+    def _at(self, ranks: np.ndarray, upto: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """Return the values at ranks (resamples, 1); ``upto``, (resamples, blocks + 1), counts values before each edge."""
+        block = (upto[:, 1:] <= ranks).sum(axis=1)
+        width = int(np.diff(self.edges)[block].max())
+        ranks = ranks - np.take_along_axis(upto, block[:, None], axis=1)
+        places = self.edges[block]
+        rows = max(1, _BLOCK // 4 // width)
         for start in range(0, len(drawn), rows):
-            block = slice(start, start + rows)
-            upto_each = drawn[block, codes].cumsum(axis=1)
-            found = [(upto_each <= ranks[block, None]).sum(axis=1) for ranks in middle]
-            medians[block] = ordered[np.stack(found)].mean(axis=0)
-        return medians
+            part = slice(start, start + rows)
+            within = (self.edges[block[part], None] + np.arange(width)).clip(max=len(self.codes) - 1)
+            counts = np.take_along_axis(drawn[part], self.codes[within], axis=1).cumsum(axis=1)
+            places[part] += (counts <= ranks[part]).sum(axis=1)
+        return self.ordered[places]
 
 
 def _of_pictures(figures: Sequence[Figure], n: int, resamples: int, seed: int) -> np.ndarray:
