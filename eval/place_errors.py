@@ -112,7 +112,7 @@ def place_errors(
     rows = np.full((len(samples), len(MEASURES)), math.nan)
     with np.errstate(over="ignore", invalid="ignore"):
         rows[whole, 0] = np.where(usable, abs(pred[:, 3] - true[:, 3]) / true[:, 3], MOST)[whole]
-    for number in np.flatnonzero(whole) if shapes else ():
+    for number in np.flatnonzero(whole).tolist() if shapes else ():
         sample, answer = samples[number], answers[number]
         shape = shapes.get(sample.id) if shapes else None
         if shape is None:

@@ -286,7 +286,7 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
 
 def _paired_tests(a: pd.DataFrame, b: pd.DataFrame, thresholds: Sequence[float], seed: int) -> dict[str, Any]:
     """Return the paired test of a system's outcomes against others by each accuracy, 3D-aware ones where both name classes."""
-    tests = {}
+    tests: dict[str, Any] = {}
     for threshold in thresholds:
         hits = {threshold_name(threshold): [rows["error"] < threshold for rows in (a, b)]}
         if "correct" in a and "correct" in b:

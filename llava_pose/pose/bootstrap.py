@@ -38,7 +38,7 @@ class Figure:
 
     values: np.ndarray
     statistic: str = "mean"
-    codes: np.ndarray | None = None
+    codes: Any = None
 
     def __post_init__(self) -> None:
         if self.values.size == 0:
