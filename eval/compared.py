@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import re
@@ -117,6 +118,7 @@ class Comparison:
     answers: dict[str, list[Prediction | None]]
 
 
+@functools.lru_cache(maxsize=10_000)
 def canonical_category(name: str) -> str:
     """Return the taxonomy's name of a category, or the name as it stands but for case, spaces and hyphens."""
     category = categories.find(name)
@@ -168,8 +170,7 @@ def read_systems(paths: Sequence[str], names: Sequence[str] | None = None) -> di
     """
     if names and len(names) != len(paths):
         raise InputError(f"--names gives {len(names)} names for {len(paths)} prediction files; give one name a file")
-    systems: dict[str, dict[str, Prediction]] = {}
-    origin: dict[tuple[str, str], str] = {}
+    answers: dict[str, dict[str, dict[str, Prediction]]] = {}  # system -> file -> id
     for number, path in enumerate(paths):
         predictions = read_predictions(path)
         in_file = sorted({prediction.system for prediction in predictions})
@@ -178,16 +179,18 @@ def read_systems(paths: Sequence[str], names: Sequence[str] | None = None) -> di
         for prediction in predictions:
             own = Path(path).stem if prediction.system == _NO_NAME else prediction.system
             system = names[number] if names else own
-            first = origin.setdefault((system, prediction.id), str(path))
-            if first != str(path) or prediction.id in systems.get(system, {}):
+            by_file = answers.setdefault(system, {})
+            first = next((file for file, there in by_file.items() if prediction.id in there), None)
+            if first is not None:
                 raise InputError(
                     f"{path}: system '{system}' answers the id '{prediction.id}' that {first} answers already; "
                     "tell the systems apart with --names, one name a file"
                 )
-            systems.setdefault(system, {})[prediction.id] = prediction
-    for system, answers in systems.items():
-        _warn_of_degrees(system, answers.values())
-    return {system: list(answers.values()) for system, answers in systems.items()}
+            by_file.setdefault(str(path), {})[prediction.id] = prediction
+    systems = {system: [p for there in files.values() for p in there.values()] for system, files in answers.items()}
+    for system, predictions in systems.items():
+        _warn_of_degrees(system, predictions)
+    return systems
 
 
 def _warn_of_degrees(system: str, predictions: Iterable[Prediction]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from eval.compared import Sample, require_annotation
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_records
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
+from llava_pose.pose.bootstrap import Figure, instance_codes
 from llava_pose.pose.geometry import rotation_matrix
 from llava_pose.pose.meshes import off_vertices
-from llava_pose.pose.metrics import bootstrap_interval
 from llava_pose.utils.config import require_folder
 from llava_pose.utils.yaml_files import read_yaml
 
@@ -106,46 +106,44 @@ def place_errors(
     """
     if not predicts_places(answers):
         return None
+    pred = _numbers([None if answer is None else answer.pose for answer in answers])
+    true = _numbers([sample.true for sample in samples])
+    usable, whole = (np.isfinite(numbers).all(axis=1) & (numbers[:, 3] > 0) for numbers in (pred, true))
     rows = np.full((len(samples), len(MEASURES)), math.nan)
-    for row, sample, answer in zip(rows, samples, answers, strict=True):
-        true, shape = sample.true, None if shapes is None else shapes.get(sample.id)
-        if not _is_whole(true):
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows[whole, 0] = np.where(usable, abs(pred[:, 3] - true[:, 3]) / true[:, 3], MOST)[whole]
+    for number in np.flatnonzero(whole).tolist() if shapes else ():
+        sample, answer = samples[number], answers[number]
+        shape = shapes.get(sample.id) if shapes else None
+        if shape is None:
             continue
-        measured = [True, shape is not None, shape is not None, shape is not None and shape.vertices is not None]
-        row[measured] = MOST
-        pose = None if answer is None else answer.pose
-        if pose is None or not _is_whole(pose):
-            continue
-        of_distance = abs(pose.distance - true.distance) / true.distance  # type: ignore[operator]
-        errors = [of_distance, *_errors_of_shape(pose, true, shape)]
-        row[:] = np.where(measured, np.minimum(np.nan_to_num(errors, nan=MOST, posinf=MOST), MOST), math.nan)
-    return pd.DataFrame(rows, columns=list(MEASURES))
+        measured = slice(1, 3 if shape.vertices is None else 4)
+        rows[number, measured] = MOST
+        if usable[number]:
+            errors = _errors_of_shape(answer.pose, sample.true, shape)  # type: ignore[arg-type, union-attr]
+            rows[number, measured] = np.nan_to_num(errors, nan=MOST, posinf=MOST)[: measured.stop - 1]
+    return pd.DataFrame(np.minimum(rows, MOST), columns=list(MEASURES))
 
 
-def place_scores(errors: pd.DataFrame, instances: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return each measure's n, median, and share of errors below :data:`WITHIN`, with their intervals; none of no objects."""
-    scores: dict[str, Any] = {}
+def _numbers(poses: Sequence[Pose | None]) -> np.ndarray:
+    """Return (n, 6) angles, distance and principal point, NaN where there is none."""
+    unknown = (None,) * 6
+    return np.array([unknown if p is None else (*p.angles, p.distance, p.px, p.py) for p in poses], dtype=np.float64)
+
+
+def place_figures(errors: pd.DataFrame, instances: np.ndarray) -> dict[str, Any]:
+    """Return each measure's n, and the Figures of its median and share of errors below :data:`WITHIN`; none of no objects."""
+    figures: dict[str, Any] = {}
     for name in MEASURES:
         there = errors[name].notna().to_numpy()
-        if not there.any():
-            continue
-        values, resampled = errors[name].to_numpy()[there], {"instances": instances[there], "seed": seed}
-        scores[name] = {
-            "n": int(there.sum()),
-            "median": asdict(bootstrap_interval(values, "median", **resampled)),
-            "within": asdict(bootstrap_interval(values < WITHIN, **resampled)),
-        }
-    return scores
+        if there.any():
+            values, codes = errors[name].to_numpy()[there], instance_codes(instances[there], int(there.sum()))
+            within = Figure(values < WITHIN, codes=codes)
+            figures[name] = {"n": len(values), "median": Figure(values, "median", codes), "within": within}
+    return figures
 
 
-def _is_whole(pose: Pose) -> bool:
-    values = (*pose.angles, pose.distance, pose.px, pose.py)
-    return all(value is not None and math.isfinite(value) for value in values) and pose.distance > 0  # type: ignore[operator]
-
-
-def _errors_of_shape(pose: Pose, true: Pose, shape: Shape | None) -> tuple[float, float, float]:
-    if shape is None:
-        return math.nan, math.nan, math.nan
+def _errors_of_shape(pose: Pose, true: Pose, shape: Shape) -> tuple[float, float, float]:
     off = np.array([pose.px - true.px, true.py - pose.py])  # type: ignore[operator]  # right and up
     pixels = [_pixels(_in_camera(shape.corners, p), shape.camera) for p in (true, pose)]
     of_corners = np.linalg.norm(pixels[1] + off - pixels[0], axis=1).mean() / shape.box

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,18 @@ from tqdm import tqdm
 
 from eval.compared import Comparison, Sample, canonical_category
 from eval.confidence import confidence_columns, confidence_scores
-from eval.place_errors import MEASURES, Shape, place_errors, place_scores
+from eval.place_errors import MEASURES, Shape, place_errors, place_figures
 from llava_pose.data.records import Prediction
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
+from llava_pose.pose.bootstrap import Figure, instance_codes, with_intervals
 from llava_pose.pose.metrics import (
     DEFAULT_THRESHOLDS,
-    bootstrap_interval,
     cumulative_curve,
     effective_size,
-    paired_accuracy_test,
+    error_figures,
+    paired_figures,
     pose_error,
-    summarize_errors,
     symmetric_pose_error,
     threshold_name,
     wilson_interval,
@@ -85,13 +84,7 @@ def score_comparison(
         "seed": seed,
         "chance": {threshold_name(threshold): chance_accuracy(threshold) for threshold in thresholds},
         "reference": reference,
-        "systems": {name: _scores_of_system(name, rows, thresholds, seed) for name, rows in outcomes.items()},
-        "paired_tests": [
-            test
-            for name, rows in outcomes.items()
-            if name != reference
-            for test in _paired_tests((name, rows), (reference, outcomes[reference]), thresholds, seed)
-        ],
+        **_scores_of_systems(outcomes, reference, thresholds, seed),
     }
 
 
@@ -174,17 +167,42 @@ def _instance(sample: Sample) -> tuple[str, ...]:
     return (sample.source, canonical_category(sample.category), sample.instance) if sample.instance else (sample.id,)
 
 
-def _scores_of_system(name: str, rows: pd.DataFrame, thresholds: Sequence[float], seed: int) -> dict[str, Any]:
-    groups: dict[str, dict[str, Any]] = {kind: {} for kind in (*GROUPS, *rows.columns.intersection(ANNOTATED_GROUPS))}
-    flat = [(kind, *group) for kind in groups if kind in rows for group in rows.groupby(kind)]
-    for kind, group, members in tqdm(flat, desc=f"scoring {name}", unit="group", delay=2, leave=False):
-        groups[kind][str(group)] = scores_of(members, thresholds, seed)
-    return {
-        "overall": scores_of(rows, thresholds, seed),
-        "mean_over_categories": mean_over_categories(groups["category"], seed=seed),
-        "groups": groups,
-        "curve": _curve(rows),
+def _scores_of_systems(
+    outcomes: Mapping[str, pd.DataFrame], reference: str, thresholds: Sequence[float], seed: int
+) -> dict[str, Any]:
+    """Return the scores of each system and the paired tests. The systems' figures of one group share their resamples."""
+    of = outcomes[reference]
+    kinds = (*GROUPS, *of.columns.intersection(ANNOTATED_GROUPS))
+    by_kind: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    for kind in tqdm(of.columns.intersection(kinds), desc="scoring", unit="kind of group", delay=2, leave=False):
+        members = sorted(of.groupby(kind).indices.items())
+        figures = {
+            str(group): {name: figures_of(rows.iloc[index], thresholds) for name, rows in outcomes.items()}
+            for group, index in members
+        }
+        by_kind[kind] = with_intervals(figures, seed=seed)
+    groups = {
+        name: {kind: {group: of_group[name] for group, of_group in found.items()} for kind, found in by_kind.items()}
+        for name in outcomes
     }
+    overall = {name: figures_of(rows, thresholds) for name, rows in outcomes.items()}
+    tests = {
+        f"{name}, {score}": {"system": name, "reference": reference, "score": score, **test}
+        for name, rows in outcomes.items()
+        if name != reference
+        for score, test in _paired_tests(rows, of, thresholds, seed).items()
+    }
+    whole = with_intervals({"systems": overall, "tests": tests}, seed=seed)
+    systems = {
+        name: {
+            "overall": whole["systems"][name],
+            "mean_over_categories": mean_over_categories(groups[name]["category"], seed=seed),
+            "groups": groups[name],
+            "curve": _curve(rows),
+        }
+        for name, rows in outcomes.items()
+    }
+    return {"systems": systems, "paired_tests": list(whole["tests"].values())}
 
 
 def _curve(rows: pd.DataFrame) -> dict[str, list[float]]:
@@ -194,19 +212,19 @@ def _curve(rows: pd.DataFrame) -> dict[str, list[float]]:
     """
     errors, instances = rows["error"].to_numpy(), rows["instance"].to_numpy()
     share = cumulative_curve(errors, CURVE_DEGREES)
-    under = np.degrees(errors)[:, None] < CURVE_DEGREES
-    low, high = wilson_interval(share, effective_size(under, instances))
+    under = np.degrees(errors) < CURVE_DEGREES[:, None]
+    low, high = wilson_interval(share, effective_size(under.T, instances))
     # they rise as the share does: where instances happen to be alike at one angle, the wider of two neighbours' holds
     low, high = np.minimum.accumulate(low[::-1])[::-1], np.maximum.accumulate(high)
     columns = {"share": share, "low": low, "high": high}
     return {"degrees": CURVE_DEGREES.tolist(), **{name: np.round(c, 5).tolist() for name, c in columns.items()}}
 
 
-def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """Return the scores of one group of outcomes.
+def figures_of(rows: pd.DataFrame, thresholds: Sequence[float]) -> dict[str, Any]:
+    """Return the scores of one group of outcomes, with a Figure in the place of each interval.
 
     Returns:
-        What :func:`llava_pose.pose.metrics.summarize_errors` returns with ``failures`` (counts, each sample in one at most),
+        What :func:`llava_pose.pose.metrics.error_figures` returns with ``failures`` (counts, each sample in one at most),
         under ``place`` the scores of where the objects are, where the system predicts it (:mod:`eval.place_errors`),
         and under ``symmetric`` the accuracies, mean and median (these two without an interval) of the symmetry-aware errors,
         if the taxonomy knows any of the categories (``n_known`` samples; the others enter with their plain error). Under
@@ -215,33 +233,24 @@ def scores_of(rows: pd.DataFrame, thresholds: Sequence[float], seed: int = 0) ->
         worth at the first threshold is under ``confidence`` and ``prediction_sets`` (:mod:`eval.confidence`).
     """
     instances = rows["instance"].to_numpy()
+    codes = instance_codes(instances, len(rows))
     correct = rows["correct"].to_numpy() if "correct" in rows else None
-    scores = summarize_errors(
-        rows["error"].to_numpy(), thresholds=thresholds, correct_class=correct, instances=instances, seed=seed
-    )
+    scores = error_figures(rows["error"].to_numpy(), codes, thresholds, correct)
+    counts = {name: scores[name] for name in ("n", "n_instances") if name in scores}
     scores["failures"] = {kind: int(rows[kind].sum()) for kind in FAILURES}
     if MEASURES[0] in rows:
-        scores["place"] = place_scores(rows[list(MEASURES)], instances, seed)
+        scores["place"] = place_figures(rows[list(MEASURES)], instances)
     if "own_symmetry" in rows:
         own = rows["own_symmetry"].to_numpy()
-        scores[V2_PROTOCOL] = {
-            **{name: scores[name] for name in ("n", "n_instances") if name in scores},
-            **{
-                threshold_name(t): asdict(bootstrap_interval(own <= t, instances=instances, seed=seed))
-                for t in thresholds
-            },
-        }
+        scores[V2_PROTOCOL] = counts | {threshold_name(t): Figure(own <= t, codes=codes) for t in thresholds}
     scores |= confidence_scores(rows, thresholds[0])
     known = int(rows["in_taxonomy"].sum())
     if known:
         symmetric = rows["symmetric"].to_numpy()
         scores["symmetric"] = {
-            **{name: scores[name] for name in ("n", "n_instances") if name in scores},
+            **counts,
             "n_known": known,
-            **{
-                threshold_name(t): asdict(bootstrap_interval(symmetric < t, instances=instances, seed=seed))
-                for t in thresholds
-            },
+            **{threshold_name(t): Figure(symmetric < t, codes=codes) for t in thresholds},
             "mean_deg": {"value": float(np.degrees(symmetric.mean()))},
             "median_deg": {"value": float(np.degrees(np.median(symmetric)))},
         }
@@ -275,27 +284,20 @@ def mean_over_categories(by_category: Mapping[str, Mapping[str, Any]], *, seed: 
     return result
 
 
-def _paired_tests(
-    system: tuple[str, pd.DataFrame], reference: tuple[str, pd.DataFrame], thresholds: Sequence[float], seed: int
-) -> list[dict[str, Any]]:
-    """Return the paired test of a system against the reference for each accuracy, 3D-aware ones where both name classes."""
-    (name, a), (other, b) = system, reference
-    tests = []
+def _paired_tests(a: pd.DataFrame, b: pd.DataFrame, thresholds: Sequence[float], seed: int) -> dict[str, Any]:
+    """Return the paired test of a system's outcomes against others by each accuracy, 3D-aware ones where both name classes."""
+    tests: dict[str, Any] = {}
     for threshold in thresholds:
         hits = {threshold_name(threshold): [rows["error"] < threshold for rows in (a, b)]}
         if "correct" in a and "correct" in b:
             hits[f"3d_{threshold_name(threshold)}"] = [r["correct"] & (r["error"] < threshold) for r in (a, b)]
-        for score, (hits_a, hits_b) in hits.items():
-            test = paired_accuracy_test(hits_a, hits_b, instances=a["instance"], seed=seed)
-            tests.append(
-                {
-                    "system": name,
-                    "reference": other,
-                    "score": score,
-                    "difference": asdict(test.difference),
-                    "only_system": test.only_a,
-                    "only_reference": test.only_b,
-                    "p_value": test.p_value,
-                }
-            )
+        for score, hit in hits.items():
+            test = paired_figures(*hit, instances=a["instance"], seed=seed)
+            names = {
+                "difference": "difference",
+                "only_a": "only_system",
+                "only_b": "only_reference",
+                "p_value": "p_value",
+            }
+            tests[score] = {ours: test[name] for name, ours in names.items()}
     return tests

@@ -102,13 +102,17 @@ class PoseDataset(Dataset):
         self.max_length = max_length
         self.augment = augment
         self._check_samples(None if drop_long else positions)
-        self.items = [(index, False) for index in range(len(samples))]
+        # (items, 2): the sample, and whether it is mirrored. Of a list each worker would come to have a copy of its own, for
+        # reading an element writes the count of its references beside it
+        self.items = np.stack([np.arange(len(samples)), np.zeros(len(samples), dtype=np.int64)], axis=1)
         if flip:
-            self.items += [(index, True) for index in range(len(samples)) if samples[index].get("flippable", False)]
-        self._lengths: list[int] | None = None
+            flippable = [index for index, sample in enumerate(samples) if sample.get("flippable", False)]
+            mirrored = np.stack([np.array(flippable, dtype=np.int64), np.ones(len(flippable), dtype=np.int64)], axis=1)
+            self.items = np.concatenate([self.items, mirrored])
+        self._lengths: np.ndarray | None = None
         if max_length is not None:
             self._leave_out_long(drop_long)
-        if not self.items:
+        if not len(self.items):
             raise InputError("no training sample is left; check train.json and max_length")
 
     def _check_samples(self, positions: int | None) -> None:
@@ -164,21 +168,21 @@ class PoseDataset(Dataset):
         return len(self.processor.render(chat).encode())
 
     def _leave_out_long(self, drop_long: bool) -> None:
-        items, self.items, self._lengths = self.items, [], []
         faults: list[InputError] = []
-        for item in _shown(items):
+        lengths = np.zeros(len(self.items), dtype=np.int32)  # 0 of those that are left out
+        for place, item in enumerate(_shown(self.items)):
             try:
-                length = len(self._encode_text(*item).input_ids)
+                lengths[place] = len(self._encode_text(*item).input_ids)
             except InputError as error:
                 if drop_long and isinstance(error, ChatTooLongError):
                     logger.warning(f"dropped: {error}")
                 else:
                     faults.append(error)
-            else:
-                self.items.append(item)
-                self._lengths.append(length)
         if faults:
-            raise joined(faults, f"{len(faults)} of {len(items)} samples (mirror images included) cannot be encoded")
+            raise joined(
+                faults, f"{len(faults)} of {len(self.items)} samples (mirror images included) cannot be encoded"
+            )
+        self.items, self._lengths = self.items[lengths > 0], lengths[lengths > 0]
 
     def __len__(self) -> int:
         return len(self.items) * max(1, self.augment)
@@ -190,8 +194,9 @@ class PoseDataset(Dataset):
             InputError: a sample's text is unusable.
         """
         if self._lengths is None:
-            self._lengths = [len(self._encode_text(*item).input_ids) for item in _shown(self.items)]
-        return self._lengths * max(1, self.augment)
+            counts = (len(self._encode_text(*item).input_ids) for item in _shown(self.items))
+            self._lengths = np.fromiter(counts, dtype=np.int32, count=len(self.items))
+        return np.tile(self._lengths, max(1, self.augment)).tolist()
 
     def kinds(self, item: int) -> Sequence[str]:
         """Return the kinds of an item's questions, as ``instruct`` names them; none where the file does not say."""
@@ -199,7 +204,7 @@ class PoseDataset(Dataset):
 
     def __getitem__(self, item: int) -> EncodedSample:
         item = range(len(self))[item]  # what is past the end ends an iteration
-        index, mirrored = self.items[item % len(self.items)]
+        index, mirrored = self.items[item % len(self.items)].tolist()
         kinds = self.kinds(item)
         geometric = bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
         change = Augmentation.of_item(item, self.augment, geometric=geometric)
@@ -256,7 +261,7 @@ class PoseDataset(Dataset):
         return numbers
 
 
-def _shown(items: list[tuple[int, bool]]) -> tqdm:
+def _shown(items: np.ndarray) -> tqdm:
     return tqdm(items, desc="lengths", unit="sample", delay=2, leave=False, disable=not is_first_process())
 
 

@@ -12,6 +12,7 @@ import numbers
 import os
 import re
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,6 +32,8 @@ MAX_NUMBER = 1e30  # of pixels and lengths in prepared data: beyond it, and beyo
 MAX_ORDER = 360  # turns of a symmetry that a prediction may claim
 
 _MOST_ROTATIONS = 100  # of a prediction set
+
+_ANGLES, _PLACE = ("azimuth", "elevation", "theta"), ("distance", "px", "py")
 
 _INDEX = re.compile(r"[0-9]{1,9}")
 
@@ -68,11 +71,14 @@ class Pose:
         if not isinstance(value, Mapping):
             raise InputError(f"{where}: a pose must be an object with azimuth, elevation and theta in radians")
         values: dict[str, float | None] = {}
-        for name in (f.name for f in fields(cls)):
-            required = name in ("azimuth", "elevation", "theta")
+        for name in (*_ANGLES, *_PLACE):
+            number = value.get(name)
+            if type(number) is float:  # as nearly always, of a million lines
+                values[name] = number
+                continue
+            required = name in _ANGLES
             if required and name not in value:
                 raise InputError(f"{where}: the pose has no '{name}'; give azimuth, elevation and theta in radians")
-            number = value.get(name)
             if isinstance(number, bool):  # which Python takes for 0 and 1
                 raise InputError(f"{where}: '{name}' must be a number, not {number}")
             try:
@@ -101,7 +107,7 @@ class Pose:
 
     def fault(self) -> str | None:
         """Return why nothing can be learned from an annotated pose, in words, or None if it can. What is unknown may be."""
-        for name in ("azimuth", "elevation", "theta"):
+        for name in _ANGLES:
             angle = getattr(self, name)
             if not math.isfinite(angle):
                 return "an angle of its pose is not finite"
@@ -239,6 +245,11 @@ def _is_number(value: Any) -> TypeGuard[float]:
         return False
 
 
+def _shared(value: Any) -> str:
+    """The text of a value, one object for all lines that say the same."""
+    return sys.intern(str(value))
+
+
 def _shorten(value: Any) -> str:
     return reprlib.repr(value)
 
@@ -341,16 +352,16 @@ class Prediction:
             )
         return cls(
             id=str(value["id"]),
-            system=str(value.get("system") or "unnamed"),
-            category=str(value["category"]),
-            pred_category=None if value.get("pred_category") is None else str(value["pred_category"]),
+            system=_shared(value.get("system") or "unnamed"),
+            category=_shared(value["category"]),
+            pred_category=None if value.get("pred_category") is None else _shared(value["pred_category"]),
             pose=pose,
             true=true,
             confidence=float(confidence) if _is_number(confidence) else None,
-            object_status=str(value.get("object_status") or "status_good"),
-            source=str(value.get("source") or ""),
-            instance=str(value.get("instance") or ""),
-            dense=str(value.get("dense") or ""),
+            object_status=_shared(value.get("object_status") or "status_good"),
+            source=_shared(value.get("source") or ""),
+            instance=_shared(value.get("instance") or ""),
+            dense=_shared(value.get("dense") or ""),
             symmetry_order=order,
             prediction_set=_rotations(value.get("prediction_set"), where),
         )
@@ -425,13 +436,11 @@ def read_predictions(path: str | os.PathLike[str], *, whole_lines_only: bool = F
     predictions = [Prediction.from_dict(value, where=where) for where, value in lines]
     if not predictions:
         raise InputError(f"{path}: there is no prediction in it")
-    _require_unique(((p.system, p.id) for p in predictions), path)
-    return predictions
-
-
-def _require_unique(keys: Iterable[Any], path: str | os.PathLike[str]) -> None:
-    seen = set()
-    for key in keys:
-        if key in seen:
+    answered: dict[str, set[str]] = {}
+    for prediction in predictions:
+        ids = answered.setdefault(prediction.system, set())
+        if prediction.id in ids:
+            key = (prediction.system, prediction.id)
             raise InputError(f"{path}: the id {key!r} stands on two lines; ids must be unique")
-        seen.add(key)
+        ids.add(prediction.id)
+    return predictions

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llava_pose.pose.bootstrap import Figure, Interval, bootstrap_intervals, instance_codes, with_intervals
 from llava_pose.pose.geometry import geodesic_angle, geodesic_angle_of_poses, rotation_matrix
 
 DEFAULT_THRESHOLDS = (math.pi / 6, math.pi / 18)
@@ -109,131 +110,6 @@ def _vector_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1))
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95% bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap_interval(
-    values: Any,
-    statistic: str = "mean",
-    *,
-    instances: Any = None,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap over pictures, or over instances where several pictures show one (Efron and Tibshirani, 1993,
-    ch. 13; the cluster bootstrap of Davison and Hinkley, 1997, sec. 3.8).
-
-    Pictures of one instance are hit or missed together. Resampled one by one, sixteen of a model would count as sixteen
-    models, and the interval would be too narrow for what is asked: how it would be on other models.
-
-    Where every value is the same, as at exactly 0% or 100% of hits, every resample is the same too and the interval has no
-    width. That is the bootstrap's way and no certainty: of n hits out of n, a true rate of about 1 - 3 / n may be behind.
-
-    Args:
-        values: (n,) one value a picture: errors, or hits as 0 and 1.
-        statistic: "mean" or "median".
-        instances: (n,) which instance each picture shows, any labels; None: each shows one of its own.
-
-    Raises:
-        ValueError: there are no values, not as many instances, or the statistic is not known.
-    """
-    values = np.asarray(values, dtype=np.float64).ravel()
-    if values.size == 0:
-        raise ValueError("an interval needs at least one value")
-    if statistic not in ("mean", "median"):
-        raise ValueError(f"statistic must be 'mean' or 'median', not {statistic!r}")
-    rng = np.random.default_rng(seed)
-    codes = _codes(instances, values.size)
-    if codes is not None:
-        of_instances = _instance_means if statistic == "mean" else _instance_medians
-        estimates = of_instances(values, codes, resamples, rng)
-    else:
-        of_pictures = _resampled_means if statistic == "mean" else _resampled_medians
-        estimates = of_pictures(values, resamples, rng)
-    tail = (1 - level) / 2
-    low, high = np.quantile(estimates, [tail, 1 - tail])
-    point = values.mean() if statistic == "mean" else np.median(values)
-    return Interval(float(point), float(low), float(high))
-
-
-def _codes(instances: Any, n: int) -> np.ndarray | None:
-    """(n,) numbers from 0 of the instances; None where each picture shows one of its own."""
-    if instances is None:
-        return None
-    labels, codes = np.unique(np.asarray(instances).ravel(), return_inverse=True)
-    if codes.size != n:
-        raise ValueError(f"{n} pictures need as many instances, not {codes.size}")
-    return None if labels.size == n else codes
-
-
-def _drawn_counts(instances: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(resamples, instances): how often each is drawn when as many are drawn as there are."""
-    return rng.multinomial(instances, np.full(instances, 1 / instances), resamples)
-
-
-def _instance_means(values: np.ndarray, codes: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    totals, sizes = np.bincount(codes, values), np.bincount(codes)
-    rows = max(1, 4_000_000 // totals.size)
-    return np.concatenate(
-        [
-            (drawn @ totals) / (drawn @ sizes)
-            for start in range(0, resamples, rows)
-            for drawn in [_drawn_counts(totals.size, min(rows, resamples - start), rng)]
-        ]
-    )
-
-
-def _instance_medians(values: np.ndarray, codes: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    order = np.argsort(values, kind="stable")
-    ordered, codes = values[order], codes[order]
-    instances = int(codes.max()) + 1
-    medians: list[float] = []
-    rows = max(1, 4_000_000 // values.size)
-    for start in range(0, resamples, rows):
-        upto = _drawn_counts(instances, min(rows, resamples - start), rng)[:, codes].cumsum(axis=1)
-        for row in upto:  # of m values in order, the median is that at rank (m - 1) / 2, or the mean of two beside it
-            middle = np.searchsorted(row, [(row[-1] - 1) // 2, row[-1] // 2], side="right")
-            medians.append(ordered[middle].mean())
-    return np.array(medians)
-
-
-def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    n = values.size
-    if np.isin(values, (0.0, 1.0)).all():
-        return rng.binomial(n, values.mean(), resamples) / n  # what resampling n hits comes to
-    rows = max(1, 4_000_000 // n)
-    return np.concatenate(
-        [
-            values[rng.integers(0, n, (min(rows, resamples - start), n))].mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
-    )
-
-
-def _resampled_medians(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Medians of resamples, without the resamples: their distribution is known (Maritz and Jarrett, JASA 1978).
-
-    A resample takes the values at ranks floor(n U) of n uniform U, and its k-th smallest is the value at the rank of the
-    k-th smallest U, which is Beta(k, n + 1 - k). The next U above it is the least of the n - k that are uniform between
-    there and 1.
-    """
-    ordered, n = np.sort(values), values.size
-    middle = (n + 1) // 2
-    uniform = rng.beta(middle, n + 1 - middle, resamples)
-    medians = ordered[np.minimum((n * uniform).astype(np.int64), n - 1)]
-    if n % 2:
-        return medians
-    above = uniform + (1 - uniform) * rng.beta(1, n - middle, resamples)
-    return (medians + ordered[np.minimum((n * above).astype(np.int64), n - 1)]) / 2
-
-
 def accuracy(errors: Any, threshold: float) -> float:
     """The share of errors (radians) strictly under the threshold (radians); NaN for no errors."""
     errors = np.asarray(errors, dtype=np.float64)
@@ -267,25 +143,32 @@ def summarize_errors(
         classes "class_accuracy", "3d_acc@30", …}; only {"n": 0} for an empty group.
     """
     errors = np.asarray(errors, dtype=np.float64).ravel()
+    codes = instance_codes(instances, errors.size) if errors.size else None
+    return with_intervals(error_figures(errors, codes, thresholds, correct_class), seed=seed)
+
+
+def error_figures(
+    errors: np.ndarray, codes: np.ndarray | None, thresholds: Sequence[float], correct_class: Any = None
+) -> dict[str, Any]:
+    """Return what :func:`summarize_errors` does, with a :class:`Figure` in the place of each interval.
+
+    Args:
+        codes: (n,) what :func:`instance_codes` returns.
+    """
     if errors.size == 0:
         return {"n": 0}
-    summary: dict[str, Any] = {"n": int(errors.size)}
-    codes = _codes(instances, errors.size)
+    figures: dict[str, Any] = {"n": int(errors.size)}
     if codes is not None:
-        summary["n_instances"] = int(codes.max()) + 1
-    resampled: dict[str, Any] = {"instances": codes, "seed": seed}
-    for threshold in thresholds:
-        summary[threshold_name(threshold)] = vars(bootstrap_interval(errors < threshold, **resampled))
+        figures["n_instances"] = int(codes.max()) + 1
+    hits = {threshold_name(threshold): errors < threshold for threshold in thresholds}
     degrees = np.degrees(errors)
-    summary["mean_deg"] = vars(bootstrap_interval(degrees, "mean", **resampled))
-    summary["median_deg"] = vars(bootstrap_interval(degrees, "median", **resampled))
+    figures |= {name: Figure(hit, codes=codes) for name, hit in hits.items()}
+    figures |= {f"{name}_deg": Figure(degrees, name, codes) for name in ("mean", "median")}
     if correct_class is not None:
         correct = np.asarray(correct_class, dtype=bool).ravel()
-        summary["class_accuracy"] = vars(bootstrap_interval(correct, **resampled))
-        for threshold in thresholds:
-            hits = correct & (errors < threshold)
-            summary["3d_" + threshold_name(threshold)] = vars(bootstrap_interval(hits, **resampled))
-    return summary
+        figures["class_accuracy"] = Figure(correct, codes=codes)
+        figures |= {f"3d_{name}": Figure(correct & hit, codes=codes) for name, hit in hits.items()}
+    return figures
 
 
 def mean_over_groups(summaries: Mapping[str, Mapping[str, Any]], figure: str) -> float:
@@ -352,13 +235,12 @@ def effective_size(hits: Any, instances: Any = None) -> np.ndarray:
         n² / Σ m² of instances of m pictures. It is this least where nothing is known of how instances differ: of a share of
         0 or 1, or of a single instance.
     """
-    hits = np.asarray(hits, dtype=np.float64)
-    codes = _codes(instances, len(hits))
+    hits = np.asarray(hits)
+    codes = instance_codes(instances, len(hits))
     if codes is None:
         return np.full(hits.shape[1], float(len(hits)))
     shares = hits.mean(axis=0)
-    totals = np.zeros((int(codes.max()) + 1, hits.shape[1]))
-    np.add.at(totals, codes, hits)
+    totals = np.column_stack([np.bincount(codes, column) for column in hits.T])
     pictures = np.bincount(codes)
     apart = totals - pictures[:, None] * shares
     count = len(totals)
@@ -403,20 +285,26 @@ def paired_accuracy_test(hits_a: Any, hits_b: Any, *, instances: Any = None, see
     Raises:
         ValueError: the lengths differ or are 0.
     """
+    found = paired_figures(hits_a, hits_b, instances=instances, seed=seed)
+    difference = found.pop("difference")
+    return PairedTest(bootstrap_intervals([difference], seed=seed)[0], **found)
+
+
+def paired_figures(hits_a: Any, hits_b: Any, *, instances: Any = None, seed: int = 0) -> dict[str, Any]:
+    """Return the attributes of a :class:`PairedTest`, the difference as a :class:`Figure`; see :func:`paired_accuracy_test`."""
     from scipy.stats import binomtest
 
     a, b = np.asarray(hits_a, dtype=bool).ravel(), np.asarray(hits_b, dtype=bool).ravel()
     if a.size != b.size or a.size == 0:
         raise ValueError(f"a paired test needs the same pictures for both systems, not {a.size} and {b.size}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    codes = _codes(instances, a.size)
+    codes = instance_codes(instances, a.size)
     gains = a.astype(np.float64) - b.astype(np.float64)
     if codes is not None:
         p_value = _sign_flip_p(np.bincount(codes, gains), np.random.default_rng(seed))
     else:
-        p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    difference = bootstrap_interval(gains, instances=codes, seed=seed)
-    return PairedTest(difference, only_a, only_b, float(p_value))
+        p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"difference": Figure(gains, codes=codes), "only_a": only_a, "only_b": only_b, "p_value": p_value}
 
 
 def _sign_flip_p(gains: np.ndarray, rng: np.random.Generator, draws: int = 9999) -> float:
@@ -424,6 +312,11 @@ def _sign_flip_p(gains: np.ndarray, rng: np.random.Generator, draws: int = 9999)
     found count as one of them, so that it is never 0 (Phipson and Smyth, 2010).
     """
     gains = gains[gains != 0]
-    signs = rng.integers(0, 2, (draws, gains.size)) * 2 - 1
-    as_far = np.abs(signs @ gains) >= np.abs(gains.sum()) - 1e-9
-    return float((1 + as_far.sum()) / (1 + draws))
+    rows = max(1, 4_000_000 // max(1, gains.size))
+    as_far = 0
+    for start in range(0, draws, rows):
+        # the first bit of a word is a sign, and a whole word is drawn six times as fast as a number of 0 and 1
+        words = rng.integers(0, 1 << 32, (min(rows, draws - start), gains.size), dtype=np.uint32)
+        sums = 2 * ((words >> 31).astype(np.float64) @ gains) - gains.sum()
+        as_far += int((np.abs(sums) >= np.abs(gains.sum()) - 1e-9).sum())
+    return (1 + as_far) / (1 + draws)

@@ -76,13 +76,13 @@ class Measured:
         return figures
 
 
-def validation_samples(data: DataArguments) -> list[dict[str, Any]]:
+def validation_samples(data: DataArguments) -> Sequence[dict[str, Any]]:
     """Return the samples of ``val_json``, if there is one, or as many of them as are asked for: the same in every run.
 
     Raises:
         InputError: as ``read_samples``.
     """
-    samples = [] if data.val_json is None else read_samples(data.val_json)
+    samples: Sequence[dict[str, Any]] = [] if data.val_json is None else read_samples(data.val_json)
     if len(samples) > data.val_samples:
         drawn = np.random.default_rng(0).choice(len(samples), data.val_samples, replace=False)
         samples = [samples[index] for index in sorted(drawn)]

@@ -22,7 +22,8 @@ from scipy.optimize import minimize
 from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.pose.metrics import bootstrap_interval, calibration_error, pose_error, symmetric_pose_error
+from llava_pose.pose.bootstrap import bootstrap_interval
+from llava_pose.pose.metrics import calibration_error, pose_error, symmetric_pose_error
 from llava_pose.utils.command import command
 from llava_pose.utils.config import require
 from llava_pose.utils.files import write_json

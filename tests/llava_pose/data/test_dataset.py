@@ -253,7 +253,7 @@ def test_samples_are_read(tmp_path: Path):
     path = tmp_path / "train.json"
     samples = [sample(id="Ü"), sample("Hello?", "Hello.", poses=[], image=None)]
     path.write_text(json.dumps(samples, ensure_ascii=False), encoding="utf-8")
-    assert read_samples(path) == samples
+    assert list(read_samples(path)) == samples
 
 
 @pytest.mark.parametrize(

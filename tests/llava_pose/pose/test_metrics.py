@@ -11,10 +11,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from llava_pose.pose.bootstrap import bootstrap_interval
 from llava_pose.pose.geometry import angles_from_rotation, rotation_matrix
 from llava_pose.pose.metrics import (
     accuracy,
-    bootstrap_interval,
     count_not_finite,
     cumulative_curve,
     effective_size,
