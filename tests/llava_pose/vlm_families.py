@@ -414,4 +414,4 @@ class SplitProcessor(ImageProcessorAlone):
     """Of SmolVLM: as many tokens for each tile of a picture, and for the whole of it."""
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        return self.image_token * 4 * image_inputs["pixel_values"][image_idx].shape[0]
+        return self.image_token * 4 * (image_inputs["rows"][0][image_idx] * image_inputs["cols"][0][image_idx] + 1)
