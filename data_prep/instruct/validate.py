@@ -114,8 +114,8 @@ def _check(sample: Mapping[str, Any], prepared: Path, splits: dict[str, _Split])
     Raises:
         InputError: what is wrong with it.
     """
-    for image in pictures_of(sample):
-        check_picture(*of_split(prepared, image))
+    for name in pictures_of(sample):
+        check_picture(*of_split(prepared, name))
     questions = [turn for turn in sample["conversations"] if turn["from"] == "human"]
     kinds = sample.get("kinds") or []
     if kinds and len(kinds) != len(questions):

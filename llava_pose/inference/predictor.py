@@ -473,8 +473,7 @@ class PosePredictor:
         answers = self._answers(output, of_poses, [""] * len(at_pose))
         poses, confidences = [a.pose for a in answers], [a.confidence for a in answers]
         if len(images) > 1:  # the place in a picture means nothing without the picture
-            unknown = {"distance": None, "px": None, "py": None}
-            poses = [replace(pose, **unknown) if m is None else pose for pose, m in zip(poses, meant, strict=True)]
+            poses = [Pose(*pose.angles) if m is None else pose for pose, m in zip(poses, meant, strict=True)]
         return ChatAnswer(text, poses, confidences, [a.prediction_set for a in answers], pictures=meant, **ending)
 
     def _text_of(self, tokens: Sequence[int]) -> str:

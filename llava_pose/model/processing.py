@@ -229,7 +229,7 @@ class LlavaPoseProcessor:
                 f"{where}: {self.image_token} stands {count} times in a chat of {wanted} pictures; leave it out of the words"
             )
         inputs: dict[str, Tensor] = {}
-        expanded = [self.expanded_image] * count
+        expanded: Sequence[str | None] = [self.expanded_image] * count
         if len(pictures) == 1 and self._image_processor_suffices:
             inputs = self._seen_alone(pictures[0])
         elif pictures:
