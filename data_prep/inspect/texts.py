@@ -84,17 +84,19 @@ def conversation_entry(value: Mapping[str, Any], where: str, folder: Path, probl
         )
     kinds = value.get("kinds") or value.get("kind") or []
     image, width, height, viewport = (value.get(name) for name in ("image", "width", "height", "viewport"))
+    names = [name for name in (image if isinstance(image, list) else [image]) if isinstance(name, str) and name]
+    pictures = [picture_of(*of_split(folder, name), where, problems) for name in names]
     needed = ("id", "image", "category", *(("width", "height", "viewport") if poses else ()))
     return Entry(
         str(value.get("id") or value.get("record") or where),
         str(value.get("category") or ""),
         # the picture's first folder is the split, as instruct writes it
-        image.split("/")[0] if isinstance(image, str) and image.count("/") > 1 else "",
+        names[0].split("/")[0] if names and names[0].count("/") > 1 else "",
         str(value.get("object_status") or ""),
         poses,
         viewport=float(viewport) if is_size(viewport) else None,
         size=(int(width), int(height)) if is_size(width) and is_size(height) else None,
-        picture=picture_of(*of_split(folder, image), where, problems) if isinstance(image, str) and image else None,
+        picture=pictures[0] if len(pictures) == 1 else None,  # poses of several pictures are drawn on none
         texts=texts,
         kinds=tuple(map(str, kinds)) if isinstance(kinds, list) else (str(kinds),),
         missing=tuple(name for name in needed if not value.get(name)),

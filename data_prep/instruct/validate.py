@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pydantic import PositiveInt
 from tqdm import tqdm
 
 from data_prep.scene.scenes import Scene, category_of, make_scenes, noun
-from llava_pose.data.conversation import POSE_TOKEN
+from llava_pose.data.conversation import POSE_TOKEN, pictures_meant, pictures_of
 from llava_pose.data.images import check_picture
 from llava_pose.data.records import ObjectRecord, Pose, read_records
 from llava_pose.data.samples import read_samples
@@ -113,17 +114,20 @@ def _check(sample: Mapping[str, Any], prepared: Path, splits: dict[str, _Split])
     Raises:
         InputError: what is wrong with it.
     """
-    image = sample.get("image")
-    if image:
-        check_picture(*of_split(prepared, image))
+    for name in pictures_of(sample):
+        check_picture(*of_split(prepared, name))
     questions = [turn for turn in sample["conversations"] if turn["from"] == "human"]
     kinds = sample.get("kinds") or []
     if kinds and len(kinds) != len(questions):
         raise InputError(f"'kinds' names {len(kinds)} kinds, and there are {len(questions)} questions")
     if kinds and sample.get("kind") != kinds[0]:
         raise InputError(f"'kind' is {sample.get('kind')!r}, not {kinds[0]!r}")
+    _check_pictures(sample)
     if "record" not in sample:
         return
+    image = sample.get("image")
+    if isinstance(image, list):
+        raise InputError("'record' is of an object of one picture, and 'image' is a list; leave 'record' out")
     split = str(image).split("/", 1)[0]
     if split not in splits:
         splits[split] = _Split.read(prepared, split)
@@ -136,6 +140,25 @@ def _check(sample: Mapping[str, Any], prepared: Path, splits: dict[str, _Split])
         strange = next((r for r in shown or [record] if category_of(r).mirror_axis != "x"), None)
         if strange is not None:
             raise InputError(f"'flippable' is true, and the mirror image of {category_of(strange).indefinite} is none")
+
+
+def _check_pictures(sample: Mapping[str, Any]) -> None:
+    """Check that the picture of a pose of an answer is the one that the words name for it, where they name one."""
+    poses = iter(sample["poses"])
+    question = ""
+    for number, turn in enumerate(sample["conversations"]):
+        *before, _ = turn["value"].split(POSE_TOKEN)
+        pictures = [pose.get("picture", 0) for pose in islice(poses, len(before))]
+        if turn["from"] != "gpt":
+            question = turn["value"]
+            continue
+        named = pictures_meant(question, before, len(pictures_of(sample)))
+        for meant, picture in zip(named, pictures, strict=True):
+            if meant is not None and meant != picture:
+                raise InputError(
+                    f"turn {number}: the words before a pose name picture {meant + 1}, and its 'picture' is {picture}, counted "
+                    f"from 0; mend one of them"
+                )
 
 
 def _check_frame(sample: Mapping[str, Any], record: ObjectRecord, split: str) -> None:

@@ -33,7 +33,7 @@ class PoseCollator:
         """
         Returns:
             input_ids, labels, attention_mask (batch, length); pose_targets (n, 6); input_poses (m, 6) with
-            input_pose_mask (batch, length); the inputs of the pictures, for the samples that have one;
+            input_pose_mask (batch, length); the inputs of the pictures, sample by sample;
             "sample_names": list of str.
         """
         length = max(len(sample.input_ids) for sample in samples)

@@ -1,7 +1,8 @@
 """The chat format: questions, answers with `<pose6D>` interleaved, and how a person reads them.
 
 A conversation is LLaVA's list of ``{"from": "human" | "gpt", "value": text}``; a training sample adds "poses", one for
-each `<pose6D>` in the order of the tokens.
+each `<pose6D>` in the order of the tokens, and "image", the path of its picture or a list of paths, one for each `<image>` in
+the order of these. A pose's "picture" is the place in that list of the one that it is measured in, 0 if it is left out.
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ _SIDE = re.compile(rf"\b({'|'.join(_OTHER_SIDE)})\b")
 # [x1, y1, x2, y2], shares of the picture's width and height with two decimals, as data_prep.scene.scenes writes them
 _BOX = re.compile(r"\[([01])\.(\d\d), ([01]\.\d\d), ([01])\.(\d\d), ([01]\.\d\d)\]")
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+# "picture 2", "the second image"; and any number in a text that has such a name, for "the first and the second image" has two
+_PICTURE_NAME = re.compile(
+    rf"\b(?:picture|image|photo) \d{{1,3}}\b|\b(?:{'|'.join(_ORDINALS)}) (?:picture|image|photo)\b", re.IGNORECASE
+)
+_NUMBER = re.compile(rf"\b(?:\d{{1,3}}|{'|'.join(_ORDINALS)})\b", re.IGNORECASE)
 
 
 class ChatTooLongError(InputError):
@@ -152,13 +159,49 @@ def interleave_poses(text: str, poses: Sequence[Pose]) -> str:
     return "".join(part + pose for part, pose in zip(parts, shown, strict=True))
 
 
+def pictures_of(sample: Mapping[str, Any]) -> list[str]:
+    """Return the paths of a sample's pictures, in the order of their `<image>`."""
+    image = sample.get("image")
+    return image if isinstance(image, list) else [image] if image else []
+
+
+def size_of(sample: Mapping[str, Any], name: str, picture: int) -> Any:
+    """Return a sample's "width", "height" or "viewport" for one of its pictures: what it gives for all, or that one's of a
+    list.
+    """
+    value = sample.get(name)
+    return value[picture] if isinstance(value, list) and len(value) == len(pictures_of(sample)) else value
+
+
+def pictures_meant(question: str, before: Sequence[str], count: int) -> list[int | None]:
+    """Return for each `<pose6D>` of an answer which of ``count`` pictures it is of, counted from 0.
+
+    With one picture it is that. With several it is the one that the answer names before the token ("picture 2", "the second
+    image"), or else the one that the question names; where that is none, or not one alone, it is None.
+
+    Args:
+        before: the answer's words before each `<pose6D>`, from the one before it on.
+    """
+    if count == 1:
+        return [0] * len(before)
+    named = [_pictures_named(words) or _pictures_named(question) for words in before]
+    return [min(one) if len(one) == 1 and min(one) in range(count) else None for one in named]
+
+
+def _pictures_named(text: str) -> set[int]:
+    if _PICTURE_NAME.search(text) is None:
+        return set()
+    words = (word.lower() for word in _NUMBER.findall(text))
+    return {_ORDINALS.index(word) if word in _ORDINALS else int(word) - 1 for word in words}
+
+
 def validate_sample(sample: Mapping[str, Any], *, where: str) -> list[Pose]:
     """Check all that one training sample says, and return its poses.
 
     Raises:
-        InputError: a field is missing or malformed, the image is no path below the prepared folder, questions and answers do
-            not take turns, `<image>` does not stand exactly once, in a question, where there is an image, the poses are
-            not as many as the tokens, or nothing can be learned from one of them or the size it is measured by.
+        InputError: a field is missing or malformed, an image is no path below the prepared folder, questions and answers do
+            not take turns, `<image>` does not stand in the questions once for each image, the poses are not as many as the
+            tokens, or nothing can be learned from one of them, the picture or the size it is measured by.
     """
     for name in ("id", "conversations", "poses"):
         if not isinstance(sample, Mapping) or name not in sample:
@@ -166,10 +209,13 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> list[Pose]:
     if not isinstance(sample["poses"], list):
         raise InputError(f"{where}: 'poses' must be a list of poses, not {reprlib.repr(sample['poses'])}")
     image = sample.get("image")
-    if not isinstance(image, str | None):
-        raise InputError(f"{where}: 'image' must be the path of a picture, not {reprlib.repr(image)}")
-    if image and (reason := unsafe_name(image)) is not None:
-        raise InputError(f"{where}: 'image' must be a path below the prepared folder, {shortened(image)} {reason}")
+    if not isinstance(image, str | list | None) or not all(isinstance(p, str) and p for p in pictures_of(sample)):
+        raise InputError(
+            f"{where}: 'image' must be the path of a picture, or a list of such paths, not {reprlib.repr(image)}"
+        )
+    for path in pictures_of(sample):
+        if (reason := unsafe_name(path)) is not None:
+            raise InputError(f"{where}: 'image' must be a path below the prepared folder, {shortened(path)} {reason}")
     if not isinstance(sample.get("flippable", False), bool):
         raise InputError(f"{where}: 'flippable' must be true or false, not {reprlib.repr(sample['flippable'])}")
     kinds = sample.get("kinds") or []
@@ -180,10 +226,11 @@ def validate_sample(sample: Mapping[str, Any], *, where: str) -> list[Pose]:
 
 
 def _check_turns(sample: Mapping[str, Any], messages: Sequence[Mapping[str, str]], where: str) -> None:
-    images = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
-    if images != (1 if sample.get("image") else 0):
+    tokens, pictures = sum(message["content"].count(IMAGE_TOKEN) for message in messages), len(pictures_of(sample))
+    if tokens != pictures:
         raise InputError(
-            f"{where}: {images} {IMAGE_TOKEN} in the text of sample {sample['id']!r}; expected exactly one"
+            f"{where}: {tokens} {IMAGE_TOKEN} in the text of sample {sample['id']!r}, but {pictures} in 'image'; there must "
+            "be one for each picture, in their order"
         )
     if any(IMAGE_TOKEN in message["content"] for message in messages if message["role"] == "assistant"):
         raise InputError(f"{where}: {IMAGE_TOKEN} in an answer of sample {sample['id']!r}; it belongs in a question")
@@ -206,13 +253,20 @@ def _poses(sample: Mapping[str, Any], where: str) -> list[Pose]:
             "they must agree, in the order of the tokens"
         )
     poses = [Pose.annotated(value, where=where) for value in sample["poses"]]
-    for pose in poses:
+    count = len(pictures_of(sample))
+    for value, pose in zip(sample["poses"], poses, strict=True):
+        picture = value.get("picture", 0)
+        if type(picture) is not int or not 0 <= picture < max(1, count):
+            raise InputError(
+                f"{where}: 'picture' of a pose must be the place of its picture in 'image', counted from 0, not "
+                f"{reprlib.repr(picture)}; there are {count}"
+            )
         if None in (pose.distance, pose.px, pose.py):
             continue
         for name in ("width", "height", "viewport"):  # without it the location would be wrong and nobody would know
-            if not is_size(sample.get(name)):
+            if not is_size(size_of(sample, name, picture)):
                 raise InputError(
                     f"{where}: '{name}' must be a number of pixels, not {reprlib.repr(sample.get(name))}, for a pose with "
-                    "distance, px and py; run llava-pose instruct again"
+                    "distance, px and py, or a list of as many as there are pictures; run llava-pose instruct again"
                 )
     return poses

@@ -22,6 +22,8 @@ from llava_pose.data.conversation import (
     POSE_TOKEN,
     ChatTooLongError,
     mirror_sides,
+    pictures_of,
+    size_of,
     to_messages,
     validate_sample,
 )
@@ -49,7 +51,7 @@ class EncodedSample:
         input_ids, labels: (length,) int64.
         pose_targets: (n, 6), one for each supervised `<pose6D>`.
         input_poses: (m, 6), one for each `<pose6D>` in a question.
-        pictures: what the backbone is given of the picture, its patches from the cache, or nothing.
+        pictures: what the backbone is given of the pictures, their patches from the cache, or nothing.
     """
 
     name: str
@@ -66,7 +68,8 @@ _FREE_OF_PLACES = frozenset(("pose", "joint", "described"))
 
 class PoseDataset(Dataset):
     """The samples of train.json; with ``flip``, each mirror-symmetric one a second time as its mirror image; with
-    ``augment``, each of these so many times, each time changed in another way (:class:`Augmentation`).
+    ``augment``, each of these so many times, each time changed in another way (:class:`Augmentation`). The pictures of one
+    sample are mirrored and changed together, all in the same way.
 
     All are items of one epoch, so that what is drawn depends on the sampler's seed alone and a run that was stopped goes on
     with the same items.
@@ -123,10 +126,10 @@ class PoseDataset(Dataset):
             where = f"sample {sample.get('id')!r}"
             try:
                 validate_sample(sample, where=where)
-                image = sample.get("image")
-                if image and image not in seen:
-                    seen.add(image)
-                    check_picture(*of_split(self.data, image))
+                for image in pictures_of(sample):
+                    if image not in seen:
+                        seen.add(image)
+                        check_picture(*of_split(self.data, image))
                 if positions is not None:
                     self._check_length(sample, positions, where)
             except InputError as error:
@@ -137,24 +140,24 @@ class PoseDataset(Dataset):
 
     def _check_length(self, sample: dict[str, Any], positions: int, where: str) -> None:
         messages = to_messages(sample["conversations"], where=where)
-        picture = self._picture_of_tokens(sample)
+        pictures = self._pictures_of_tokens(sample)
         # a text has no more tokens than bytes: few samples are so long that they have to be encoded
         most = sum(len(message["content"].encode()) + self._bytes_a_turn for message in messages)
-        if picture is None and most + self._tokens_a_picture <= positions:
+        if not pictures and most + len(pictures_of(sample)) * self._tokens_a_picture <= positions:
             return
-        length = len(self.processor.encode_chat(messages, picture, where=where).input_ids)
+        length = len(self.processor.encode_chat(messages, pictures, where=where).input_ids)
         if length > positions:
             raise ChatTooLongError(
                 f"{where}: {length} tokens are more than the {positions} positions of the language model; shorten the text, "
                 "or leave such samples out with drop_long"
             )
 
-    def _picture_of_tokens(self, sample: dict[str, Any]) -> Image.Image | None:
-        """Return the sample's picture where it takes one to know how many tokens it has."""
-        image = sample.get("image")
-        if not image or self.processor.expanded_image is not None:
-            return None
-        return load_rgb(inside(*of_split(self.data, image)))
+    def _pictures_of_tokens(self, sample: dict[str, Any]) -> list[Image.Image]:
+        """Return the sample's pictures where it takes them to know how many tokens they have."""
+        return [] if self.processor.expanded_image is not None else self._load(sample)
+
+    def _load(self, sample: dict[str, Any]) -> list[Image.Image]:
+        return [load_rgb(inside(*of_split(self.data, image))) for image in pictures_of(sample)]
 
     @cached_property
     def _tokens_a_picture(self) -> int:
@@ -208,31 +211,28 @@ class PoseDataset(Dataset):
         kinds = self.kinds(item)
         geometric = bool(kinds) and _FREE_OF_PLACES.issuperset(kinds)
         change = Augmentation.of_item(item, self.augment, geometric=geometric)
-        return self._encode_text(index, mirrored, self._load_image(index, mirrored, change), change)
+        return self._encode_text(index, mirrored, self._load_images(index, mirrored, change), change)
 
-    def _load_image(self, index: int, mirrored: bool, change: Augmentation) -> Image.Image | None:
-        image = self.samples[index].get("image")
-        if not image or self.cache is not None:
-            return None
-        picture = load_rgb(inside(*of_split(self.data, image)))
-        return change.picture(ImageOps.mirror(picture) if mirrored else picture)
+    def _load_images(self, index: int, mirrored: bool, change: Augmentation) -> list[Image.Image]:
+        if self.cache is not None:
+            return []
+        pictures = self._load(self.samples[index])
+        return [change.picture(ImageOps.mirror(picture) if mirrored else picture) for picture in pictures]
 
     def _encode_text(
-        self, index: int, mirrored: bool, picture: Image.Image | None = None, change: Augmentation = UNCHANGED
+        self, index: int, mirrored: bool, images: Sequence[Image.Image] = (), change: Augmentation = UNCHANGED
     ) -> EncodedSample:
         sample = self.samples[index]
         messages = to_messages(sample["conversations"], where=str(sample["id"]))
         if mirrored:
             messages = [{**message, "content": mirror_sides(message["content"])} for message in messages]
         name = f"sample {sample['id']!r}" + (" (mirrored)" if mirrored else "")
-        if picture is None:
-            picture = self._picture_of_tokens(sample)
-        chat = self.processor.encode_chat(messages, picture, max_length=self.max_length, where=name)
+        images = images or self._pictures_of_tokens(sample)
+        chat = self.processor.encode_chat(messages, images, max_length=self.max_length, where=name)
         pictures = chat.pictures
-        if self.cache is not None and sample.get("image"):
-            pictures = {
-                "image_patches": torch.from_numpy(self.cache[sample["image"], mirrored].astype(np.float32)[None])
-            }
+        if self.cache is not None and pictures_of(sample):
+            patches = [self.cache[image, mirrored].astype(np.float32) for image in pictures_of(sample)]
+            pictures = {"image_patches": torch.from_numpy(np.stack(patches))}
         if (chat.labels == IGNORE_INDEX).all():
             raise InputError(f"{name}: no token is supervised; a sample needs an answer (a turn from 'gpt')")
         answers: list[list[float]] = []
@@ -250,7 +250,7 @@ class PoseDataset(Dataset):
             if None in (pose.distance, pose.px, pose.py):
                 pose, size = replace(pose, distance=None), _NO_SIZE
             else:
-                size = {name: float(sample[name]) for name in _NO_SIZE}
+                size = {name: float(size_of(sample, name, value.get("picture", 0))) for name in _NO_SIZE}
             if mirrored:
                 px = np.nan if pose.px is None else pose.px
                 a, e, t, px = flip_pose(*pose.angles, px, size["width"])

@@ -108,11 +108,14 @@ class ChatAnswer:
 
     Attributes:
         text: with a `<pose6D>` for each of ``poses``.
-        poses: in pixels of the picture, in the order of their tokens.
+        poses: in pixels of their pictures, in the order of their tokens.
         confidences: of the poses.
         prediction_sets: of the poses (:attr:`PoseAnswer.prediction_set`).
         complete: False if the answer was cut off, at the limit of its tokens or of its time.
         took_too_long: whether it was time that cut it off.
+        pictures: for each pose, the place of its picture in the list that the chat is about, as far as the words tell
+            (:func:`llava_pose.data.conversation.pictures_meant`). None is unknown; a pose of one of several pictures then has
+            no distance and no place.
     """
 
     text: str
@@ -121,6 +124,7 @@ class ChatAnswer:
     prediction_sets: list[Sequence[tuple[float, float, float]] | None] = field(default_factory=list)
     complete: bool = True
     took_too_long: bool = False
+    pictures: list[int | None] = field(default_factory=list)
 
     def objects(self, names: Sequence[str] | None = None, viewport: float | None = None) -> list[PoseAnswer]:
         """Return the poses one by one.

@@ -4,6 +4,7 @@ pipe = llava_pose.pipeline("checkpoint")
 answer = pipe("chair.jpg", category="chair")       # a PoseAnswer; a list of them for a list of pictures
 answer.degrees(), answer.matrix("opencv"), answer.draw(picture), answer.to_dict()
 pipe("chair.jpg", text="What is this and what is its pose?")   # a ChatAnswer: text and poses
+pipe(["a.jpg", "b.jpg"], text="How is the chair turned in picture 2?")   # one answer, about both pictures
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class PosePipeline:
         self._allow_custom = allow_custom_categories
 
     @overload
-    def __call__(self, images: Any, *, text: str, viewport: float | None = None) -> Any: ...
+    def __call__(self, images: Any, *, text: str, viewport: float | Sequence[float] | None = None) -> ChatAnswer: ...
 
     @overload
     def __call__(
@@ -89,18 +90,19 @@ class PosePipeline:
         category: str | Sequence[str] = AUTO,
         box: Any = None,
         flip: bool = False,
-        viewport: float | None = None,
-    ) -> PoseAnswer | ChatAnswer | list[PoseAnswer] | list[ChatAnswer]:
-        """Answer about one picture, or about each of a list.
+        viewport: float | Sequence[float] | None = None,
+    ) -> PoseAnswer | ChatAnswer | list[PoseAnswer]:
+        """Answer about one picture, or about each of a list; to a question in words, once about all of them.
 
         Args:
             images: a path or a PIL picture, or a list of them.
-            text: a question, which is answered in words, with the pose of each object that they name.
+            text: a question about the pictures, which is answered in words, with the pose of each object that they name. The
+                pictures are shown before it in their order, or each where an `<image>` stands in it.
             category: what the pictures show; several names for the checkpoint to choose from; or "auto", all that it knows.
             box: left, top, right, bottom of the object in pixels, or a list of one (or None) a picture; without it, the object
                 fills the picture.
             flip: ask about the mirror image too, and give the mean of both.
-            viewport: pixels per unit focal length of the camera, for a question in words.
+            viewport: pixels per unit focal length of the camera, for a question in words; one for each picture, or for all.
 
         Raises:
             InputError: an argument is none of these, a picture cannot be read, or a category is not known.
@@ -108,11 +110,8 @@ class PosePipeline:
         is_one = isinstance(images, str | os.PathLike | Image.Image)
         pictures = _listed(images, is_one)
         if text is not None:
-            said = [
-                self.predictor.chat(_picture(image), [{"role": "user", "content": _text(text)}], viewport=viewport)
-                for image in pictures
-            ]
-            return said[0] if is_one else said
+            question = [{"role": "user", "content": _text(text)}]
+            return self.predictor.chat([_picture(image) for image in pictures], question, viewport=viewport)
         names = self.known(category)
         boxes = [box] if is_one else [None] * len(pictures) if box is None else list(box)
         if len(boxes) != len(pictures):

@@ -7,6 +7,7 @@ This is the boundary that chat, demo, API and evaluation share: pictures and wor
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +32,7 @@ from llava_pose.data.conversation import (
     POSE_ANSWER,
     POSE_QUESTIONS,
     POSE_TOKEN,
+    pictures_meant,
     space_poses,
 )
 from llava_pose.data.images import assumed_viewport, square_picture
@@ -45,7 +47,7 @@ from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.loading import load_model, require_fit, require_tower
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.pose_head import ImageTokens, PoseHeadOutput
-from llava_pose.model.processing import LlavaPoseProcessor
+from llava_pose.model.processing import LlavaPoseProcessor, listed_pictures
 from llava_pose.model.processors import load_processor, picture_to_try
 
 _MOST_KEPT = 1 << 30  # numbers of a cache: two gigabytes in 16 bits
@@ -76,6 +78,23 @@ class _Frame:
         if pose.px is None or pose.py is None:
             return pose
         return replace(pose, px=pose.px * self.scale + self.left, py=pose.py * self.scale + self.top)
+
+
+def _one_for_each(viewport: float | Sequence[float] | None, images: Sequence[Image.Image]) -> Sequence[float] | None:
+    """Return the viewports of pictures.
+
+    Raises:
+        InputError: there are not as many as pictures.
+    """
+    if viewport is None:
+        return None
+    if not isinstance(viewport, Sequence):
+        return [viewport] * len(images)
+    if len(viewport) != len(images):
+        raise InputError(
+            f"there are {len(images)} pictures and {len(viewport)} viewports; give one for each, or one for all"
+        )
+    return viewport
 
 
 _NO_PICTURE = _Frame(scale=1.0, left=0, top=0, side=1, viewport=1.0)
@@ -379,10 +398,10 @@ class PosePredictor:
     @torch.inference_mode()
     def chat(
         self,
-        image: Image.Image | None,
+        image: Image.Image | Sequence[Image.Image] | None,
         messages: Sequence[Mapping[str, Any]],
         *,
-        viewport: float | None = None,
+        viewport: float | Sequence[float] | None = None,
         max_new_tokens: int = 128,
         max_seconds: float | None = None,
         on_text: Callable[[str], None] | None = None,
@@ -390,30 +409,32 @@ class PosePredictor:
         """Answer the last question of a chat. Angles come from the pose head at the steps that emit `<pose6D>`.
 
         Args:
-            image: shown with the first question; None for text alone.
+            image: one or several, shown with the first question, or each where an `<image>` stands in the questions; None for
+                text alone.
             messages: {"role": "user" | "assistant", "content": str}; a `<pose6D>` in a question needs its pose, in picture
-                pixels, in that message's "poses".
+                pixels, in that message's "poses", and where that is not a pose in the first picture, all their pictures'
+                places in the list in its "pictures".
+            viewport: pixels per unit focal length, of all pictures or one for each.
             max_seconds: after which an answer is cut off, once the question itself has been read.
             on_text: is called with the text so far at each of its tokens, for whoever shows it as it comes.
 
         Raises:
-            InputError: there is no question, poses and tokens of a question do not agree, or the chat has grown longer
-                than the language model can take.
+            InputError: there is no question, poses and tokens of a question do not agree, nor pictures and `<image>`, or the
+                chat has grown longer than the language model can take.
         """
         if not messages or messages[-1].get("role") != "user":
             raise InputError("the last message of a chat must be a question (role 'user')")
-        frames, squares = (
-            self._squares([image], None if viewport is None else [viewport]) if image is not None else ([], [])
-        )
+        images = listed_pictures(image)
+        frames, squares = self._squares(images, _one_for_each(viewport, images))
         turns = [{"role": message["role"], "content": message["content"]} for message in messages]
-        if image is not None and not any(IMAGE_TOKEN in turn["content"] for turn in turns):
+        if not any(IMAGE_TOKEN in turn["content"] for turn in turns):
             first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
-            turns[first]["content"] = f"{IMAGE_TOKEN}\n{turns[first]['content']}"
-        chat = self._processor.encode_chat(turns, squares[0] if squares else None, add_generation_prompt=True)
+            turns[first]["content"] = f"{IMAGE_TOKEN}\n" * len(images) + turns[first]["content"]
+        chat = self._processor.encode_chat(turns, squares, add_generation_prompt=True)
         ids = torch.from_numpy(chat.input_ids)[None].to(self._device)
         self._require_room(ids.shape[1], max_new_tokens)
         at_input_pose = (chat.input_ids == self._processor.pose_token_id) & (chat.labels == IGNORE_INDEX)
-        input_poses = self._input_poses(messages, frames[0] if frames else None)
+        input_poses = self._input_poses(messages, frames or [_NO_PICTURE])
         if int(at_input_pose.sum()) != len(input_poses):
             raise InputError(f"{int(at_input_pose.sum())} {POSE_TOKEN} in the questions, but {len(input_poses)} poses")
         watch = _Watch(ids.shape[1], self._processor.pose_token_id, self._text_of, on_text)
@@ -441,12 +462,19 @@ class PosePredictor:
         text = self._text_of(tokens)
         if not at_pose:
             return ChatAnswer(text, **ending)
-        frame = frames[0] if frames else _NO_PICTURE
+        before = [
+            self._text_of(tokens[start:step])
+            for start, step in zip([0, *(step + 1 for step in at_pose)], at_pose, strict=False)
+        ]
+        meant = pictures_meant(turns[-1]["content"], before, len(images))
         rows = torch.zeros(len(at_pose), dtype=torch.long, device=self._device)
         output = self._model.read_poses(generated.states[0, at_pose], generated.image_tokens, rows)
-        answers = self._answers(output, [frame] * len(at_pose), [""] * len(at_pose))
+        of_poses = [_NO_PICTURE if picture is None else frames[picture] for picture in meant]
+        answers = self._answers(output, of_poses, [""] * len(at_pose))
         poses, confidences = [a.pose for a in answers], [a.confidence for a in answers]
-        return ChatAnswer(text, poses, confidences, [a.prediction_set for a in answers], **ending)
+        if len(images) > 1:  # the place in a picture means nothing without the picture
+            poses = [Pose(*pose.angles) if m is None else pose for pose, m in zip(poses, meant, strict=True)]
+        return ChatAnswer(text, poses, confidences, [a.prediction_set for a in answers], pictures=meant, **ending)
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         """Return what an answer's tokens say, with `<pose6D>` for each pose."""
@@ -480,14 +508,19 @@ class PosePredictor:
                 "start a new chat, or ask for shorter answers"
             )
 
-    def _input_poses(self, messages: Sequence[Mapping[str, Any]], frame: _Frame | None) -> Tensor:
-        frame = frame or _NO_PICTURE
-        rows = [
-            pose_targets_of(frame.to_square(pose), width=frame.side, height=frame.side, viewport=frame.viewport)
-            for message in messages
-            if message["role"] == "user"
-            for pose in message.get("poses", ())
-        ]
+    def _input_poses(self, messages: Sequence[Mapping[str, Any]], frames: Sequence[_Frame]) -> Tensor:
+        rows = []
+        for message in messages:
+            poses = message.get("poses", ()) if message["role"] == "user" else ()
+            pictures = message.get("pictures") or [0] * len(poses)
+            if len(pictures) != len(poses) or not all(picture in range(len(frames)) for picture in pictures):
+                raise InputError(
+                    f"'pictures' of a question must be the place of a picture, from 0 to {len(frames) - 1}, for each of its "
+                    f"{len(poses)} poses, not {reprlib.repr(pictures)}"
+                )
+            for frame, pose in zip((frames[picture] for picture in pictures), poses, strict=True):
+                size = {"width": frame.side, "height": frame.side, "viewport": frame.viewport}
+                rows.append(pose_targets_of(frame.to_square(pose), **size))
         return torch.tensor(rows, dtype=torch.float32, device=self._device).reshape(-1, 6)
 
     def _squares(

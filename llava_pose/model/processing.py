@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from llava_pose.data.chat_templates import CHAT_TEMPLATES as CHAT_TEMPLATES
 from llava_pose.data.conversation import IGNORE_INDEX, IMAGE_TOKEN, POSE_TOKEN, ChatTooLongError
 from llava_pose.errors import InputError
+from llava_pose.model.checkpoint_files import blaming
 
 # The space before it is part of it. Else a lone space would be the token that predicts it, whose state pretrained models
 # fill with activations hundreds of times larger than what they know of the picture (Sun et al., "Massive activations
@@ -35,7 +37,7 @@ class EncodedChat:
     Attributes:
         input_ids: (length,) int64.
         labels: (length,) int64; -100 outside the assistant's answers.
-        pictures: what the backbone is given of the chat's picture, as its image processor makes it.
+        pictures: what the backbone is given of the chat's pictures, as its image processor makes it.
     """
 
     input_ids: np.ndarray
@@ -44,15 +46,14 @@ class EncodedChat:
 
 
 @dataclass(frozen=True)
-class _Expansion:
-    """A picture's token that ended at a place of a text, and by how many characters it grew."""
+class _Expansions:
+    """The tokens of pictures in a text: where each ended, and by how many characters it grew."""
 
-    end: int
-    growth: int
+    put: Sequence[tuple[int, int]] = ()
 
     def moved(self, place: int) -> int:
         """Return where a place of the text stands now."""
-        return place + self.growth if place >= self.end else place
+        return place + sum(growth for end, growth in self.put if place >= end)
 
 
 def input_size(image_processor: Any) -> tuple[int, int]:
@@ -132,7 +133,7 @@ class LlavaPoseProcessor:
     @cached_property
     def expanded_image(self) -> str | None:
         """What a picture's token becomes in a text, where it is the same for every picture, and None elsewhere."""
-        found = {self._seen(picture)[0] for picture in _pictures_to_try()}
+        found = {self._seen([picture])[0][0] for picture in _pictures_to_try()}
         return found.pop() if len(found) == 1 else None
 
     @cached_property
@@ -141,19 +142,19 @@ class LlavaPoseProcessor:
         if self.expanded_image is None:
             return False
         for picture in _pictures_to_try():
-            alone, with_text = self._seen_alone(picture), self._seen(picture)[1]
+            alone, with_text = self._seen_alone(picture), self._seen([picture])[1]
             if alone.keys() != with_text.keys() or not all(torch.equal(alone[name], with_text[name]) for name in alone):
                 return False
         return True
 
     def image_ids(self, picture: Image.Image) -> np.ndarray:
         """Return the token ids that stand for this picture."""
-        ids = self.tokenizer(self._seen(picture)[0], add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(self._seen([picture])[0][0], add_special_tokens=False)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 
     def picture_inputs(self, picture: Image.Image) -> dict[str, Tensor]:
         """Return what the backbone is given of one picture."""
-        return self._seen_alone(picture) if self._image_processor_suffices else self._seen(picture)[1]
+        return self._seen_alone(picture) if self._image_processor_suffices else self._seen([picture])[1]
 
     def blank(self) -> dict[str, Tensor]:
         """Return the inputs of a black picture, which keep a tower that trains running where a batch has no picture."""
@@ -165,7 +166,7 @@ class LlavaPoseProcessor:
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        picture: Image.Image | None = None,
+        pictures: Image.Image | Sequence[Image.Image] | None = None,
         *,
         add_generation_prompt: bool = False,
         max_length: int | None = None,
@@ -176,13 +177,15 @@ class LlavaPoseProcessor:
         Labels come from character offsets of the rendered template, never from splitting text at words.
 
         Args:
-            messages: {"role", "content"}; `<image>` stands in a text where the picture does.
-            picture: for its `<image>`; it can be left out where every picture has the same tokens.
+            messages: {"role", "content"}; `<image>` stands in a text where a picture does.
+            pictures: one, or one for each `<image>` in their order; they can be left out where every picture has the same
+                tokens.
 
         Raises:
             InputError: there is no turn or no question first, no token is supervised, the chat is longer than max_length
-                (image tokens are never cut off), or the chat template refuses the chat or is not a plain concatenation of
-                turns. ``where`` names the sample.
+                (image tokens are never cut off), pictures and `<image>` do not agree, the backbone's processor does not take
+                so many of them, or the chat template refuses the chat or is not a plain concatenation of turns. ``where``
+                names the sample.
         """
         if not messages:
             raise InputError(f"{where}: the chat has no turn")
@@ -191,12 +194,13 @@ class LlavaPoseProcessor:
         except TemplateError as error:
             raise InputError(f"{where}: the chat template refuses the chat ({error})") from error
         spans = self.answer_spans(messages, text, where=where)
-        encoding, pictures, expansion = self._tokens(text, picture, where)
+        wanted = sum(part.get("type") == "image" for message in messages for part in _parts(message["content"]))
+        encoding, inputs, expansions = self._tokens(text, listed_pictures(pictures), wanted, where)
         ids = np.asarray(encoding["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         supervised = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
-            start, end = (expansion.moved(place) for place in (start, end))
+            start, end = (expansions.moved(place) for place in (start, end))
             # a token may hold the last character of the prompt too, such as the space that a prompt ends with
             supervised |= (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0])
         if spans and not supervised.any():
@@ -206,35 +210,55 @@ class LlavaPoseProcessor:
             raise ChatTooLongError(
                 f"{where}: {len(ids)} tokens are more than max_length={max_length}; raise it or shorten the text"
             )
-        return EncodedChat(ids, labels, pictures)
+        return EncodedChat(ids, labels, inputs)
 
-    def _tokens(self, text: str, picture: Image.Image | None, where: str) -> tuple[Any, dict[str, Tensor], _Expansion]:
-        """Return the encoding of a text with its picture's tokens, the inputs of the picture, and what was put in."""
+    def _tokens(
+        self, text: str, pictures: Sequence[Image.Image], wanted: int, where: str
+    ) -> tuple[Any, dict[str, Tensor], _Expansions]:
+        """Return the encoding of a text with its pictures' tokens, the inputs of the pictures, and what was put in."""
         options = {"add_special_tokens": self._adds_special_tokens(text), "return_offsets_mapping": True}
+        if pictures and len(pictures) != wanted:
+            raise InputError(
+                f"{where}: {wanted} `<image>` in the chat, but {len(pictures)} pictures; give one for each, in their order"
+            )
         count = text.count(self.image_token)
-        if count > 1:
-            raise InputError(f"{where}: {count} pictures in the chat; a chat can have one")
         if not count:
-            return self.tokenizer(text, **options), {}, _Expansion(len(text), 0)
+            return self.tokenizer(text, **options), {}, _Expansions()
+        if count != wanted:
+            raise InputError(
+                f"{where}: {self.image_token} stands {count} times in a chat of {wanted} pictures; leave it out of the words"
+            )
         inputs: dict[str, Tensor] = {}
-        expanded = self.expanded_image
-        if picture is not None and self._image_processor_suffices:
-            inputs = self._seen_alone(picture)
-        elif picture is not None:
-            expanded, inputs = self._seen(picture)
-        if expanded is None:
-            raise InputError(f"{where}: `<image>` in the text, but no picture, whose size decides about its tokens")
-        before, after = text.split(self.image_token)
-        moved = _Expansion(len(before) + len(self.image_token), len(expanded) - len(self.image_token))
-        return self.tokenizer(before + expanded + after, **options), inputs, moved
+        expanded: Sequence[str | None] = [self.expanded_image] * count
+        if len(pictures) == 1 and self._image_processor_suffices:
+            inputs = self._seen_alone(pictures[0])
+        elif pictures:
+            several = blaming(f"{where}: the backbone's processor does not take {count} pictures in one chat")
+            with several if count > 1 else nullcontext():
+                expanded, inputs = self._seen(pictures)
+        whole, *rest = text.split(self.image_token)
+        put: list[tuple[int, int]] = []
+        end = len(whole)
+        for replacement, part in zip(expanded, rest, strict=True):
+            if replacement is None:
+                raise InputError(f"{where}: `<image>` in the text, but no picture, whose size decides about its tokens")
+            end += len(self.image_token)
+            put.append((end, len(replacement) - len(self.image_token)))
+            whole, end = whole + replacement + part, end + len(part)
+        return self.tokenizer(whole, **options), inputs, _Expansions(put)
 
-    def _seen(self, picture: Image.Image) -> tuple[str, dict[str, Tensor]]:
-        """Return what the token of a picture becomes in a text, and what the backbone is given of the picture."""
+    def _seen(self, pictures: Sequence[Image.Image]) -> tuple[list[str], dict[str, Tensor]]:
+        """Return what the tokens of a chat's pictures become in its text, and what the backbone is given of the pictures."""
+        images = list(pictures)
         seen = self.processor(
-            images=[picture], text=[self.image_token], return_text_replacement_offsets=True, return_tensors="pt"
+            # several in a list of their own, by which processors know the pictures of one chat
+            images=images if len(images) == 1 else [images],
+            text=[self.image_token * len(images)],
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
         )
         inputs = {name: v for name, v in seen.items() if name not in _OF_TEXT and isinstance(v, Tensor)}
-        return seen["text_replacement_offsets"][0][0]["replacement"], inputs
+        return [put["replacement"] for put in seen["text_replacement_offsets"][0]], inputs
 
     def _seen_alone(self, picture: Image.Image) -> dict[str, Tensor]:
         return {
@@ -278,6 +302,11 @@ class LlavaPoseProcessor:
                 raise InputError(f"{where}: the chat template rewrites earlier turns; labels cannot be placed with it")
             spans.append((len(before), len(until)))
         return spans
+
+
+def listed_pictures(pictures: Image.Image | Sequence[Image.Image] | None) -> list[Image.Image]:
+    """Return one picture, several or none as a list."""
+    return [pictures] if isinstance(pictures, Image.Image) else list(pictures or ())
 
 
 def _pictures_to_try() -> list[Image.Image]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llava_pose.data.conversation import IGNORE_INDEX
+from llava_pose.data.conversation import IGNORE_INDEX, pictures_of
 from llava_pose.data.dataset import PoseDataset, read_samples
 from llava_pose.errors import InputError
 from llava_pose.model.loading import require_fit
@@ -147,7 +147,8 @@ def batch_of(dataset: PoseDataset, training: PoseTrainingArguments) -> Batch:
     tokens = float(lengths.mean() if grouped else drawn.max(1).mean())
     opened = [dataset[index] for index in range(min(_OPENED, len(dataset)))]
     supervised = float(np.mean([(sample.labels != IGNORE_INDEX).sum() for sample in opened]))
-    pictures = float(np.mean([bool(sample.pictures) for sample in opened]))
+    items = [dataset.items[index % len(dataset.items)][0] for index in range(len(opened))]
+    pictures = float(np.mean([len(pictures_of(dataset.samples[item])) for item in items]))
     return Batch(size, tokens, supervised, pictures, mean=float(lengths.mean()), longest=int(lengths.max()))
 
 
@@ -159,7 +160,7 @@ def items_of(samples: Sequence[dict[str, Any]], data: DataArguments) -> int:
 
 def views_of(samples: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], data: DataArguments) -> int:
     """Return the pictures whose features are kept, mirror images included; those of the held-out samples lie apart."""
-    seen, others = ({sample["image"] for sample in each if sample.get("image")} for each in (samples, held_out))
+    seen, others = ({image for sample in each for image in pictures_of(sample)} for each in (samples, held_out))
     mirrored = data.flip and any(sample.get("flippable", False) for sample in samples)
     return len(seen) * (1 + mirrored) + len(others)
 

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from llava_pose.data.collator import joined_pictures
+from llava_pose.data.conversation import pictures_of
 from llava_pose.data.dataset import PoseDataset
 from llava_pose.data.images import check_picture, load_rgb
 from llava_pose.errors import InputError
@@ -277,7 +278,7 @@ def cache_features(
         dataset.cache = fill_together(
             arguments.cache_dir,
             arguments.data,
-            (sample["image"] for sample in dataset.samples if sample.get("image")),
+            (image for sample in dataset.samples for image in pictures_of(sample)),
             model,
             processor,
             flips=any(mirrored for _, mirrored in dataset.items),

@@ -413,5 +413,15 @@ FAMILIES: dict[str, Family] = {
 class SplitProcessor(ImageProcessorAlone):
     """Of SmolVLM: as many tokens for each tile of a picture, and for the whole of it."""
 
+    def _process_images(self, images: Any, **kwargs: Any) -> Any:
+        return super()._process_images(images, **kwargs, return_row_col_info=True)
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        return self.image_token * 4 * image_inputs["pixel_values"][image_idx].shape[0]
+        rows, columns = (
+            int([number for chat in image_inputs[name] for number in chat][image_idx]) for name in ("rows", "cols")
+        )
+        return self.image_token * 4 * (rows * columns + 1)
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["rows", "cols"]

@@ -243,3 +243,39 @@ def test_a_line_that_failed_is_not_asked_for(made, tmp_path):
         questions_per_object=1,
     )
     assert instruct(config).questions == {"caption": 14}
+
+
+def of_two_pictures(samples: list[dict], *texts: str, places: tuple[int, ...] = (1, 0)) -> dict:
+    """A sample of somebody's own about the pictures of two of these."""
+    one, other = (next(s for s in samples if s["category"] == name) for name in ("car", "cup"))
+    texts = texts or ("<image>\n<image>\nHow are they turned?", "In picture 2 at <pose6D>, in picture 1 at <pose6D>.")
+    return {
+        "id": "two",
+        "image": [one["image"], other["image"]],
+        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)],
+        "poses": [{"azimuth": 1.0, "elevation": 0.1, "theta": 0.0, "picture": place} for place in places],
+    }
+
+
+def test_a_sample_of_several_pictures_passes(made, tmp_path):
+    prepared, samples = made
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([*samples, of_two_pictures(samples)]), encoding="utf-8")
+    assert validate(ValidateConfig(data=str(prepared), train_json=str(path))).of_records == len(samples)
+
+
+def test_what_is_wrong_with_one_of_several_pictures_is_found(made, tmp_path):
+    prepared, samples = made
+    sample = of_two_pictures(samples)
+    gone = {**sample, "image": [sample["image"][0], "train/cup/none.JPEG"]}
+    assert "cannot read the picture" in fault(prepared, gone, tmp_path)
+    named = {**sample, "record": samples[0]["record"]}
+    assert "'record' is of an object of one picture, and 'image' is a list" in fault(prepared, named, tmp_path)
+
+
+def test_a_pose_of_another_picture_than_the_words_name_is_found(made, tmp_path):
+    prepared, samples = made
+    sample = of_two_pictures(samples, places=(0, 0))
+    assert "turn 1: the words before a pose name picture 2, and its 'picture' is 0" in fault(prepared, sample, tmp_path)
+    asked = ("<image>\n<image>\nWhat is at <pose6D> in the second picture?", "The cup, not at <pose6D>.")
+    assert "turn 1: the words" in fault(prepared, of_two_pictures(samples, *asked, places=(0, 0)), tmp_path)

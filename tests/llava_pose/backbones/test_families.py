@@ -25,6 +25,7 @@ from llava_pose.inference.answer_trie import AnswerTrie
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.inference.scoring import each_scores
 from llava_pose.model.loading import load_full, load_model
+from llava_pose.model.pictures import accepted_names, token_types
 from llava_pose.model.processors import load_processor
 from llava_pose.train.trainable import freeze_for
 from tests.llava_pose.conftest import RECIPE, TrainingData, run_training
@@ -111,6 +112,50 @@ def test_gradients_reach_every_part(made: Made):
     for name, part in parts.items():
         assert any(p.grad is not None and bool(p.grad.any()) for p in part.parameters()), name
         assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in part.parameters()), name
+
+
+def test_two_pictures_are_one_chat(made: Made):
+    """As the backbone's own processor and forward have it; they are learned beside a sample of one, and asked about."""
+    plain = AutoModelForImageTextToText.from_pretrained(made.source).eval()
+    model, processor = load_full(made.base, dtype=torch.float32), load_processor(made.base)
+    shown = [{"type": "image", "image": picture} for picture in pictures()]
+    turns = [{"role": "user", "content": [*shown, {"type": "text", "text": "Which of them faces left?"}]}]
+    chat = processor.encode_chat(turns, pictures(), add_generation_prompt=True)
+    own = processor.processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert own["input_ids"][0].tolist() == chat.input_ids.tolist()
+    at_image = own["input_ids"] == model.pose_config.image_token_id
+    taken = {name: value for name, value in own.items() if name in accepted_names(plain)}
+    with torch.inference_mode():
+        expected = plain(**taken | token_types(accepted_names(plain), at_image)).logits
+        ids = torch.from_numpy(chat.input_ids)[None]
+        found = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures).logits
+    torch.testing.assert_close(found[..., : expected.shape[-1]], expected, rtol=1e-4, atol=1e-4)
+
+    texts = ("<image>\nThis is a car.", "Yes.", "<image>\nAnd here?", "Here at <pose6D>, in picture 1 at <pose6D>.")
+    both = {
+        **made.samples[0],
+        "id": "both",
+        "image": [sample["image"] for sample in made.samples],
+        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)],
+        "poses": [{**made.samples[1]["poses"][0], "picture": 1}, made.samples[0]["poses"][0]],
+    }
+    batch = PoseCollator(processor)(list(PoseDataset([made.samples[0], both], made.data, processor)))
+    del batch[SAMPLE_NAMES]
+    freeze_for(model, language="full", tune_embeddings=True, tune_vision=True)
+    batch["pixel_values"].requires_grad_(True)
+    model.train()(**batch).loss.backward()
+    of_pixels = batch["pixel_values"].grad.flatten()
+    assert bool(of_pixels[: len(of_pixels) // 4].any())
+    assert bool(of_pixels[-(len(of_pixels) // 4) :].any())
+    for part in (model.pose_head, model.decoder, model.tower):
+        assert any(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
+
+    predictor = PosePredictor.from_checkpoint(made.run, device="cpu")
+    question = [{"role": "user", "content": "How is the car in the second picture turned?"}]
+    answer = predictor.chat(pictures(), question, max_new_tokens=4)
+    assert len(answer.poses) == len(answer.pictures) == answer.text.count("<pose6D>")
 
 
 def test_a_batch_answers_as_its_members_alone(made: Made):

@@ -21,6 +21,7 @@ from llava_pose.data.conversation import (
     interleave_poses,
     mirror_sides,
     object_words,
+    pictures_meant,
     space_poses,
     to_messages,
     validate_sample,
@@ -245,3 +246,34 @@ def test_a_sample_without_a_field_is_named(name):
     del sample[name]
     with pytest.raises(InputError, match=rf"train.json\[7\]: the sample has no '{name}'.*instruct"):
         validate_sample(sample, where="train.json[7]")
+
+
+# Several pictures
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "meant"),
+    [
+        ("How are the cars turned?", "In picture 2 at <pose6D>, in Picture 1 at <pose6D>.", [1, 0]),
+        ("How are the cars turned?", "In the first image at <pose6D>, in the third photo at <pose6D>.", [0, 2]),
+        ("How is the car in the second picture turned?", "It is at <pose6D>, and its mirror at <pose6D>.", [1, 1]),
+        ("How is the car in picture 2 turned?", "In picture 3, at <pose6D>.", [2]),
+        ("How are the cars turned?", "At <pose6D> and at <pose6D>.", [None, None]),
+        ("How are the cars turned?", "Unlike picture 1, in picture 2 at <pose6D>.", [None]),
+        ("How are the cars of the first and second picture turned?", "At <pose6D>.", [None]),
+        ("How are the cars of picture 1 and 2 turned?", "At <pose6D>.", [None]),
+        ("How is the second car turned?", "At <pose6D>.", [None]),
+        ("How is the car in picture 4 turned?", "At <pose6D>.", [None]),
+        ("How is the car in picture 0 turned?", "At <pose6D>.", [None]),
+        ("How is the car in picture " + "2" * 5000 + " turned?", "At <pose6D>.", [None]),
+    ],
+)
+def test_a_pose_is_of_the_one_picture_that_the_words_before_it_name(
+    question: str, answer: str, meant: list[int | None]
+):
+    assert pictures_meant(question, answer.split(POSE_TOKEN)[:-1], 3) == meant
+
+
+def test_with_one_picture_a_pose_is_of_that():
+    assert pictures_meant("And in picture 2?", ["At ", " and picture 3 "], 1) == [0, 0]
+    assert pictures_meant("And in picture 2?", ["At "], 0) == [None]

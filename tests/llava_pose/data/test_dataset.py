@@ -116,6 +116,87 @@ def test_an_unknown_location_is_nan_in_both_orientations_and_needs_no_size(data:
         assert np.isnan(mirrored.pose_targets[0, 3:]).all()
 
 
+# Several pictures
+
+PICTURES = [PICTURE, "train/tall/1.png"]
+SIZES = {"width": [40, 30], "height": [24, 50], "viewport": [300.0, 500.0]}
+
+
+@pytest.fixture(scope="module")
+def two(data: Path) -> Path:
+    """The prepared folder with a picture of another size."""
+    (data / "train/tall").mkdir(exist_ok=True)
+    tall = Image.new("RGB", (30, 50), (0, 0, 200))
+    tall.paste((200, 200, 0), (0, 0, 10, 50))
+    tall.save(data / PICTURES[1])
+    return data
+
+
+def several(*texts: str, poses: list[dict] | None = None, **changes: Any) -> dict[str, Any]:
+    """A sample of two pictures, one a turn, with a pose of the second before one of the first."""
+    texts = texts or ("<image>\nA car.", "Yes.", "<image>\nAnd here?", "Here it is at <pose6D>, there at <pose6D>.")
+    poses = [{**OTHER, "picture": 1}, POSE] if poses is None else poses
+    return sample(*texts, poses=poses, **{"image": PICTURES, **SIZES, **changes})
+
+
+def numbers_in(picture: int, pose: dict[str, float]) -> list[float]:
+    size = {name: values[picture] for name, values in SIZES.items()}
+    return pytest.approx(pose_targets_of(Pose(**pose), **size), abs=1e-6)
+
+
+def test_each_picture_stands_where_its_token_does_and_each_pose_is_measured_in_its_own(two: Path):
+    plain, mirrored = dataset(two, several(), flip=True)
+    assert text_of(plain).count("<image><image><image><image>\n") == 2
+    assert [row.tolist() for row in plain.pose_targets] == [numbers_in(1, OTHER), numbers_in(0, POSE)]
+    flipped = [
+        {**pose, "azimuth": -pose["azimuth"], "theta": -pose["theta"], "px": width - pose["px"]}
+        for pose, width in ((OTHER, 30), (POSE, 40))
+    ]
+    assert [row.tolist() for row in mirrored.pose_targets] == [
+        numbers_in(1, flipped[0]),
+        numbers_in(0, flipped[1]),
+    ]
+    for item, view in ((plain, lambda picture: picture), (mirrored, ImageOps.mirror)):
+        opened = [view(Image.open(two / name)) for name in PICTURES]
+        alone = [small_processor().picture_inputs(picture)["pixel_values"] for picture in opened]
+        assert torch.equal(pixels_of(item), torch.cat(alone))
+
+
+def test_one_size_may_be_that_of_all_pictures(two: Path):
+    (item,) = dataset(two, several(**SIZE))
+    assert item.pose_targets[0].tolist() == numbers(OTHER)
+
+
+def test_the_pictures_of_a_sample_change_together(two: Path):
+    changed = dataset(two, several(kinds=["pose", "pose"]), augment=2)
+    turns = [
+        row[2] - pose["theta"] for item in changed for row, pose in zip(item.pose_targets, (OTHER, POSE), strict=True)
+    ]
+    assert turns[0] == pytest.approx(turns[1], abs=1e-6)
+    assert turns[2] == pytest.approx(turns[3], abs=1e-6)
+    assert abs(turns[0] - turns[2]) > 1e-3
+    assert not torch.equal(pixels_of(changed[0])[1], pixels_of(changed[1])[1])
+
+
+def test_a_list_of_one_picture_is_that_picture(data: Path):
+    texts = ("<image>\nWhat is at <pose6D>?", "A car.", "And behind?", "A cup at <pose6D>, not at <pose6D>.")
+    poses = [OTHER, POSE, OTHER]
+    listed = sample(*texts, image=[PICTURE], poses=[{**pose, "picture": 0} for pose in poses])
+    given = {}
+    for name, one in {"path": sample(*texts, poses=poses), "list": listed}.items():
+        given[name] = PoseCollator(small_processor())(list(dataset(data, one, sample(id="b"), flip=True, augment=2)))
+    assert given["path"].keys() == given["list"].keys()
+    for name in given["path"].keys() - {SAMPLE_NAMES}:
+        assert torch.equal(given["path"][name], given["list"][name])
+
+
+def test_samples_with_unlike_numbers_of_pictures_are_one_batch(two: Path):
+    items = list(dataset(two, sample(), several(), sample("Hello?", "Hello.", poses=[], image=None)))
+    batch = PoseCollator(small_processor())(items)
+    assert torch.equal(batch["pixel_values"], torch.cat([pixels_of(item) for item in items[:2]]))
+    assert batch["pose_targets"].shape == (3, 6)
+
+
 # Mirror images
 
 
@@ -226,6 +307,17 @@ def test_long_samples_are_an_error_or_a_logged_drop(data: Path, caplog: pytest.L
         ({"viewport": -300.0}, "sample 'bad': 'viewport' must be a number of pixels, not -300.0"),
         ({"viewport": "300"}, "sample 'bad': 'viewport' must be a number of pixels, not '300'"),
         ({"width": math.nan}, "sample 'bad': 'width' must be a number of pixels, not nan"),
+        ({"image": [PICTURE, PICTURE]}, "sample 'bad': 1 <image> in the text of sample 'bad', but 2 in 'image'"),
+        ({"image": []}, "sample 'bad': 1 <image> in the text of sample 'bad', but 0 in 'image'"),
+        ({"image": [PICTURE[:-1]]}, r"sample 'bad': .*0.pn: cannot read the picture"),
+        ({"image": ["../0.png"]}, "sample 'bad': 'image' must be a path below the prepared folder"),
+        ({"width": [40, 40]}, r"sample 'bad': 'width' must be a number of pixels, not \[40, 40\]"),
+        (
+            {"poses": [{**POSE, "picture": 1}]},
+            "sample 'bad': 'picture' of a pose must be the place .* not 1; there are 1",
+        ),
+        ({"poses": [{**POSE, "picture": True}]}, "sample 'bad': 'picture' of a pose must be the place"),
+        ({"poses": [{**POSE, "picture": None}]}, "sample 'bad': 'picture' of a pose must be the place"),
     ],
 )
 def test_a_bad_sample_is_named_before_training_starts(data: Path, changes: dict[str, Any], match: str):
@@ -271,7 +363,11 @@ def test_samples_are_read(tmp_path: Path):
         (json.dumps([sample(), sample(poses=[])]).encode(), "sample 1: .* has 1 <pose6D> but 0 poses"),
         (json.dumps([sample(poses=[POSE, POSE])]).encode(), "sample 0: .* has 1 <pose6D> but 2 poses"),
         (json.dumps([sample(image=None)]).encode(), "sample 0: 1 <image> in the text"),
-        (json.dumps([sample(image=5)]).encode(), "sample 0: 'image' must be the path of a picture, not 5"),
+        (json.dumps([sample(image=5)]).encode(), "sample 0: 'image' must be the path of a picture, or a list .* not 5"),
+        (
+            json.dumps([sample(image=[PICTURE, 5])]).encode(),
+            "sample 0: 'image' must be the path of a picture, or a list",
+        ),
         (
             json.dumps([sample("What?", "<image> at <pose6D>")]).encode(),
             "sample 0: <image> in an answer of sample 'car/0/0'; it belongs in a question",

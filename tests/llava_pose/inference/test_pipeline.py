@@ -95,6 +95,16 @@ def test_a_question_has_text_and_poses(pipe, taught):
     assert len(said.poses) == said.text.count("<pose6D>")
 
 
+def test_a_question_about_a_list_is_one_about_all_its_pictures(pipe, taught, photo):
+    said = pipe([taught.picture, photo], text="What is the pose of the car in picture 1?")
+    shown = [Image.open(path).convert("RGB") for path in (taught.picture, photo)]
+    question = [{"role": "user", "content": "What is the pose of the car in picture 1?"}]
+    assert said == pipe.predictor.chat(shown, question)
+    assert said.text
+    alone = pipe([taught.picture], text="What is the pose of the car?")
+    assert alone == pipe(taught.picture, text="What is the pose of the car?")
+
+
 WRONG = {
     "a mapping": (({"a": 1},), {}, "not dict"),
     "a number": ((3,), {}, "not int"),

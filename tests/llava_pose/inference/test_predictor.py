@@ -404,6 +404,80 @@ def test_input_poses_are_in_pixels_of_the_picture_too(predictor_of):
     assert not torch.allclose(seen[0], seen[2])
 
 
+@pytest.fixture(scope="module")
+def emphatic(base, tmp_path_factory) -> PosePredictor:
+    """One that begins any answer with a pose."""
+    folder = tmp_path_factory.mktemp("emphatic")
+    model, processor = load_full(base, dtype=torch.float32).eval(), load_processor(base)
+    chat = processor.encode_chat(ask("<image>\nWhat?"), picture(64, 64), add_generation_prompt=True)
+    ids = torch.from_numpy(chat.input_ids)[None]
+    with torch.no_grad():
+        last = model(input_ids=ids, attention_mask=torch.ones_like(ids), **chat.pictures).states[0, -1]
+        model.pose_token_output.change[0] = 100 * last / last.norm()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return PosePredictor.from_checkpoint(folder, device="cpu")
+
+
+def test_a_pose_of_several_pictures_is_in_the_pixels_of_the_one_that_is_named(emphatic, pictures):
+    shown = [pictures[1], pictures[0]]
+    answers = {
+        name: emphatic.chat(shown, ask(f"How is the car in {name} turned?"), viewport=[400.0, 300.0], max_new_tokens=1)
+        for name in ("picture 1", "picture 2", "one of them")
+    }
+    assert [answer.text for answer in answers.values()] == [POSE_TOKEN] * 3
+    assert [answer.pictures for answer in answers.values()] == [[0], [1], [None]]
+    [unknown] = answers["one of them"].poses
+    assert (unknown.distance, unknown.px, unknown.py) == (None, None, None)
+    assert answers["one of them"].objects()[0].matrix()[2, 3] == 1.0
+    # the same state read in the pixels of either picture: the same share of its square
+    question = ask("How is the car in picture 2 turned?")
+    widened = emphatic.chat(shown, question, viewport=[400.0, 600.0], max_new_tokens=1)
+    assert widened.poses[0].distance == pytest.approx(2 * answers["picture 2"].poses[0].distance)
+    of_first = emphatic.chat(shown, question, viewport=[800.0, 300.0], max_new_tokens=1)
+    assert of_first.poses == answers["picture 2"].poses
+
+
+def test_several_pictures_stand_before_the_first_question_or_where_their_tokens_do(emphatic, pictures):
+    shown = [pictures[1], pictures[0]]
+    before = emphatic.chat(shown, ask("In picture 2?"), max_new_tokens=1)
+    placed = emphatic.chat(shown, ask("<image>\n<image>\nIn picture 2?"), max_new_tokens=1)
+    assert placed == before
+    behind = emphatic.chat(shown, ask("<image>\nIn picture 2?<image>"), max_new_tokens=1)
+    swapped = emphatic.chat(shown[::-1], ask("In picture 2?"), max_new_tokens=1)
+    for other in (behind, swapped):
+        assert other.poses[0].angles != before.poses[0].angles
+    assert emphatic.chat([shown[0]], ask("In picture 2?"), max_new_tokens=1) == emphatic.chat(
+        shown[0], ask("In picture 2?"), max_new_tokens=1
+    )
+    with pytest.raises(InputError, match="1 `<image>` in the chat, but 2 pictures"):
+        emphatic.chat(shown, ask("<image>\nIn picture 2?"))
+    with pytest.raises(InputError, match="there are 2 pictures and 1 viewports"):
+        emphatic.chat(shown, ask("In picture 2?"), viewport=[300.0])
+
+
+def test_a_given_pose_is_in_the_pixels_of_its_picture(predictor_of):
+    predictor, square = predictor_of("other_base"), picture(64, 64, seed=7)
+    wide, pose = picture(96, 64, seed=8), Pose(0.3, 0.1, 0.0, 4.0, 40.0, 20.0)
+    seen = []
+    handle = predictor._model.pose_encoder.linear_2.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].clone())
+    )
+    given = {"poses": [pose]}
+    try:
+        for shown, places in (([wide], None), ([square, wide], [1]), ([square, wide], [0]), ([square, wide], None)):
+            more = given if places is None else {**given, "pictures": places}
+            predictor.chat(shown, ask(f"What is at {POSE_TOKEN}?", **more), max_new_tokens=1)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(seen[0], seen[1])
+    torch.testing.assert_close(seen[2], seen[3])
+    assert not torch.allclose(seen[1], seen[2])
+    for places in ([2], [0, 1], ["0"]):
+        with pytest.raises(InputError, match="'pictures' of a question must be the place of a picture, from 0 to 1"):
+            predictor.chat([square, wide], ask(f"What is at {POSE_TOKEN}?", poses=[pose], pictures=places))
+
+
 def test_a_cut_off_answer_says_so(knowing, taught_picture):
     whole = knowing.chat(taught_picture, ask("What is the pose of the car?"))
     cut = knowing.chat(taught_picture, ask("What is the pose of the car?"), max_new_tokens=3)

@@ -127,6 +127,16 @@ def test_samples_get_the_features_of_their_picture_and_orientation(data: Path, c
         assert np.array_equal(item.pictures["image_patches"][0].numpy(), cache[key].astype(np.float32))
 
 
+def test_a_sample_of_several_pictures_gets_the_features_of_each(data: Path, clip):
+    cache, names = build(data, clip), [IMAGES[3], IMAGES[1]]
+    turns = [{"from": "human", "value": "<image>\n<image>\nWhat?"}, {"from": "gpt", "value": "Two cars."}]
+    sample = {"id": "0", "image": names, "conversations": turns, "poses": [], "flippable": True}
+    items = list(PoseDataset([sample], data, small_processor(patch_size=CLIP_PATCH), flip=True, cache=cache))
+    for item, mirrored in zip(items, (False, True), strict=True):
+        expected = np.stack([cache[name, mirrored] for name in names]).astype(np.float32)
+        assert np.array_equal(item.pictures["image_patches"].numpy(), expected)
+
+
 def test_a_tower_in_training_gives_what_it_gives_in_use_and_goes_on_training(data: Path):
     model = small_model(vision=clip_config(), vision_feature_layer=-2)
     model.config.vision_config.attention_dropout = 0.9
