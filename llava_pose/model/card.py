@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from llava_pose.errors import InputError
-from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, blaming
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, MOST_BYTES
 from llava_pose.model.configuration import LlavaPoseConfig
+from llava_pose.utils import yaml_files
 from llava_pose.utils.files import printable, read_text, write_atomic
 
 MODEL_CARD = "README.md"
@@ -98,7 +99,7 @@ def bases_of(path: str | os.PathLike[str]) -> list[str]:
     if not Path(path).is_dir():
         return [os.fspath(path)]
     text = _own_card(Path(path))
-    found = [] if text is None else _front(text).get("base_model", [])
+    found = [] if text is None else _front(text).get("base_model")
     return [base for base in found if isinstance(base, str)] if isinstance(found, list) else []
 
 
@@ -111,8 +112,8 @@ def learning_of(data: str, recipe: Mapping[str, Any]) -> str:
 
 def part_of(folder: str | os.PathLike[str], part: str) -> str | None:
     """Return a part ("learning", "scores") of a folder's card, if it has one of ours."""
-    found = _between(part).search(_own_card(Path(folder)) or "")
-    return None if found is None else found.group(1).strip()
+    found = _split(_own_card(Path(folder)) or "", part)
+    return None if found is None else found[1].strip()
 
 
 def put_part(folder: str | os.PathLike[str], part: str, text: str) -> None:
@@ -121,31 +122,33 @@ def put_part(folder: str | os.PathLike[str], part: str, text: str) -> None:
     Raises:
         InputError: as :func:`require_part`.
     """
-    card = require_part(folder, part)
-    write_atomic(Path(folder) / MODEL_CARD, _between(part).sub(lambda _: _marked(part, text), card, count=1))
+    before, _, behind = require_part(folder, part)
+    write_atomic(Path(folder) / MODEL_CARD, f"{before}{_marked(part, text)}{behind}")
 
 
-def require_part(folder: str | os.PathLike[str], part: str) -> str:
-    """Return the text of a folder's card, which has that part.
+def require_part(folder: str | os.PathLike[str], part: str) -> tuple[str, str, str]:
+    """Return what stands in a folder's card before a part, in it and behind it.
 
     Raises:
         InputError: the folder has no card of ours, or the marks of the part are gone from it.
     """
-    card = _own_card(Path(folder))
-    if card is None or not _between(part).search(card):
+    found = _split(_own_card(Path(folder)) or "", part)
+    if found is None:
         raise InputError(
             f"{Path(folder) / MODEL_CARD}: there is no model card with <!-- {part} --> and <!-- /{part} --> in it; give a "
             "checkpoint of llava-pose train or merge"
         )
-    return card
+    return found
 
 
 def _marked(part: str, text: str) -> str:
     return f"<!-- {part} -->\n{text}\n<!-- /{part} -->\n"
 
 
-def _between(part: str) -> re.Pattern[str]:
-    return re.compile(rf"<!-- {part} -->\n(.*?)<!-- /{part} -->\n", re.DOTALL)
+def _split(card: str, part: str) -> tuple[str, str, str] | None:
+    before, _, rest = card.partition(f"<!-- {part} -->\n")
+    inside, closed, behind = rest.partition(f"<!-- /{part} -->\n")
+    return (before, inside, behind) if closed else None
 
 
 def _own_card(folder: Path) -> str | None:
@@ -153,20 +156,23 @@ def _own_card(folder: Path) -> str | None:
     file = folder / MODEL_CARD
     with suppress(InputError):
         if file.is_file():
-            text = read_text(file)
-            tags = _front(text).get("tags", [])
+            text = read_text(file, most=MOST_BYTES)
+            tags = _front(text).get("tags")
             return text if isinstance(tags, list) and TAG in tags else None
     return None
 
 
 def _front(text: str) -> dict[str, Any]:
-    """Return the YAML that a card begins with; nothing where there is none."""
-    found = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
-    if found is None:
+    """Return the YAML that a card begins with; nothing where there is none, or more than any card's.
+
+    Raises:
+        InputError: it is no YAML.
+    """
+    opened, _, rest = text.partition("---\n")
+    front, closed, _ = rest.partition("\n---\n")
+    if opened or not closed or len(front) > yaml_files.MOST_BYTES:
         return {}
-    with blaming(f"{MODEL_CARD}: its first lines are no YAML"):
-        values = yaml.safe_load(found.group(1))
-    return values if isinstance(values, dict) else {}
+    return yaml_files.parse_yaml(front, MODEL_CARD)
 
 
 def _words(text: str) -> str:

@@ -332,7 +332,7 @@ def _base_digest(checkpoint: Path, base: str | None) -> str | None:
     if not adapter.is_file():
         return None
     try:
-        return weights_digest(Path(base or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+        return weights_digest(Path(base or read_json_object(adapter)["base_model_name_or_path"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # loading it says what is wrong
 

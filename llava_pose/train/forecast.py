@@ -66,12 +66,12 @@ WAYS = (
 
 
 def way_of(path: str | None) -> Way:
-    """Return what a DeepSpeed configuration asks for."""
+    """Return what a DeepSpeed configuration asks for, whose form the training arguments have looked at."""
     if path is None:
         return WAYS[0]
-    settings: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8")).get("zero_optimization", {})
+    settings: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8-sig")).get("zero_optimization", {})
     on_host = [
-        settings.get(name, {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")
+        (settings.get(name) or {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param")
     ]
     return Way(Path(path).name, settings.get("stage", 0), *on_host)
 

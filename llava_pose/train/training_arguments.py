@@ -25,10 +25,12 @@ from transformers.integrations import (
     is_deepspeed_zero3_enabled,
 )
 
+from llava_pose.data.jsonl import parse_json
 from llava_pose.errors import InputError
 from llava_pose.train.arguments import FIGURES, DataArguments, ModelArguments, PoseRunOptions, RunOptions
 from llava_pose.utils.config import check_fields
 from llava_pose.utils.distributed import leave_at_exit
+from llava_pose.utils.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -272,9 +274,24 @@ def _require_reporters(report_to: str | list[str] | None) -> None:
 
 
 def _require_deepspeed_config(path: str | None) -> None:
-    if path is None or Path(path).is_file():
+    if path is None:
         return
-    there = sorted(map(str, Path("zero_configs").glob("*.json")))
-    near = difflib.get_close_matches(path, there, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
-    raise InputError(f"--deepspeed {path}: there is no such file{hint}")
+    if not Path(path).is_file():
+        there = sorted(map(str, Path("zero_configs").glob("*.json")))
+        near = difflib.get_close_matches(path, there, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(there)}" if there else ""
+        raise InputError(f"--deepspeed {path}: there is no such file{hint}")
+    remedy = "give one of zero_configs/, or mend it"
+    text = read_text(path, name=f"--deepspeed {path}", remedy=remedy, most=1 << 20)
+    try:
+        values = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"--deepspeed {path}: is not JSON ({error}); {remedy}") from error
+    zero = values.get("zero_optimization", {}) if isinstance(values, dict) else None
+    if not isinstance(zero, dict):
+        raise InputError(f"--deepspeed {path}: must hold an object, and zero_optimization another; {remedy}")
+    if zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise InputError(f"--deepspeed {path}: the stage of zero_optimization must be 0, 1, 2 or 3; {remedy}")
+    for name in ("offload_optimizer", "offload_param"):
+        if not isinstance(zero.get(name), dict | None):
+            raise InputError(f"--deepspeed {path}: {name} of zero_optimization must be an object; {remedy}")

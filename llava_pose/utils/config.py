@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from llava_pose.errors import InputError
+from llava_pose.utils.files import shortened
 from llava_pose.utils.values import choices_of, holds_mappings, is_boolean, takes_list, validated
 from llava_pose.utils.yaml_files import read_yaml
 
@@ -272,7 +273,7 @@ def _checked(config_classes: Sequence[type], values: Mapping[str, Any], source: 
                 f"; known fields: {', '.join(sorted(names))}" if len(names) <= _MOST_LISTED else "; --help lists them"
             )
             hint = f"; did you mean '{near[0]}'?" if near else known
-            raise InputError(f"{source}: there is no field '{key}'{hint}")
+            raise InputError(f"{source}: there is no field {shortened(str(key))}{hint}")
     return {key: validated(value, hints[key], f"{source}: the field '{key}'") for key, value in values.items()}
 
 

@@ -44,8 +44,6 @@ def _require_64_bits(value: Any, where: str) -> None:
 
 def _shown(value: Any) -> str:
     """A value as a message shows it, however long or deep it is."""
-    if isinstance(value, int) and abs(value) >= 10**80:
-        return "a number of more than 80 digits"
     shown = reprlib.Repr()
     shown.maxstring = shown.maxlong = shown.maxother = 80
     shown.maxlevel = 3

@@ -14,7 +14,9 @@ import yaml
 from llava_pose.errors import InputError
 from llava_pose.utils.files import read_text, write_atomic
 
-_MOST_BYTES = 1 << 18  # of a YAML file, of which the parser reads about 100 KB a second
+MOST_BYTES = 1 << 18  # of a YAML file
+
+_MOST_BITS = 1 << 10  # of a whole number: Python cannot write down what hexadecimal can say
 
 _MOST_UNFOLDED = 10_000_000  # characters and values of a YAML file, its aliases written out
 
@@ -26,7 +28,19 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         InputError: it cannot be read, is larger than any settings are, is not UTF-8, is not YAML, is not a mapping, or has a
             field twice.
     """
-    text = read_text(path, remedy="check the path, which is to lead to the YAML file of settings", most=_MOST_BYTES)
+    text = read_text(path, remedy="check the path, which is to lead to the YAML file of settings", most=MOST_BYTES)
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, path: str) -> dict[str, Any]:
+    """The mapping that a text of YAML holds; the parser reads some 100 KB a second.
+
+    Args:
+        path: of the file that the text is from, for messages.
+
+    Raises:
+        InputError: as :func:`read_yaml`.
+    """
     try:
         values = yaml.load(text, Loader=_PlainLoader)
     except RecursionError as error:
@@ -49,7 +63,8 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML's safe loader, but what a recipe has no use for is an error.
 
     That is a field that stands there twice, of whose values the last would hold unseen, and aliases that unfold to more than
-    any memory holds. Numbers to the base of 60 (1:30 would be 90) are text, as they are in YAML 1.2.
+    any memory holds. Numbers to the base of 60 (1:30 would be 90) are text, as they are in YAML 1.2, and so are whole numbers
+    of more than 1,024 bits.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # a name or None, whatever the stubs say
@@ -73,11 +88,13 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
-        """Return the number of a scalar; text, where it would be one to the base of 60."""
+        """Return the number of a scalar; text, where it would be one to the base of 60, or one that is too long."""
         if ":" in node.value:
             return node.value
-        is_whole = node.tag == "tag:yaml.org,2002:int"
-        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        if node.tag != "tag:yaml.org,2002:int":
+            return self.construct_yaml_float(node)
+        number = self.construct_yaml_int(node)
+        return number if number.bit_length() <= _MOST_BITS else node.value
 
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_number)

@@ -29,6 +29,8 @@ from llava_pose.cli import main
 from llava_pose.data.records import read_predictions
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
+from llava_pose.model.card import bases_of, part_of, put_part
+from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, settings_of_checkpoint
 from llava_pose.model.loading import load_full, require_fit, require_tower
 from llava_pose.model.processors import load_processor
 from tests.conftest import REPOSITORY
@@ -402,3 +404,38 @@ def test_positions_that_are_no_number_are_a_sentence(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(json.dumps({**config, "max_position_embeddings": "x"}))
     with pytest.raises(InputError, match=r"config\.json: max_position_embeddings is 'x'"):
         load_full(checkpoint)
+
+
+# what stands beside the weights: the model card, and the base that an adapter names
+
+CARD = b"---\ntags: [llava-pose]\nbase_model: [org/base]\n"
+BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60))
+CARDS = {
+    "a bomb of merges": CARD + BOMB.encode() + b"---\n",
+    "a number to the base of 60": CARD + b"x: 1" + b":1" * 50_000 + b"\n---\n",
+    "first lines without end": CARD + b"x: [" + b"a, " * 2_000_000 + b"]\n---\n",
+    "nested without end": CARD + b"x: " + b"[" * 100_000 + b"\n---\n",
+    "marks without end": CARD + b"---\n" + b"<!-- scores -->\n" * 500_000,
+}
+
+
+@pytest.mark.parametrize("name", [*CARDS, "a sparse file", "a fifo"])
+def test_a_model_card_of_any_kind_is_looked_at_quickly(name: str, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    if name == "a fifo":
+        os.mkfifo(card)
+    else:
+        card.write_bytes(CARDS.get(name, CARD + b"---\n"))
+        if name == "a sparse file":
+            os.truncate(card, 1 << 40)
+    began = time.monotonic()
+    assert set(bases_of(tmp_path)) <= {"org/base"}
+    assert part_of(tmp_path, "scores") is None
+    with pytest.raises(InputError, match=r"README\.md: there is no model card with <!-- scores -->"):
+        put_part(tmp_path, "scores", "new")
+    assert time.monotonic() - began < QUICKLY
+
+
+def test_settings_of_an_adapter_that_is_nested_without_end_name_no_base(checkpoint: Path) -> None:
+    (checkpoint / ADAPTER_CONFIG).write_bytes(b"[" * 100_000)
+    assert settings_of_checkpoint(str(checkpoint), None)["base_digest"] is None
