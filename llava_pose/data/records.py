@@ -345,6 +345,8 @@ class Prediction:
         raw_pose = value.get("pose")
         pose = None if raw_pose is None else Pose.from_dict(raw_pose, where=f"{where}, 'pose'")
         confidence = value.get("confidence")
+        if _is_number(confidence) and not _is_place(confidence):  # sums and shares of it would be no numbers
+            raise InputError(f"{where}: 'confidence' must be null or from 0 to 1, not {_shorten(confidence)}")
         order = value.get("symmetry_order")
         if order is not None and (not isinstance(order, int) or isinstance(order, bool) or not 0 <= order <= MAX_ORDER):
             raise InputError(

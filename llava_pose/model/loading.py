@@ -198,6 +198,29 @@ def _with_pose_parts(
     backbone: PreTrainedModel, folder: Path, dtype: torch.dtype | str
 ) -> LlavaPoseForConditionalGeneration:
     """A backbone with the pose parts of a folder, strictly."""
+    config, weights = pose_config_of(backbone, folder), folder / POSE_WEIGHTS
+    model = LlavaPoseForConditionalGeneration(backbone, config)
+    with blaming(f"{weights}: cannot be loaded"):
+        state = load_file(weights)
+    for name, weight in state.items():
+        if weight.dtype not in _TYPES:
+            raise InputError(
+                f"{weights}: the weight {name} is of the type {str(weight.dtype).removeprefix('torch.')}, which none of "
+                "llava-pose train is; take the checkpoint from its source again"
+            )
+    _set_pose_parts(model, state, weights, dtype)
+    return model
+
+
+def pose_config_of(backbone: PreTrainedModel, folder: Path) -> LlavaPoseConfig:
+    """Return the config of a folder's pose parts, which fits a backbone and the weights beside it.
+
+    Args:
+        backbone: with weights or without.
+
+    Raises:
+        InputError: it cannot be read or does not fit, or the weights are missing, left over or of another shape.
+    """
     config = LlavaPoseConfig.load(folder)
     rows, size = embedding_shape(backbone)
     file = folder / POSE_CONFIG
@@ -215,17 +238,7 @@ def _with_pose_parts(
     if not is_regular(weights):
         raise InputError(f"{weights}: no such file; the checkpoint is incomplete")
     require_complete(_differences(wanted, stored_shapes(weights)), weights)
-    model = LlavaPoseForConditionalGeneration(backbone, config)
-    with blaming(f"{weights}: cannot be loaded"):
-        state = load_file(weights)
-    for name, weight in state.items():
-        if weight.dtype not in _TYPES:
-            raise InputError(
-                f"{weights}: the weight {name} is of the type {str(weight.dtype).removeprefix('torch.')}, which none of "
-                "llava-pose train is; take the checkpoint from its source again"
-            )
-    _set_pose_parts(model, state, weights, dtype)
-    return model
+    return config
 
 
 def _set_pose_parts(

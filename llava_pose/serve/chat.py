@@ -174,6 +174,7 @@ class Talk:
         self._at_terminal = sys.stdout.isatty() and not config.json
         self._left = list(config.image[1:])
         self._path = config.image[0]
+        self._pictures = list(config.image)  # all that were named, which no command replaces
         self.session = self._about(picture)
 
     def _about(self, picture: Image.Image, box: tuple[float, ...] | None = None) -> ChatSession:
@@ -192,6 +193,7 @@ class Talk:
             InputError: it cannot be read.
         """
         self.session, self._path = self._about(open_picture(path)), path
+        self._pictures.append(path)
 
     def take(self, line: str) -> None:
         """Answer a question, or do what a command says.
@@ -213,7 +215,7 @@ class Talk:
         elif name == "/json":
             if not self.session.turns:
                 raise InputError("/json: there is no answer yet; ask a question first")
-            _write(self._as_json() + "\n")
+            _write(printable(self._as_json()) + "\n")
         elif name == "/help":
             logger.info(HELP)
         elif name != "/quit":
@@ -281,7 +283,7 @@ class Talk:
         if not path:
             raise InputError("/save: name the file, for example: /save axes.png")
         require_suffix("/save", path, *_FORMATS, *_TABLES)
-        require_other("/save", [path], [self._path])
+        require_other("/save", [path], self._pictures)
         answer = self.session.last_with_poses
         if answer is None:
             raise InputError("/save: there is no pose yet; ask for one first")

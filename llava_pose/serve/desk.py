@@ -89,11 +89,12 @@ class Desk:
         Returns:
             The box as :func:`parse_box` reads it; None for a first corner, or one that is too near to it.
         """
-        if self._picture is None:
+        chats = self.chats  # none, too, where nothing of a picture is in the box
+        if not chats:
             return None
-        scale = self.chats[0].scale(SHOWN_SIDE)
+        scale = chats[0].scale(SHOWN_SIDE)
         place = tuple(
-            min(1.0, max(0.0, v / (scale * side))) for v, side in zip((x, y), self._picture.size, strict=True)
+            min(1.0, max(0.0, v / (scale * side))) for v, side in zip((x, y), chats[0].picture.size, strict=True)
         )
         first, self._corner = self._corner, place  # type: ignore[assignment]
         if first is None:
@@ -106,17 +107,19 @@ class Desk:
 
     def objects(self, index: int) -> list[PoseAnswer]:
         """Return the objects in the latest answer of a checkpoint that holds poses."""
-        chat = self.chats[index] if self.chats else None
+        chats = self.chats
+        chat = chats[index] if chats else None
         return chat.objects(answer) if chat and (answer := chat.last_with_poses) else []
 
     def drawn(self, index: int, poses: Sequence[Pose] | None = None) -> Image.Image | None:
         """Return the picture with the box, and with the poses of the latest answer of a checkpoint, or others."""
-        if not self.chats:
+        chats = self.chats
+        if not chats:
             return None
-        chat = self.chats[index]
-        picture = chat.overlay(at_least=SHOWN_SIDE, poses=poses, cube=True)
-        if self._corner is not None:
-            x, y = (share * side for share, side in zip(self._corner, picture.size, strict=True))
+        picture = chats[index].overlay(at_least=SHOWN_SIDE, poses=poses, cube=True)
+        corner = self._corner
+        if corner is not None:
+            x, y = (share * side for share, side in zip(corner, picture.size, strict=True))
             for reach in (3, 12):
                 draw_box(picture, [x - reach, y - reach, x + reach, y + reach])
         return picture

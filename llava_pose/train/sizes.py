@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from llava_pose.model.checkpoint_files import CONFIG_FILE, blaming
-from llava_pose.model.configuration import LlavaPoseConfig
-from llava_pose.model.loading import built
+from llava_pose.model.loading import built, pose_config_of
 from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.model.trial import try_apart
 from llava_pose.train.arguments import ModelArguments
@@ -86,7 +86,7 @@ def meta_model(base: str | os.PathLike[str], arguments: ModelArguments) -> Llava
         backbone = built(base)
         backbone.tie_weights()
     with torch.device("meta"):
-        model = LlavaPoseForConditionalGeneration(backbone, LlavaPoseConfig.load(base))
+        model = LlavaPoseForConditionalGeneration(backbone, pose_config_of(backbone, Path(base)))
         choose_what_trains(model, arguments)
     return model.train()
 

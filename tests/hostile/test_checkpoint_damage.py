@@ -33,6 +33,8 @@ from llava_pose.model.card import bases_of, part_of, put_part
 from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, settings_of_checkpoint
 from llava_pose.model.loading import load_full, require_fit, require_tower
 from llava_pose.model.processors import load_processor
+from llava_pose.train.arguments import ModelArguments
+from llava_pose.train.sizes import meta_model
 from tests.conftest import REPOSITORY
 
 Change = Callable[[Path], Any]
@@ -439,3 +441,12 @@ def test_a_model_card_of_any_kind_is_looked_at_quickly(name: str, tmp_path: Path
 def test_settings_of_an_adapter_that_is_nested_without_end_name_no_base(checkpoint: Path) -> None:
     (checkpoint / ADAPTER_CONFIG).write_bytes(b"[" * 100_000)
     assert settings_of_checkpoint(str(checkpoint), None)["base_digest"] is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("pose_head_hidden_size", 2**31), ("embedding_size", 7), ("hidden_size", 7), ("connector", "nope")],
+)
+def test_a_dry_run_refuses_pose_parts_that_do_not_fit(field: str, value: Any, checkpoint: Path) -> None:
+    changed("pose_config.json", field, to=value)(checkpoint)
+    refused(lambda: meta_model(checkpoint, ModelArguments(model=str(checkpoint))), checkpoint)

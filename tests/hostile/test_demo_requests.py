@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,10 @@ import httpx
 import pytest
 from PIL import Image
 
+from llava_pose.errors import InputError
+from llava_pose.serve.demo_gate import Uploads
+from llava_pose.serve.desk import Desk
+from llava_pose.serve.session import ChatSession
 from tests.llava_pose.demo_server import API, META, REPOSITORY, Server, Stranger, ask
 
 gradio = pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'llava-pose[demo]'")
@@ -510,3 +515,16 @@ def test_a_picture_of_thousands_of_scans_is_refused_at_once(server, stranger, ta
 
 def test_an_answer_is_given_afterwards(server, taught):
     assert ask(server.client(), taught.picture, QUESTION).angles
+
+
+def test_a_click_on_a_picture_whose_box_was_refused_is_no_error(tmp_path: Path) -> None:
+    """What is left of the box is less than a pixel, so that there is a picture and no chat about it."""
+    path = tmp_path / "small.png"
+    Image.new("RGB", (20, 20)).save(path)
+    uploads = Uploads(tmp_path, SimpleNamespace(upload_file_set=set()), [str(path)])
+    desk = Desk()
+    with pytest.raises(InputError, match="box"):
+        desk.look({"path": str(path)}, "0 0 1 1", uploads, lambda picture, box: (ChatSession(None, picture, box=box),))
+    assert desk.mark(5, 5) is None
+    assert desk.drawn(0) is None
+    assert desk.objects(0) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llava_pose.data.records import Prediction
 from llava_pose.errors import InputError
 from llava_pose.inference import photos
 from scripts.backgrounds import strips
@@ -37,3 +38,11 @@ def test_boxes_outside_of_a_picture_leave_no_background_larger_than_it() -> None
             0 <= left < right <= 64 and 0 <= top < bottom <= 48
             for left, top, right, bottom in strips(64, 48, [box], 10)
         )
+
+
+@pytest.mark.parametrize("confidence", [1e308, -1e308, 1e31])
+def test_a_confidence_beyond_all_sums_is_a_sentence(confidence: float) -> None:
+    pose = {"azimuth": 0.1, "elevation": 0.2, "theta": 0.3}
+    line = {"id": "car/n/0", "category": "car", "pose": pose, "true": pose, "confidence": confidence}
+    with pytest.raises(InputError, match="p:1: 'confidence' must be null or from 0 to 1, not"):
+        Prediction.from_dict(line, where="p:1")

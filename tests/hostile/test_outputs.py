@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from llava_pose.cli import main
+from llava_pose.data.images import open_picture
 from llava_pose.errors import InputError
+from llava_pose.inference.predictor import PosePredictor
+from llava_pose.serve.chat import ChatConfig, Talk
 from scripts.mix import MixConfig, mix
 from tests.hostile.data_commands import prepared_with
 
@@ -76,3 +80,16 @@ def test_no_output_replaces_what_it_is_made_of(words: tuple[str, ...], tmp_path:
     assert main(words) == 2
     assert "is one of the files that are read; name another" in capsys.readouterr().err
     assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl")} == {"read\n"}
+
+
+def test_a_chat_saves_over_none_of_the_pictures_that_it_was_given(tiny_base: Path, tmp_path: Path) -> None:
+    pictures = [str(tmp_path / f"{name}.png") for name in "abc"]
+    for path in pictures:
+        Image.new("RGB", (32, 32)).save(path)
+    config = ChatConfig(checkpoint=str(tiny_base), image=pictures[:2])
+    talk = Talk(config, PosePredictor.from_checkpoint(str(tiny_base)), open_picture(pictures[0]))
+    talk.take(f"/image {pictures[2]}")
+    talk.take("/image")
+    for path in pictures:  # one that was looked at, the present one, and one of a command
+        with pytest.raises(InputError, match=r"/save .*: is one of the files that are read"):
+            talk.take(f"/save {path}")
