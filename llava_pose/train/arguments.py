@@ -134,7 +134,7 @@ class RunOptions:
     gradient_accumulation_steps: PositiveInt = field(
         default=1, metadata={"help": "The batches whose gradients make one step."}
     )
-    num_train_epochs: Positive = field(
+    num_train_epochs: Annotated[Positive, Field(le=1e6)] = field(
         default=1.0, metadata={"help": "The passes over the samples, mirror images included."}
     )
     max_steps: int = field(

@@ -35,6 +35,7 @@ from llava_pose.model.loading import load_full, require_fit, require_tower
 from llava_pose.model.processors import load_processor
 from llava_pose.train.arguments import ModelArguments
 from llava_pose.train.sizes import meta_model
+from llava_pose.utils.files import weights_digest
 from tests.conftest import REPOSITORY
 
 Change = Callable[[Path], Any]
@@ -450,3 +451,11 @@ def test_settings_of_an_adapter_that_is_nested_without_end_name_no_base(checkpoi
 def test_a_dry_run_refuses_pose_parts_that_do_not_fit(field: str, value: Any, checkpoint: Path) -> None:
     changed("pose_config.json", field, to=value)(checkpoint)
     refused(lambda: meta_model(checkpoint, ModelArguments(model=str(checkpoint))), checkpoint)
+
+
+def test_a_config_that_is_a_hole_of_a_terabyte_is_not_read_for_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = weights_digest(tmp_path)
+    (tmp_path / "other_config.json").touch()
+    os.truncate(tmp_path / "other_config.json", 1 << 40)
+    assert weights_digest(tmp_path) != before

@@ -12,6 +12,7 @@ from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference import photos
 from llava_pose.inference.answers import PoseAnswer
+from llava_pose.inference.pose_lines import pose_line
 from llava_pose.utils.files import is_plain_name
 from tests.hostile.data_commands import posed_object
 
@@ -44,7 +45,7 @@ def test_photographs_of_one_name_are_drawn_each_and_a_name_too_long_is_listed(tm
         Image.new("RGB", (20, 20)).save(tmp_path / name, "PNG")
     paths, out = [tmp_path / name for name in names], tmp_path / "poses.jsonl"
     answer = PoseAnswer(Pose(0.1, 0.2, 0.3, 1.0, 2.0, 3.0), 0.5, "car", viewport=10.0)
-    lines = [photos._line(photos._Object(f"{path}#0", path), (20, 20), answer, "opencv") for path in paths]
+    lines = [pose_line(f"{path}#0", str(path), (20, 20), None, answer) for path in paths]
     photos._append(out, lines)
     faults = photos._draw_all(tmp_path / "drawn", paths, out)
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [
