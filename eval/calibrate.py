@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt
-from scipy.optimize import minimize
+from scipy.special import expit
 from tqdm import tqdm
 
+from eval.confidence import fit_logistic, logits_of
 from eval.predict import PredictConfig, answer_batch, load_pictures
 from eval.systems.record_choice import select_records
 from llava_pose.data.records import ObjectRecord
@@ -147,9 +148,8 @@ def _ask(config: CalibrateConfig, records: Sequence[ObjectRecord], instances: np
     if not (np.isfinite(confidence).all() and np.isfinite(modes).all()):
         raise InputError(f"{config.checkpoint}: its answers are not finite; take an older checkpoint")
     true = np.array([record.pose.angles for record in records])[:, None]
-    clipped = confidence.clip(1e-6, 1 - 1e-6)
     return Asked(
-        logits=np.log(clipped / (1 - clipped)),
+        logits=logits_of(confidence),
         shares=modes[..., 3],
         covering=pose_error(modes[..., :3], np.broadcast_to(true, modes[..., :3].shape))
         < predictor.confidence_threshold,
@@ -174,22 +174,15 @@ def fit(asked: Asked, coverage: float, data: str) -> Calibration:
     right = float(weights[hits].sum())
     targets = np.where(hits, (right + 1) / (right + 2), 1 / (count - right + 2))
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        z = parameters[0] * asked.logits + parameters[1]
-        slope = weights * (1 / (1 + np.exp(-z)) - targets)
-        return float((weights * (np.logaddexp(0, z) - targets * z)).sum()), np.array(
-            [slope @ asked.logits, slope.sum()]
-        )
-
-    scale, shift = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, 100), (-100, 100)]).x
+    scale, shift = fit_logistic(asked.logits, targets, weights)
     least = least_masses(asked.shares, asked.covering)
     order = np.argsort(least)
     held = np.cumsum(weights[order]) / (count + 1)
     at = int(np.searchsorted(held, coverage - 1e-12))
     mass = float(least[order[at]]) if at < len(order) else math.inf
     return Calibration(
-        scale=float(scale),
-        shift=float(shift),
+        scale=scale,
+        shift=shift,
         coverage=coverage,
         mass=min(mass, 1.0),  # where even all modes hold too few, all of them are in the set
         objects=len(hits),
@@ -209,7 +202,7 @@ def _tried_on_halves(asked: Asked, coverage: float) -> str:
         sizes[half] = found.set_sizes(rest.shares)
         held[half] = (rest.covering & (np.arange(rest.shares.shape[1]) < sizes[half][:, None])).any(1)
     hits = asked.covering[:, 0]
-    before, after = (calibration_error(c, hits) for c in (1 / (1 + np.exp(-asked.logits)), confidence))
+    before, after = (calibration_error(c, hits) for c in (expit(asked.logits), confidence))
     text = (
         f"{len(hits)} objects of {len(order)} instances, {hits.mean():.1%} right. Each half calibrated on the other: the "
         f"confidence is off by {after:.1%} (ECE; {before:.1%} before), and the prediction sets hold the true rotation in "

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 
 from llava_pose.data.records import Prediction
 from llava_pose.pose.metrics import accuracy_by_coverage, calibration_error, pose_error
@@ -38,6 +40,39 @@ def confidence_columns(answers: Sequence[Prediction | None], true: np.ndarray) -
     return columns
 
 
+def sure_answers(rows: pd.DataFrame, threshold: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the confidences (n,) and the hits (n,) of the outcomes whose answer has a confidence; None where none has.
+
+    Args:
+        threshold: of a hit, radians.
+    """
+    if "confidence" not in rows or not rows["confidence"].notna().any():
+        return None
+    sure = rows[rows["confidence"].notna()]
+    return sure["confidence"].to_numpy(), sure["error"].to_numpy() < threshold
+
+
+def logits_of(confidence: np.ndarray) -> np.ndarray:
+    """Return the logits of probabilities, of one in a million at the least on either side."""
+    return logit(confidence.clip(1e-6, 1 - 1e-6))
+
+
+def fit_logistic(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return scale and shift of weighted logistic regression: the sigmoid of scale × logit + shift is near the targets.
+
+    Args:
+        logits, targets, weights: (n,); targets are probabilities. The scale is not negative.
+    """
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        z = parameters[0] * logits + parameters[1]
+        slope = weights * (expit(z) - targets)
+        return float((weights * (np.logaddexp(0, z) - targets * z)).sum()), np.array([slope @ logits, slope.sum()])
+
+    scale, shift = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, 100), (-100, 100)]).x
+    return float(scale), float(shift)
+
+
 def confidence_scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
     """Return what the confidences and prediction sets of a group of outcomes are worth, of the answers that have them.
 
@@ -49,13 +84,12 @@ def confidence_scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:
         shares; under ``prediction_sets``: ``n``, the share that ``holds`` a rotation within the threshold, and ``mean_size``.
     """
     scores: dict[str, Any] = {}
-    if "confidence" in rows and rows["confidence"].notna().any():
-        sure = rows[rows["confidence"].notna()]
-        confidence, hits = sure["confidence"].to_numpy(), sure["error"].to_numpy() < threshold
+    if (sure := sure_answers(rows, threshold)) is not None:
+        confidence, hits = sure
         coverage, accuracy = accuracy_by_coverage(confidence, hits)
         at = accuracy[np.searchsorted(coverage, np.array(COVERAGES) - 1e-9)]  # the last coverage is 1
         scores["confidence"] = {
-            "n": len(sure),
+            "n": len(hits),
             "mean": float(confidence.mean()),
             "ece": calibration_error(confidence, hits),
             "surest": {f"{share:.0%}": float(value) for share, value in zip(COVERAGES, at, strict=True)},

@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from eval.compared import Comparison, ComparisonConfig, Sample, canonical_category
+from eval.confidence import sure_answers
 from eval.report.printing import printable_line, printable_sections, render_page
 from eval.score import compare
 from llava_pose.data.records import ObjectRecord, Prediction, read_records
@@ -163,11 +164,8 @@ def confident(comparison: Comparison, threshold: float) -> dict[str, tuple[np.nd
 
     found = {}
     for name, answers in comparison.answers.items():
-        given = [None if answer is None else answer.confidence for answer in answers]
-        has = np.array([value is not None for value in given])
-        if has.any():
-            errors = outcomes_of(comparison.samples, answers)["error"].to_numpy()
-            found[name] = np.array([value for value in given if value is not None]), errors[has] < threshold
+        if (sure := sure_answers(outcomes_of(comparison.samples, answers), threshold)) is not None:
+            found[name] = sure
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt
+from scipy.special import expit
 
 from llava_pose.model.checkpoint_files import CALIBRATION, read_json_object
 from llava_pose.utils.config import check_fields, fill_config
@@ -46,7 +47,7 @@ class Calibration:
 
     def confidences(self, logits: np.ndarray) -> np.ndarray:
         """Return probabilities of the head's confidence logits, of the same shape."""
-        return 1 / (1 + np.exp(-np.clip(self.scale * logits + self.shift, -500, 500)))
+        return expit(self.scale * logits + self.shift)
 
     def set_sizes(self, shares: np.ndarray) -> np.ndarray:
         """(n, k) probabilities of modes, the likeliest first -> (n,) how many of them are in the prediction set."""

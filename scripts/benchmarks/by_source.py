@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.special import expit
 
+from eval.confidence import fit_logistic, logits_of
 from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
@@ -123,23 +124,14 @@ def _calibration(predictions: Sequence[Prediction], sources: Sequence[str]) -> C
         raise InputError(f"--fit-on {' '.join(sources)}: there is no confidence of these sources; name others.")
     hits = errors_of(group)[0] < HIT
 
-    def loss(parameters: np.ndarray) -> float:
-        logits = parameters[0] * _logit(confidence) + parameters[1]
-        return float(np.logaddexp(0, np.where(hits, -logits, logits)).mean())
-
-    scale, shift = minimize(loss, np.array([1.0, 0.0])).x
+    scale, shift = fit_logistic(logits_of(confidence), hits.astype(float), np.full(len(hits), 1 / len(hits)))
     logger.info(f"calibration on {len(group)} pictures: sigmoid({scale:.3f} logit + {shift:.3f})")
-    return lambda values: 1 / (1 + np.exp(-(scale * _logit(values) + shift)))
+    return lambda values: expit(scale * logits_of(values) + shift)
 
 
 def _confidence(group: Sequence[Prediction]) -> np.ndarray | None:
     values = [item.confidence for item in group]
     return None if None in values else np.array(values, dtype=float)
-
-
-def _logit(values: np.ndarray) -> np.ndarray:
-    clipped = np.clip(values, 1e-6, 1 - 1e-6)
-    return np.log(clipped / (1 - clipped))
 
 
 def _percent(share: Any) -> float:
