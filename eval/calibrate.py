@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import pandas as pd
 from pydantic import Field, PositiveInt
 from scipy.special import expit
 from tqdm import tqdm
 
+from eval.compared import instance_of
 from eval.confidence import fit_logistic, logits_of
 from eval.predict import PredictConfig, answer_batch, load_pictures
 from eval.systems.record_choice import select_records
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, Prediction
 from llava_pose.errors import InputError, left_out
 from llava_pose.pose.metrics import calibration_error, pose_error
 from llava_pose.utils.command import command, say_next
@@ -105,9 +107,8 @@ def calibrate(config: CalibrateConfig) -> Path:
     folder = require_folder(config.checkpoint, "--checkpoint", "give a checkpoint on this machine")
     require_folder(config.data, "--data", "make it with llava-pose prepare")
     records = select_records(config.data, config.split, config.categories, "--categories")
-    instances = np.unique([str(record.source.get("instance") or record.id) for record in records], return_inverse=True)[
-        1
-    ]
+    lines = (Prediction.of(r, system="", pose=None, pred_category=None, confidence=None) for r in records)
+    instances = pd.factorize(pd.Series([instance_of(line) for line in lines]))[0]  # as scores tell them apart
     count = len(np.unique(instances))
     if count < _LEAST_INSTANCES:
         raise InputError(

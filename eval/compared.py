@@ -125,6 +125,11 @@ def canonical_category(name: str) -> str:
     return re.sub(r"[\s_\-]+", "_", name.strip()).lower() if category is None else category.name
 
 
+def instance_of(sample: Sample | Prediction) -> tuple[str, ...]:
+    """Return what tells instances apart; a sample that names none is one by itself."""
+    return (sample.source, canonical_category(sample.category), sample.instance) if sample.instance else (sample.id,)
+
+
 def read_meta_classes(path: str | None) -> dict[str, list[str]] | None:
     """Return meta class -> canonical names of its categories, from a JSON file; None where there is no file to read.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from eval.compared import Comparison, Sample, canonical_category
+from eval.compared import Comparison, Sample, canonical_category, instance_of
 from eval.confidence import confidence_columns, confidence_scores
 from eval.place_errors import MEASURES, Shape, place_errors, place_figures
 from llava_pose.data.records import Prediction
@@ -122,7 +122,7 @@ def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None])
             "no_answer": no_answer,
             "no_pose": absent & ~no_answer,
             "not_finite": ~absent & ~np.isfinite(pred).all(axis=1),
-            "instance": pd.factorize(pd.Series([_instance(sample) for sample in samples]))[0],
+            "instance": pd.factorize(pd.Series([instance_of(sample) for sample in samples]))[0],
             "category": [canonical_category(sample.category) for sample in samples],
             "occlusion": ["occluded" if sample.occluded else "unoccluded" for sample in samples],
         }
@@ -160,11 +160,6 @@ def _least_over_turns(pred: np.ndarray, true: np.ndarray, orders: np.ndarray) ->
             turned = pred[chosen] + (2 * math.pi * turn / order, 0.0, 0.0)
             errors[chosen] = np.minimum(errors[chosen], pose_error(turned, true[chosen]))
     return errors
-
-
-def _instance(sample: Sample) -> tuple[str, ...]:
-    """Return what tells instances apart; a sample that names none is one by itself."""
-    return (sample.source, canonical_category(sample.category), sample.instance) if sample.instance else (sample.id,)
 
 
 def _scores_of_systems(

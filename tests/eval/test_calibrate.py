@@ -171,6 +171,20 @@ def test_too_few_instances_are_refused(checkpoint: Path, prepared: Path, tmp_pat
     assert not (checkpoint / CALIBRATION).exists()
 
 
+def test_an_instance_of_a_name_is_another_in_another_category(checkpoint: Path, prepared: Path, tmp_path: Path):
+    both = Path(shutil.copytree(prepared, tmp_path / "both"))
+    lines = [json.loads(line) for line in (both / "val" / "metadata.jsonl").read_text().splitlines()]
+    lines = [
+        {**line, "category": "cup", "id": line["id"].replace("car/", "cup/")} if number % 2 else line
+        for number, line in enumerate(lines)
+    ]
+    (both / "val" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["--checkpoint", str(checkpoint), "--data", str(both), "--device", "cpu"]) == 0
+    found = Calibration.load(checkpoint)
+    assert found is not None
+    assert found.instances == 24, "of each pair of pictures one is of a cup"
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
