@@ -67,7 +67,7 @@ def _score(config: ScoreConfig) -> dict[str, Any]:
     from eval.report.score_tables import score_notes, score_sections
 
     _, scores = compare(config)
-    scores = {"files": [str(path) for path in config.predictions], **scores}
+    scores = {"files": [_named_from(Path(config.out).parent, path) for path in config.predictions], **scores}
     write_json(config.out, scores)
     plots = plot_paths(config.out)
     for path, figure in zip(plots, (curve_plot(scores), categories_plot(scores)), strict=True):
@@ -79,6 +79,12 @@ def _score(config: ScoreConfig) -> dict[str, Any]:
 
         put_part(config.model_card, "scores", as_markdown("", score_sections(scores), score_notes(scores)))
     return scores
+
+
+def _named_from(folder: Path, path: str) -> str:
+    """Return how a scores file of the folder names a prediction file: what lies below it moves with it."""
+    below = Path(path).is_relative_to(folder)
+    return str(Path(path).relative_to(folder)) if below else str(path)
 
 
 def compare(config: ComparisonConfig) -> tuple[Comparison, dict[str, Any]]:

@@ -48,6 +48,15 @@ def assert_same_weights(folder: Path, expected: Path) -> None:
         torch.testing.assert_close(value, others[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
+def programs(folder: Path, **scripts: str) -> Path:
+    """Write shell scripts under the names of programs, and return the folder to look in before others."""
+    (folder / "bin").mkdir()
+    for name, text in scripts.items():
+        (folder / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return folder / "bin"
+
+
 @pytest.fixture
 def two_step_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "max_steps": 2, "train_sampling_strategy": "sequential"}
@@ -151,11 +160,12 @@ def test_two_nodes_of_one_process(launcher, two_step_recipe, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_machines_of_a_hostfile(launcher, two_step_recipe, tmp_path: Path):
-    """It names this machine alone: for others DeepSpeed goes over ssh."""
+    """It names this machine alone, which DeepSpeed first asks for its name over ssh: here a program in ssh's place answers."""
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost slots=2\n")
+    path = f"{programs(tmp_path, ssh='echo localhost')}:{launcher.environment()['PATH']}"
     recipe_file = str(launcher.recipe_file(two_step_recipe))
-    code, output = finish(start("hostfile.sh", launcher, recipe_file, HOSTFILE=str(hosts)))
+    code, output = finish(start("hostfile.sh", launcher, recipe_file, PATH=path, HOSTFILE=str(hosts)))
     assert code == 0, output[-4000:]
     assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))
 
@@ -164,13 +174,9 @@ def test_machines_of_a_hostfile(launcher, two_step_recipe, tmp_path: Path):
 @pytest.mark.distributed
 def test_a_job_of_slurm(launcher, two_step_recipe, tmp_path: Path):
     """With programs in the place of Slurm's that do on one machine what these do on many."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in (("scontrol", "echo 127.0.0.1"), ("srun", 'SLURM_NNODES=1 SLURM_NODEID=0 exec "$@"')):
-        (programs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (programs / name).chmod(0o755)
+    slurm = programs(tmp_path, scontrol="echo 127.0.0.1", srun='SLURM_NNODES=1 SLURM_NODEID=0 exec "$@"')
     job = {"SLURM_JOB_NODELIST": "node[0-0]", "SLURM_SUBMIT_DIR": str(REPOSITORY), "PROCESSES": "2", "ZERO": "none"}
-    path = f"{programs}:{launcher.environment()['PATH']}"
+    path = f"{slurm}:{launcher.environment()['PATH']}"
     code, output = finish(start("slurm.sh", launcher, str(launcher.recipe_file(two_step_recipe)), PATH=path, **job))
     assert code == 0, output[-4000:]
     assert_same_weights(Path(two_step_recipe["output_dir"]), alone(two_step_recipe, tmp_path / "alone"))
