@@ -11,6 +11,8 @@ name                size  source
 ``bins``             120  40 bins an angle, floor binning, decoded at the centre (ImageNet3D, Ma et al., 2024)
 ``bins+residual``    240  the same half a bin shifted (0 is a centre), and an offset within each; read where most is near
 ``matrix-fisher``      9  Mohlin et al., "Probabilistic orientation estimation with matrix Fisher", NeurIPS 2020
+``laplace-mixture``   88  eight Laplace densities about rotations, after Yin et al., "A Laplace-inspired distribution on SO(3)
+                          for probabilistic rotation estimation", ICLR 2023
 ==================  ====  ===========================================================================================
 """
 
@@ -31,6 +33,7 @@ from llava_pose.pose.rotation_names import ROTATION_NAMES
 BINS = 40
 DECODING = "smoothed bins"  # of :meth:`decode`, for files of answers: to be named anew when one changes, so that none mixes two
 MODES = 6
+COMPONENTS = 8  # of the mixture
 PEAKS = 4  # of an angle that modes are made of
 MODE_SEPARATION = math.radians(40)
 _MIRRORED_SIGNS = (1.0, -1.0, -1.0, -1.0, 1.0, 1.0, -1.0, 1.0, 1.0)  # of S R S, row by row, S = diag(-1, 1, 1)
@@ -211,17 +214,7 @@ class BinsResidual(RotationRepresentation):
         of_angle = torch.arange(3, device=raw.device)
         weights = heights[:, of_angle, grid].prod(-1)
         rotations = rotation_matrix(*angles[:, of_angle, grid].unbind(-1))
-        chosen, kept = [], []
-        rows = torch.arange(len(raw), device=raw.device)
-        left = weights
-        for _ in range(MODES):
-            best = left.argmax(-1)
-            chosen.append(rotations[rows, best])
-            kept.append(left[rows, best])
-            turned = torch.einsum("nij,nkij->nk", chosen[-1], rotations)  # the trace of the relative rotation
-            left = torch.where(turned > 1 + 2 * math.cos(MODE_SEPARATION), 0.0, left)
-        share = torch.stack(kept, -1)
-        return torch.stack(chosen, 1), share / share.sum(-1, keepdim=True)
+        return _apart(rotations, weights)
 
     def _smoothed(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return, for each bin of each angle, its probability, its offset and what its surroundings hold, (..., 3, BINS)."""
@@ -282,6 +275,87 @@ class MatrixFisher(_NearestToMatrix):
         return torch.where(finite, (s1 + s2 + s3).squeeze(-1) + log_integral, torch.nan)
 
 
+class LaplaceMixture(RotationRepresentation):
+    """Negative log likelihood of a mixture of Laplace densities on SO(3).
+
+    Component k has nine numbers, that are added to a rotation about the vertical by k eighths of a turn and mean the rotation
+    R_k nearest to their sum; the logarithm of a concentration; and the logit of its weight. With the chordal distance
+    ``d = |R - R_k|_F / sqrt(2) = 2 sin(angle / 2)`` its density is ``exp(-c d) / Z(c)``, where
+    ``Z(c) = 4/pi integral_0^{pi/2} exp(-2 c sin x) sin^2 x dx`` over half of the angle, uniform measure of mass 1 on SO(3).
+    It is the isotropic member of Yin et al.'s family, without the factor 1/d that makes theirs infinite at R_k. A fresh
+    network's components look to eight sides: an object's front and back are told apart by weights, not by one mean between.
+
+    The answer is the mean of what lies about the component whose surroundings hold the most.
+    """
+
+    size = 11 * COMPONENTS
+    width = math.radians(18)  # as BinsResidual.width: within the protocol's 30 degrees most of a neighbour counts
+
+    _NODES = 96
+
+    def mirror(self, raw: Tensor) -> Tensor:
+        parts = raw.unflatten(-1, (COMPONENTS, 11))
+        parts = parts.flip(-2).roll(1, -2)  # that of -k eighths
+        return (parts * parts.new_tensor([*_MIRRORED_SIGNS, 1.0, 1.0])).flatten(-2)
+
+    def decode(self, raw: Tensor) -> Tensor:
+        rotations, held = self._about(raw)
+        return rotations.gather(-3, held.argmax(-1)[..., None, None, None].expand(*raw.shape[:-1], 1, 3, 3)).squeeze(-3)
+
+    def modes(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Up to MODES rotations with the most about them, no two within MODE_SEPARATION."""
+        return _apart(*self._about(raw))
+
+    def loss(self, raw: Tensor, angles: Tensor) -> Tensor:
+        rotations, concentrations, log_weights = self._components(raw)
+        apart = rotations - rotation_matrix(*angles.float().unbind(-1))[..., None, :, :]
+        # far below a thousandth of a degree, where the root's gradient would not be finite
+        distance = (apart.square().sum((-2, -1)) / 2 + 1e-12).sqrt()
+        log_densities = -concentrations * distance - self.log_normalizer(concentrations)
+        return -torch.logsumexp(log_weights + log_densities, -1)
+
+    def log_normalizer(self, concentrations: Tensor) -> Tensor:
+        """log Z of concentrations of any shape."""
+        v, _, weights = (torch.as_tensor(x).to(concentrations) for x in _nodes_dense_at_both_ends(self._NODES))
+        sine = torch.sin(v * (math.pi / 4))
+        return torch.logsumexp((weights * sine.square()).log() - 2 * concentrations[..., None] * sine, -1)
+
+    def _components(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., k, 3, 3) rotations, (..., k) concentrations and logarithms of weights."""
+        parts = raw.float().unflatten(-1, (COMPONENTS, 11))
+        azimuths = torch.arange(COMPONENTS, device=raw.device) * (2 * math.pi / COMPONENTS)
+        sides = rotation_matrix(azimuths, torch.zeros_like(azimuths), torch.zeros_like(azimuths))
+        rotations = special_orthogonalize(parts[..., :9].unflatten(-1, (3, 3)) + sides)
+        # e^6 is a degree's width of a seventh; a fresh network begins at e, which is half a turn's
+        return rotations, torch.exp((parts[..., 9] + 1).clamp(-2, 6)), parts[..., 10].log_softmax(-1)
+
+    def _about(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., k, 3, 3) means of what lies about each component, and (..., k) shares that lie there."""
+        with torch.autocast(raw.device.type, enabled=False):
+            rotations, _, log_weights = self._components(raw)
+            traces = torch.einsum("...iab,...jab->...ij", rotations, rotations)
+            angles = torch.acos(((traces - 1) / 2).clamp(-1, 1))
+            near = torch.exp(-0.5 * (angles / self.width) ** 2) * log_weights.exp()[..., None, :]
+            means = torch.einsum("...ij,...jab->...iab", near, rotations)
+            return special_orthogonalize(means), near.sum(-1)
+
+
+def _apart(rotations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, k, 3, 3) rotations and (n, k) weights -> the MODES heaviest of which no two are within MODE_SEPARATION, the
+    heaviest first, and their shares of what these weigh; 0 for those that are too many.
+    """
+    chosen, kept = [], []
+    rows = torch.arange(len(rotations), device=rotations.device)
+    for _ in range(MODES):
+        best = weights.argmax(-1)
+        chosen.append(rotations[rows, best])
+        kept.append(weights[rows, best])
+        traces = torch.einsum("nij,nkij->nk", chosen[-1], rotations)
+        weights = torch.where(traces > 1 + 2 * math.cos(MODE_SEPARATION), 0.0, weights)
+    share = torch.stack(kept, -1)
+    return torch.stack(chosen, 1), share / share.sum(-1, keepdim=True)
+
+
 @functools.cache
 def _nodes_dense_at_both_ends(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nodes v in (0, 2), 2 - v, and weights of a quadrature that sees a peak of width 1e-5 at either end.
@@ -295,7 +369,7 @@ def _nodes_dense_at_both_ends(count: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 _REPRESENTATIONS: dict[str, type[RotationRepresentation]] = dict(
-    zip(ROTATION_NAMES, (Svd9d, Rot6d, Bins, BinsResidual, MatrixFisher), strict=True)
+    zip(ROTATION_NAMES, (Svd9d, Rot6d, Bins, BinsResidual, MatrixFisher, LaplaceMixture), strict=True)
 )
 
 

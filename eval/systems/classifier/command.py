@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from eval.systems.options import BACKBONE_HELP, NetworkOptions, training_command
 from llava_pose.utils.values import Rate
 
-Rotation = Literal["svd9d", "rot6d", "bins", "bins+residual", "matrix-fisher"]
+Rotation = Literal["svd9d", "rot6d", "bins", "bins+residual", "matrix-fisher", "laplace-mixture"]
 
 
 @dataclass(kw_only=True)
