@@ -39,10 +39,9 @@ from llava_pose.utils.config import check_fields
 from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
-Shape = Literal["compact", "llava", "qwen3_vl"]
+Shape = Literal["compact", "llava", "llava_long", "qwen3_vl"]
 WAYS = ("plain", "ours", "cached")
 IMAGE_ID, POSE_ID = 3, 4
-_PATCH = {"compact": 14, "llava": 14, "qwen3_vl": 16}
 
 
 @dataclass
@@ -50,10 +49,13 @@ class TrainStepConfig:
     """Options of the benchmark."""
 
     shapes: list[Shape] = field(
-        default_factory=lambda: ["compact", "llava", "qwen3_vl"],
-        metadata={"help": "The backbones: a compact LLaVA that merges patches, LLaVA, Qwen3-VL."},
+        default_factory=lambda: ["compact", "llava", "llava_long", "qwen3_vl"],
+        metadata={
+            "help": "The backbones: a compact LLaVA that merges patches, LLaVA with as many image tokens, LLaVA with nine "
+            "times as many, Qwen3-VL."
+        },
     )
-    batch: PositiveInt = field(default=8, metadata={"help": "The samples of a step."})
+    batch: PositiveInt = field(default=16, metadata={"help": "The samples of a step."})
     steps: PositiveInt = field(
         default=2, metadata={"help": "The steps of a round that are measured, after one that is not."}
     )
@@ -61,10 +63,18 @@ class TrainStepConfig:
     vocabulary: PositiveInt = field(default=49_152, metadata={"help": "The rows of the vocabulary."})
     hidden_size: PositiveInt = field(default=576, metadata={"help": "The width of the language model."})
     layers: PositiveInt = field(
-        default=8, metadata={"help": "The layers of the language model; a tower has half of them."}
+        default=4,
+        metadata={
+            "help": "The layers of the language model, as many as those of scripts/recipes have; a tower has half of them."
+        },
     )
     lora_r: PositiveInt = field(default=32, metadata={"help": "The rank of LoRA."})
-    side: PositiveInt = field(default=16, metadata={"help": "The patches along the side of a picture."})
+    side: Annotated[int, Field(ge=2, multiple_of=2)] = field(
+        default=16,
+        metadata={
+            "help": "The patches along the side of a picture where four become a token; LLaVA's has half as many."
+        },
+    )
     question: PositiveInt = field(default=40, metadata={"help": "The tokens of a question, beside the picture's."})
     answer: Annotated[int, Field(ge=2)] = field(
         default=20, metadata={"help": "The tokens of an answer, with its pose."}
@@ -92,8 +102,15 @@ class Round:
     loss: float
 
 
+def patches_of(shape: Shape, config: TrainStepConfig) -> tuple[int, int]:
+    """Return how many patches a picture's side has, and how many pixels a patch's."""
+    sides = {"llava": config.side // 2, "llava_long": config.side // 2 * 3}
+    return sides.get(shape, config.side), 16 if shape == "qwen3_vl" else 14
+
+
 def backbone_of(shape: Shape, config: TrainStepConfig) -> Any:
     """Return a backbone with random weights."""
+    side, patch = patches_of(shape, config)
     heads = max(1, config.hidden_size // 64)
     text = {
         "vocab_size": config.vocabulary,
@@ -117,9 +134,9 @@ def backbone_of(shape: Shape, config: TrainStepConfig) -> Any:
                 "hidden_size": width,
                 "intermediate_size": width * 4,
                 "num_heads": max(1, width // 64),
-                "patch_size": _PATCH[shape],
+                "patch_size": patch,
                 "out_hidden_size": config.hidden_size,
-                "num_position_embeddings": config.side**2,
+                "num_position_embeddings": side**2,
                 "deepstack_visual_indexes": [0],
             },
             image_token_id=IMAGE_ID,
@@ -132,8 +149,8 @@ def backbone_of(shape: Shape, config: TrainStepConfig) -> Any:
                 intermediate_size=width * 4,
                 num_hidden_layers=depth,
                 num_attention_heads=max(1, width // 64),
-                image_size=config.side * _PATCH[shape],
-                patch_size=_PATCH[shape],
+                image_size=side * patch,
+                patch_size=patch,
             ),
             "text_config": transformers.LlamaConfig(**text),
             "image_token_index": IMAGE_ID,
@@ -148,7 +165,7 @@ def backbone_of(shape: Shape, config: TrainStepConfig) -> Any:
 
 def pictures_of(shape: Shape, config: TrainStepConfig) -> dict[str, Tensor]:
     """Return random pictures as the backbone's image processor would give them."""
-    generator, side, patch = torch.Generator().manual_seed(1), config.side, _PATCH[shape]
+    generator, (side, patch) = torch.Generator().manual_seed(1), patches_of(shape, config)
     if shape != "qwen3_vl":
         return {"pixel_values": torch.randn(config.batch, 3, side * patch, side * patch, generator=generator)}
     patches = torch.randn(config.batch * side**2, 3 * 2 * patch**2, generator=generator)
@@ -158,7 +175,7 @@ def pictures_of(shape: Shape, config: TrainStepConfig) -> dict[str, Tensor]:
 def batch_of(shape: Shape, config: TrainStepConfig, backbone: Any) -> dict[str, Tensor]:
     """Return one batch as the plain forward takes it: a picture, a question, and an answer that is supervised."""
     generator = torch.Generator().manual_seed(2)
-    image = config.side**2 // (1 if shape == "llava" else 4)
+    image = patches_of(shape, config)[0] ** 2 // (1 if shape.startswith("llava") else 4)
     words = torch.randint(5, config.vocabulary, (config.batch, config.question + config.answer), generator=generator)
     words[:, -2] = POSE_ID
     ids = torch.cat([torch.full((config.batch, image), IMAGE_ID), words], 1)
@@ -289,7 +306,7 @@ def measure(config: TrainStepConfig) -> dict[str, Any]:
         figures[shape] = _summary(rounds)
         for way, found in figures[shape].items():
             logger.info(
-                f"{shape:9} {way:7} {found['samples_per_processor_second']:8.2f} samples a second of one core "
+                f"{shape:10} {way:7} {found['samples_per_processor_second']:8.2f} samples a second of one core "
                 f"({found['times_plain']:.2f} times the plain way), {found['peak_mb']:6.0f} MB ({found['memory_of_plain']:.2f})"
             )
     result = {

@@ -15,6 +15,7 @@ SMALL = "--batch 2 --steps 1 --rounds 1 --vocabulary 64 --hidden-size 32 --layer
 SHAPES = {
     "compact": {"plain", "ours", "cached"},
     "llava": {"plain", "ours", "cached"},
+    "llava_long": {"plain", "ours", "cached"},
     "qwen3_vl": {"plain", "ours"},
 }
 
