@@ -295,6 +295,13 @@ def run_round(shape: Shape, way: str, config: TrainStepConfig) -> Round:
 def measure(config: TrainStepConfig) -> dict[str, Any]:
     """Measure all ways on all shapes, write the figures to the log and, if asked for, to the file; return them."""
     figures: dict[str, Any] = {}
+    result = {
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
+        "config": asdict(config),
+        "figures": figures,
+    }
     for shape in config.shapes:
         ways = [way for way in WAYS if way != "cached" or shape != "qwen3_vl"]
         rounds: dict[str, list[Round]] = {way: [] for way in ways}
@@ -309,15 +316,8 @@ def measure(config: TrainStepConfig) -> dict[str, Any]:
                 f"{shape:10} {way:7} {found['samples_per_processor_second']:8.2f} samples a second of one core "
                 f"({found['times_plain']:.2f} times the plain way), {found['peak_mb']:6.0f} MB ({found['memory_of_plain']:.2f})"
             )
-    result = {
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
-        "config": asdict(config),
-        "figures": figures,
-    }
-    if config.out is not None:
-        write_json(config.out, result)
+        if config.out is not None:
+            write_json(config.out, result)
     return result
 
 
