@@ -6,7 +6,7 @@ stands the generation, with a cache, of as many tokens as three angles in words 
 
 Without --checkpoint the model is random, of the width of `small`. It prefers no answer, so that the search can pass over
 fewer candidates than that of a trained model can. Times are of the processor, which other work on the machine changes less than
-those of the clock.
+those of the clock. The memory is the most that the process took, libraries, model, tasks and all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import os
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -192,11 +193,14 @@ def measure(config: PredictConfig) -> dict[str, Any]:
     figures["pose"] = pose(predictor, pictures, config)
     for task, ways in figures.items():
         sys.stdout.write(f"{task}: {', '.join(f'{way} {_said(value)}' for way, value in ways.items())}\n")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform.startswith("linux") else 1e6)
+    sys.stdout.write(f"the process took {peak:.0f} MB at most\n")
     result = {
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
         "config": asdict(config) | {"checkpoint": None if config.checkpoint is None else Path(config.checkpoint).name},
+        "peak_mb": peak,
         "figures": figures,
     }
     if config.out is not None:
