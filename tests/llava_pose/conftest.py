@@ -256,11 +256,17 @@ class Launcher:
     def deepspeed(
         self, values: Mapping[str, Any], zero: str, *, kill_at: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """The real launcher with two processes."""
+        """The real launcher with two processes; a run that ends by itself leaves no shared memory."""
+        port = free_port()
         launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
         options = ["--config", str(self.recipe_file(values)), "--deepspeed", f"zero_configs/{zero}.json"]
-        command = [sys.executable, *launcher, "--master_port", free_port(), self._script(kill_at), *options]
-        return self._run(command, kill_at)
+        command = [sys.executable, *launcher, "--master_port", port, self._script(kill_at), *options]
+        done = self._run(command, kill_at)
+        left = list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+        for file in left:
+            file.unlink()
+        assert kill_at is not None or not left
+        return done
 
     def torchrun(self, values: Mapping[str, Any], *, kill_at: str | None = None) -> subprocess.CompletedProcess[str]:
         """DDP with two processes."""
