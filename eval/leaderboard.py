@@ -73,7 +73,6 @@ def leaderboard(config: LeaderboardConfig) -> Path:
         raise InputError(f"{folder}: none of {len(refused)} files can be scored; the first, {name}: {reason}")
     with own_folder(out, "--out", "leaderboard"):
         for name, predictions in accepted.items():
-            copies[name].parent.mkdir(exist_ok=True)
             write_jsonl(copies[name], (prediction.to_dict() for prediction in predictions))
         scored = [copies[name] for name in accepted]
         scores = score(
