@@ -32,7 +32,7 @@ from llava_pose.pose.meshes import turned_off
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import replacing, write_atomic, write_json
-from llava_pose.utils.output_folder import keep_settings, own_folder
+from llava_pose.utils.output_folder import keep_settings, own_folder, require_other
 from llava_pose.utils.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,7 @@ def align(config: AlignConfig) -> Path:
     files = {name: _files(root / name) for name in (*FOLDERS, LISTS)}
     if not files["annotations"] and not files["CAD"]:
         raise InputError(f"--data-root {root}: there are neither annotations/ nor CAD/ in it; give another folder")
-    if out.resolve() == root.resolve() or root.resolve() in out.resolve().parents:
-        raise InputError(f"--out {out}: it lies in the dataset that is read; give another folder")
+    require_other("--out", [out], [root])
     with own_folder(out, "--out", "align"):
         return _align(config, root, out, table, files)
 

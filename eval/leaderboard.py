@@ -23,12 +23,13 @@ from llava_pose.data.records import ObjectRecord, Prediction, read_predictions, 
 from llava_pose.errors import InputError
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
-from llava_pose.utils.files import is_plain_name, write_atomic
+from llava_pose.utils.files import MOST_BYTES, is_plain_name, write_atomic
 from llava_pose.utils.output_folder import own_folder, require_other
 from llava_pose.utils.values import Name
 
 logger = logging.getLogger(__name__)
 COPIES, SCORES, PAGE = "predictions", "scores.json", "index.html"
+_MOST_SYSTEMS = 50  # of a file: each takes a line in every table, and a tenth of a second
 _LONGEST_NAME = 100  # letters of a system's
 _LONGEST_REASON = 500  # letters: it may quote what a file says
 
@@ -73,7 +74,6 @@ def leaderboard(config: LeaderboardConfig) -> Path:
         raise InputError(f"{folder}: none of {len(refused)} files can be scored; the first, {name}: {reason}")
     with own_folder(out, "--out", "leaderboard"):
         for name, predictions in accepted.items():
-            copies[name].parent.mkdir(exist_ok=True)
             write_jsonl(copies[name], (prediction.to_dict() for prediction in predictions))
         scored = [copies[name] for name in accepted]
         scores = score(
@@ -139,7 +139,9 @@ def _checked(name: str, path: Path, records: Mapping[str, ObjectRecord]) -> list
     Raises:
         InputError: it is bad, was made on other annotations, or does not answer every object.
     """
-    answers: dict[str, list[Prediction]] = {}
+    answers: dict[str, dict[str, Prediction]] = {}
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise InputError(f"has more than {MOST_BYTES >> 20} MiB; send the answers for this data alone")
     for answer in read_predictions(path):
         record = records.get(answer.id)
         if record is None:
@@ -154,15 +156,21 @@ def _checked(name: str, path: Path, records: Mapping[str, ObjectRecord]) -> list
             symmetry_order=answer.symmetry_order,
             prediction_set=answer.prediction_set,
         )
-        answers.setdefault(of_data.system, []).append(of_data)
+        own = answers.setdefault(of_data.system, {})
+        if answer.id in own:
+            raise InputError(
+                f"'{of_data.system}' answers '{answer.id}' twice, for lines that name no system are its own too"
+            )
+        own[answer.id] = of_data
+    if len(answers) > _MOST_SYSTEMS:
+        raise InputError(f"names {len(answers)} systems; send {_MOST_SYSTEMS} at most in a file")
     for system, lines in answers.items():
         if len(lines) < len(records):
             raise InputError(
                 f"'{system}' answers {len(lines)} of {len(records)} objects; answer all, those without a pose by a line whose "
                 "pose is null"
             )
-    order = {id_: number for number, id_ in enumerate(records)}
-    return [line for lines in answers.values() for line in sorted(lines, key=lambda answer: order[answer.id])]
+    return [lines[id_] for lines in answers.values() for id_ in records]
 
 
 def _page(config: LeaderboardConfig, scores: dict[str, Any], scored: Sequence[Path], refused: Mapping[str, str]) -> str:

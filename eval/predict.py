@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,7 @@ class PredictConfig:
     @property
     def name(self) -> str:
         """The name in the tables."""
-        return self.system or Path(self.checkpoint).resolve().name
+        return self.system or os.path.basename(os.path.realpath(self.checkpoint))
 
 
 def predict(config: PredictConfig) -> Path:

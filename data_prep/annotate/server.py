@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.annotate.labels import Label, Labels
 from data_prep.annotate.models import wires_of
@@ -27,7 +27,7 @@ from data_prep.raw.imagenet3d import DEFAULT_VIEWPORT
 from llava_pose.data.images import assumed_viewport
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
-from llava_pose.serve.json_body import json_of
+from llava_pose.serve.json_body import json_of, valid
 from llava_pose.serve.limits import Refused
 from llava_pose.utils.files import printable
 
@@ -107,7 +107,7 @@ class Application:
                 status = error.status if isinstance(error, Refused) else 400
                 response = JSONResponse({"error": printable(str(error))}, status)
             except Exception:
-                logger.exception("%s was not answered", request.url.path)
+                logger.exception("%s was not answered", request.scope["path"])
                 response = JSONResponse({"error": "the server failed at this request; its log says why"}, 500)
             response.headers["content-security-policy"] = _POLICY
             response.headers["x-content-type-options"] = "nosniff"
@@ -169,12 +169,12 @@ class Application:
 
     async def save(self, request: Request) -> Response:
         """Save the labels of a photograph; none say that it was looked at and left out."""
-        index, saved = self._index(request), _valid(_Saved, await _body(request))
+        index, saved = self._index(request), valid(_Saved, await _body(request))
         return _json({"count": await self._apart(self._labels.save, index, saved.objects)})
 
     async def predict(self, request: Request) -> Response:
         """Answer with what the checkpoint sees in a box of a photograph, whole or of one category."""
-        index, asked = self._index(request), _valid(_Asked, await _body(request))
+        index, asked = self._index(request), valid(_Asked, await _body(request))
         return _json(await self._apart(self._predict, index, asked))
 
     def _predict(self, index: int, asked: _Asked) -> dict[str, Any]:
@@ -228,14 +228,6 @@ async def _body(request: Request) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Refused(415, "a request must be JSON, and say so")
     return await json_of(request, _MOST_BYTES)
-
-
-def _valid(kind: type[Any], value: Any) -> Any:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Refused(400, f"{'.'.join(map(str, first['loc'][:4]))[:80]}: {first['msg']}") from error
 
 
 def _json(value: Any) -> Response:

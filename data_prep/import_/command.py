@@ -96,8 +96,6 @@ def import_dataset(config: ImportConfig) -> Path:
         raise InputError(f"--source {source}: there is nothing of that name; check the path")
     kind, source = _kind(config.kind, source)
     items = _items(config, kind, source)
-    if out.resolve() == source.resolve():
-        raise InputError(f"--out {out}: it is the data set that is read; give another folder")
     with own_folder(out, "--out", "import"):
         keep_settings(out, "--out", "import", _settings(config, kind, source))
         account = write_raw(items, out, rename=config.rename, copy=config.files == "copy")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -175,6 +176,7 @@ class Talk:
         self._left = list(config.image[1:])
         self._path = config.image[0]
         self._pictures = list(config.image)  # all that were named, which no command replaces
+        self._saved: set[str] = set()  # what commands have written, and may replace
         self.session = self._about(picture)
 
     def _about(self, picture: Image.Image, box: tuple[float, ...] | None = None) -> ChatSession:
@@ -284,6 +286,8 @@ class Talk:
             raise InputError("/save: name the file, for example: /save axes.png")
         require_suffix("/save", path, *_FORMATS, *_TABLES)
         require_other("/save", [path], self._pictures)
+        if os.path.lexists(path) and os.path.realpath(path) not in self._saved:
+            raise InputError(f"/save {path}: is there already; name another")
         answer = self.session.last_with_poses
         if answer is None:
             raise InputError("/save: there is no pose yet; ask for one first")
@@ -294,6 +298,7 @@ class Talk:
                 lines = session_lines(self.session, answer, self._path)
                 is_csv = Path(path).suffix.lower() == ".csv"
                 write_atomic(path, csv_text(lines) if is_csv else "".join(json.dumps(line) + "\n" for line in lines))
+        self._saved.add(os.path.realpath(path))
         logger.info(f"saved in {path}")
 
     def _as_json(self) -> str:

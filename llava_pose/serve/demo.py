@@ -15,6 +15,7 @@ from llava_pose.inference.photos import find_photos
 from llava_pose.serve.listening import cannot_listen, require_free
 from llava_pose.utils.command import command
 from llava_pose.utils.config import require
+from llava_pose.utils.files import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,9 @@ class DemoConfig:
         if not 0 < self.max_seconds < float("inf"):
             raise InputError(f"--max-seconds {self.max_seconds}: must be a positive number of seconds")
         if self.root_path and not re.fullmatch(r"(https?://[^\s/]+)?(/[\w.~-]+)+/?", self.root_path):
-            raise InputError(f"--root-path {self.root_path}: must be a path such as /pose, or a whole address")
+            raise InputError(
+                f"--root-path {shortened(self.root_path)}: must be a path such as /pose, or a whole address"
+            )
         for option in ("max_new_tokens", "queue_size", "visitors"):
             if getattr(self, option) < 1:
                 raise InputError(f"--{option.replace('_', '-')} {getattr(self, option)}: must be at least 1")

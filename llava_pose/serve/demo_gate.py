@@ -128,8 +128,8 @@ class Gate:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
-        if scope["type"] != "http":
-            return None
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close"})
         started = False
 
         async def note_start(message: Message) -> None:

@@ -1,10 +1,14 @@
-"""The port that a server is to listen at."""
+"""The port that a server listens at."""
 
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from llava_pose.errors import InputError
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 
 def require_free(host: str, port: int) -> None:
@@ -26,3 +30,30 @@ def require_free(host: str, port: int) -> None:
 def cannot_listen(host: str, port: int, error: OSError) -> InputError:
     """Return the error of a server that cannot listen."""
     return InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another")
+
+
+def listen(application: Starlette, host: str, port: int, *, connections: int | None = None) -> None:
+    """Serve until Ctrl-C.
+
+    Args:
+        connections: the most at a time.
+
+    Raises:
+        InputError: nothing can listen there.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+        limit_concurrency=connections,
+        http="h11",  # uvicorn's other parser, httptools, takes headers of any length
+        ws="none",
+    )
+    try:
+        uvicorn.Server(config).run()
+    except OSError as error:
+        raise cannot_listen(host, port, error) from error

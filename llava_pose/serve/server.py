@@ -29,12 +29,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from llava_pose.data.images import load_rgb
 from llava_pose.errors import InputError
 from llava_pose.pose.conventions import CONVENTIONS
-from llava_pose.serve.json_body import json_of
+from llava_pose.serve.json_body import json_of, valid
 from llava_pose.serve.limits import Refused
 from llava_pose.serve.session import require_plain, require_short
 from llava_pose.utils.files import printable
@@ -306,9 +306,9 @@ class Application:
             except (Refused, InputError) as error:
                 response = _error(error.status if isinstance(error, Refused) else 400, str(error))
             except Exception:
-                logger.exception("%s was not answered", request.url.path)
+                logger.exception("%s was not answered", request.scope["path"])
                 response = _error(500, "the server failed at this request; its log says why")
-            key = (request.url.path, response.status_code)
+            key = (request.scope["path"], response.status_code)  # request.url holds what the request names as its host
             self._counts[key] = self._counts.get(key, 0) + 1
             self._seconds += time.monotonic() - began
             return response
@@ -348,7 +348,7 @@ class Application:
 
     async def pose(self, request: Request) -> Response:
         """Answer with a pose for each picture."""
-        asked_for = _valid(PoseRequest, await self._body(request))
+        asked_for = valid(PoseRequest, await self._body(request))
         if asked_for.convention not in CONVENTIONS:
             raise Refused(400, f"convention: choose one of {', '.join(CONVENTIONS)}")
         boxes = asked_for.boxes or [None] * len(asked_for.images)
@@ -380,7 +380,7 @@ class Application:
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat, whole or as a stream."""
-        asked_for = _valid(ChatRequest, await self._body(request))
+        asked_for = valid(ChatRequest, await self._body(request))
         async with self._decoding:
             picture, messages = await asyncio.to_thread(self._messages, asked_for.messages)
         if picture is not None:
@@ -501,15 +501,6 @@ class Application:
         if len(pictures) > 1:
             raise Refused(400, "a chat is about one picture; ask about others in chats of their own, or at /v1/pose")
         return (self._picture(pictures[0]) if pictures else None), turns
-
-
-def _valid(kind: type[Any], value: Any) -> Any:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"][:4])) or "the request"
-        raise Refused(400, f"{printable(place)[:80]}: {first['msg']}") from error
 
 
 def _poses(answer: ChatAnswer) -> list[dict[str, Any]]:

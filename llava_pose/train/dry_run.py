@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from llava_pose.train.forecast import (
 from llava_pose.train.sizes import Sizes, meta_model, sizes_of
 from llava_pose.train.training_arguments import PoseTrainingArguments, require_compatible
 from llava_pose.utils.config import require_folder
+from llava_pose.utils.files import free_bytes
 
 # name, gigabytes, dense bfloat16 TFLOP/s by the makers' data sheets
 GPUS = (("RTX 4090", 24, 165), ("L40S", 48, 362), ("A100", 80, 312), ("H100", 80, 989), ("H200", 141, 989))
@@ -87,7 +87,7 @@ def dry_run(
         *_of_memory(sizes, batch, training_args, needs, counts),
         "",
         *(
-            f"disk:    {size / GB:.2f} GB for {what} in {folder}, {_free(folder) / GB:.1f} free"
+            f"disk:    {size / GB:.2f} GB for {what} in {folder}, {free_bytes(folder) / GB:.1f} free"
             for _, folder, what, size in disk
         ),
         f"         of it {kept} checkpoints of {checkpoint / GB:.2f} GB, the one that is being written included",
@@ -221,13 +221,8 @@ def _row(figures: Any) -> str:
     return "".join(f"{figure:>10}" for figure in figures)
 
 
-def _free(folder: Path) -> int:
-    there = next(each for each in (folder.resolve(), *folder.resolve().parents) if each.exists())
-    return shutil.disk_usage(there).free
-
-
 def _require_room(option: str, folder: Path, what: str, size: float) -> None:
-    if size > (free := _free(folder)):
+    if size > (free := free_bytes(folder)):
         raise InputError(
             f"{option} {folder}: {size / GB:.1f} GB are wanted there for {what}, and {free / GB:.1f} GB are free; "
             f"choose another disk, or {'--no-cache-features' if what == 'features' else 'keep fewer checkpoints'}"

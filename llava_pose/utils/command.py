@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,11 +26,19 @@ STEP_VARIABLE = "LLAVA_POSE_STEP"  # set by a script whose steps are commands, a
 _BAD_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
 
 
+_ENDLESS = re.compile(r"(\S{4096})\S+")  # longer than any path
+
+
 class _PrintableRecord(logging.LogRecord):
-    """A log line without the control characters that a data set or a checkpoint may hold, whoever writes it."""
+    """A log line as :func:`_for_a_terminal` shows it, whoever writes it."""
 
     def getMessage(self) -> str:
-        return printable(super().getMessage())
+        return _for_a_terminal(super().getMessage())
+
+
+def _for_a_terminal(text: str) -> str:
+    """Return a text without the control characters and the endless words that a data set or a checkpoint may hold."""
+    return _ENDLESS.sub(r"\1…", printable(text))
 
 
 def run_main(run: Callable[[], Any]) -> int:
@@ -88,7 +97,7 @@ def steps_of_a_whole() -> Iterator[None]:
 
 
 def _fail(message: str, code: int, *, prefix: str = "error: ") -> int:
-    sys.stderr.write(f"{prefix}{printable(message)}\n")
+    sys.stderr.write(f"{prefix}{_for_a_terminal(message)}\n")
     return code
 
 

@@ -90,7 +90,7 @@ def parse_configs(
         if (
             config_file is not None
             and name in values
-            and Path(values[name] or "").resolve() == Path(config_file).resolve()
+            and os.path.realpath(values[name] or "") == os.path.realpath(config_file)
         ):
             raise InputError(f"{_option(name)} {values[name]}: is the recipe itself; name another")
     missing = [_option(name) for name in _required(config_classes) if name not in values]

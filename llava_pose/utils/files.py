@@ -22,7 +22,7 @@ from typing import IO, Any
 from llava_pose.errors import InputError
 
 LONGEST_NAME = 255  # bytes of one part of a path, on every file system in use
-_LARGEST_CONFIG = 1 << 26  # bytes
+_LONG = 1 << 26  # bytes of a file that may be nothing but a hole
 LONGEST_PLAIN_NAME = 200  # bytes of a name that suffixes, numbers and the marks of temporary files are added to
 MOST_BYTES = (
     1 << 28
@@ -216,25 +216,47 @@ def _is_control(character: str) -> bool:
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """Return BLAKE2b of a file's content, 128 bits in hexadecimal: whether it is what it was."""
+    """Return BLAKE2b of a file's content, 128 bits in hexadecimal: whether it is what it was.
+
+    Raises:
+        OSError: as :func:`open_regular`.
+        InputError: the file is a hole: one of any size is made in no time, and would be read for hours.
+    """
     digest = hashlib.blake2b(digest_size=16)
     with open_regular(path, "rb") as file:
+        if _is_hollow(file.fileno()):
+            raise InputError(
+                f"{os.fspath(path)}: hardly anything of the file is there, the rest is a hole; copy it again"
+            )
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
+def _is_hollow(descriptor: int) -> bool:
+    """Return whether a long file is a hole, but for a sixteenth at most; a disk that compresses makes holes of zeros."""
+    size, there, end = os.fstat(descriptor).st_size, 0, 0
+    try:
+        while _LONG < size != end:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            there += end - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that there is nothing but a hole up to the end
+            return False
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return size > max(_LONG, 16 * there)
+
+
 def weights_digest(folder: Path) -> str | None:
-    """Return a digest of the names and contents of a checkpoint's weights and configs; None where there are none."""
+    """Return a digest of the names and contents of a checkpoint's weights and configs; None where there are none.
+
+    Raises:
+        OSError, InputError: as :func:`file_digest`.
+    """
     files = [path for kind in ("*.safetensors", "*config.json") for path in folder.glob(kind) if is_regular(path)]
-    digests = [(path.name, _content_digest(path)) for path in sorted(files)]
+    digests = [(path.name, file_digest(path)) for path in sorted(files)]
     return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest() if digests else None
-
-
-def _content_digest(path: Path) -> str:
-    size = path.stat().st_size
-    # a config that no reader takes is not read for its digest either: a file with holes can be of any size
-    return str(size) if path.suffix == ".json" and size > _LARGEST_CONFIG else file_digest(path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import logging
 import os
-import tempfile
+import shutil
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -54,9 +54,10 @@ def require_other(
     Raises:
         InputError: an output is one of the inputs, or in one of them.
     """
-    read = {Path(path).resolve() for path in inputs}
+    # not Path.resolve, which raises RuntimeError where links lead to each other
+    read = {Path(os.path.realpath(path)) for path in inputs}
     for path in outputs:
-        place = Path(path).resolve()
+        place = Path(os.path.realpath(path))
         if place in read:
             raise InputError(f"{option} {os.fspath(path)}: is one of the files that are read; name another")
         if not read.isdisjoint(place.parents):
@@ -123,16 +124,20 @@ def own_new_folder(path: str | os.PathLike[str], option: str, what: str) -> Iter
     Raises:
         InputError: another process owns it, something is there already, or nothing can be written there.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))  # no folder can take the place of a link
     with _locked(_beside(path), path, option, what):
-        if path.exists() and not (path.is_dir() and is_unused(path)):
+        if os.path.lexists(path) and not (path.is_dir() and is_unused(path)):
             raise InputError(f"{option} {path}: is there already; give a new folder")
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
-            written = Path(beside) / path.name
-            written.mkdir()
+        beside = path.with_name(f".{path.name}.unfinished")  # always the same: what a killed run has left is taken away
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            written = beside / path.name
+            written.mkdir(parents=True)
             yield written
             sync_folder(written)
             os.replace(written, path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _beside(path: Path) -> Path:

@@ -85,6 +85,20 @@ def test_each_refusal_is_listed_in_words_and_stops_nothing(tmp_path, prepared, c
     assert "part: is not scored" in caplog.text
 
 
+def test_a_file_that_would_take_the_page_down_is_listed_like_any_other(tmp_path, prepared, monkeypatch):
+    sent = tmp_path / "sent"
+    send(sent, "good.jsonl", lines(prepared, "good", [0] * 4))
+    send(sent, "twice.jsonl", lines(prepared, "twice", [0] * 2) + lines(prepared, "", [0] * 2))
+    send(sent, "many.jsonl", [line for n in range(51) for line in lines(prepared, f"many {n}", [0] * 4)])
+    send(sent, "long.jsonl", lines(prepared, "long", [0] * 4, note="x" * (1 << 20)))
+    monkeypatch.setattr("eval.leaderboard.MOST_BYTES", 1 << 20)
+    page = page_of(tmp_path, prepared)
+    assert "&#39;twice&#39; answers &#39;car/n000/0&#39; twice" in page
+    assert "names 51 systems; send 50 at most in a file" in page
+    assert "has more than 1 MiB; send the answers for this data alone" in page
+    assert list(json.loads((tmp_path / "site" / "scores.json").read_text())["systems"]) == ["good"]
+
+
 def test_what_a_file_says_of_the_annotations_is_not_believed(tmp_path, prepared):
     """It may not make objects occluded, nor one instance of many; names are escaped."""
     name = "<script>alert(1)</script>"

@@ -35,7 +35,7 @@ from llava_pose.model.loading import load_full, require_fit, require_tower
 from llava_pose.model.processors import load_processor
 from llava_pose.train.arguments import ModelArguments
 from llava_pose.train.sizes import meta_model
-from llava_pose.utils.files import weights_digest
+from llava_pose.utils.files import file_digest, weights_digest
 from tests.conftest import REPOSITORY
 
 Change = Callable[[Path], Any]
@@ -453,9 +453,20 @@ def test_a_dry_run_refuses_pose_parts_that_do_not_fit(field: str, value: Any, ch
     refused(lambda: meta_model(checkpoint, ModelArguments(model=str(checkpoint))), checkpoint)
 
 
-def test_a_config_that_is_a_hole_of_a_terabyte_is_not_read_for_its_digest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["other_config.json", "model.safetensors"])
+def test_a_hole_of_a_terabyte_is_not_read_for_its_digest(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    before = weights_digest(tmp_path)
-    (tmp_path / "other_config.json").touch()
-    os.truncate(tmp_path / "other_config.json", 1 << 40)
-    assert weights_digest(tmp_path) != before
+    assert weights_digest(tmp_path)
+    (tmp_path / name).write_bytes(b"data")
+    os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(InputError, match="hardly anything of the file is there"):
+        weights_digest(tmp_path)
+
+
+def test_a_file_with_holes_in_it_has_the_digest_of_its_content(tmp_path: Path) -> None:
+    with (tmp_path / "holes").open("wb") as file:
+        for start in range(0, 80 << 20, 8 << 20):
+            file.seek(start)
+            file.write(b"a" * (2 << 20))
+    (tmp_path / "whole").write_bytes((tmp_path / "holes").read_bytes())
+    assert file_digest(tmp_path / "holes") == file_digest(tmp_path / "whole")

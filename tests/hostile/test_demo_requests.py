@@ -5,6 +5,7 @@ Each gets a sentence that tells nothing of the server, and a visitor who asks as
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -22,7 +23,7 @@ import pytest
 from PIL import Image
 
 from llava_pose.errors import InputError
-from llava_pose.serve.demo_gate import Uploads
+from llava_pose.serve.demo_gate import Gate, Uploads
 from llava_pose.serve.desk import Desk
 from llava_pose.serve.session import ChatSession
 from tests.llava_pose.demo_server import API, META, REPOSITORY, Server, Stranger, ask
@@ -528,3 +529,15 @@ def test_a_click_on_a_picture_whose_box_was_refused_is_no_error(tmp_path: Path) 
     assert desk.mark(5, 5) is None
     assert desk.drawn(0) is None
     assert desk.objects(0) == []
+
+
+def test_a_web_socket_is_closed() -> None:
+    """Where a library for them is installed, the server asks for an answer, and complains of none."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    gate: Any = Gate
+    asyncio.run(gate(None, blocks=None, uploads=None)({"type": "websocket"}, None, send))
+    assert sent == [{"type": "websocket.close"}]

@@ -18,6 +18,7 @@ from eval.report.html_report import main as report_main
 from eval.score import main as score_main
 from eval.systems.vlm_api import main as vlm_main
 from eval.tables import main as tables_main
+from llava_pose.data.convert import main as convert_main
 from llava_pose.utils.files import printable
 from tests.hostile.data_commands import POSE, device, fifo, picture, prepared_with, record, sparse, time_limit
 
@@ -201,6 +202,15 @@ def test_names_of_files_in_messages(tmp_path: Path, text: str, capsys: Any) -> N
     path.write_text("no json\n")
     assert score_main([str(path), "--out", str(tmp_path / "scores.json")]) == 2
     assert not _HARMFUL.search(capsys.readouterr().err)
+
+
+def test_a_name_without_an_end_is_cut_in_messages(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "poses.jsonl"
+    poses = {"pose": {"azimuth": 0, "elevation": 0, "theta": 0}}
+    path.write_text("".join(f"{json.dumps({'id': 'x' * 100_000, **poses})}\n" for _ in range(2)))
+    words = [str(path), "--to-format", "colmap", "--out", str(tmp_path / "images.txt")]
+    assert convert_main(words) == 2
+    assert 1000 < len(capsys.readouterr().err) < 20_000
 
 
 @pytest.mark.parametrize("mark", ["\u061c", "\u200e", "\u200f", "\ufeff", "\U000e0041"])

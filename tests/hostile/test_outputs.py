@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ from llava_pose.data.images import open_picture
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.serve.chat import ChatConfig, Talk
+from llava_pose.utils.output_folder import own_new_folder
 from scripts.mix import MixConfig, mix
 from tests.hostile.data_commands import prepared_with
+from tests.hostile.every_command import OUTPUTS, Workspace, run, shown
 
 
 @pytest.mark.parametrize(
@@ -93,3 +97,76 @@ def test_a_chat_saves_over_none_of_the_pictures_that_it_was_given(tiny_base: Pat
     for path in pictures:  # one that was looked at, the present one, and one of a command
         with pytest.raises(InputError, match=r"/save .*: is one of the files that are read"):
             talk.take(f"/save {path}")
+    other = tmp_path / "other.png"
+    Image.new("RGB", (32, 32)).save(other)
+    with pytest.raises(InputError, match=r"/save .*other\.png: is there already; name another"):
+        talk.take(f"/save {other}")
+
+
+TRAINED = ("classifier", "neural-mesh", "linear-probing", "vlm-api", "benchmark", "open-vocabulary", "joint", "train")
+
+
+@pytest.mark.parametrize("name", [name for name in OUTPUTS if name not in TRAINED])
+def test_a_link_that_leads_to_itself_is_replaced_or_refused(
+    name: str, workspace: Workspace, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / OUTPUTS[name]
+    out.symlink_to(out.name)
+    code, error = run(workspace.words(name, out), capsys)
+    if out.is_file():  # as one that leads nowhere
+        assert code == 0, error
+    else:
+        assert code == 2
+        (line,) = shown(error)
+        assert str(out) in line
+
+
+def test_a_checkpoint_that_is_a_link_to_itself_is_none(workspace: Workspace, tmp_path: Path, capsys) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    words = workspace.words("predict", tmp_path / "p.jsonl")
+    words[words.index("--checkpoint") + 1] = str(tmp_path / "loop")
+    code, error = run(words, capsys)
+    assert code == 2
+    (line,) = shown(error)
+    assert "there is no such folder" in line
+
+
+def test_a_file_that_stands_where_a_page_keeps_its_predictions_is_kept(
+    workspace: Workspace, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "predictions").write_text("mine")
+    code, error = run(workspace.words("leaderboard", tmp_path), capsys)
+    assert code == 2
+    (line,) = shown(error)
+    assert f"{tmp_path / 'predictions'}" in line
+    assert (tmp_path / "predictions").read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_new_folder_is_made_where_a_link_leads(there: bool, tmp_path: Path) -> None:
+    """The folder comes to its place by one step at the end, which a link would refuse."""
+    target, out = tmp_path / "target", tmp_path / "out"
+    out.symlink_to(target)
+    if there:
+        target.mkdir()
+    with own_new_folder(out, "--out", "merge") as written:
+        assert written.name == "target"
+        (written / "model").write_text("new")
+    assert (target / "model").read_text() == "new"
+    assert out.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "target"]
+
+
+def test_what_a_killed_run_left_of_a_new_folder_goes_with_the_next_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    child = os.fork()
+    if child == 0:
+        with own_new_folder(out, "--out", "merge") as written:
+            (written / "half").write_text("gigabytes")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not out.exists()
+    with own_new_folder(out, "--out", "merge") as written:
+        (written / "model").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["model"]

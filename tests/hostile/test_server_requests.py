@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from llava_pose.data.images import MAX_SQUARE
 from llava_pose.data.records import Pose
 from llava_pose.inference.answers import PoseAnswer
 from llava_pose.inference.pipeline import PosePipeline
+from llava_pose.serve.listening import listen
+from tests.llava_pose.conftest import free_port
 
 
 def png(width: int, height: int) -> str:
@@ -138,3 +142,28 @@ def require_broken_off_is_answered(application: Any, path: str) -> None:
 def test_a_body_that_is_broken_off_is_no_failure_of_the_server(client: Any, caplog: pytest.LogCaptureFixture) -> None:
     require_broken_off_is_answered(client.app, "/v1/pose")
     assert "Traceback" not in caplog.text
+
+
+def test_a_host_is_no_part_of_what_is_counted(client: Any) -> None:
+    """Some versions of starlette put it in front of the path, so that each name would be a line, and kept for ever."""
+    for number in range(3):
+        assert client.get("/health", headers={"host": f'x/{number}",status="0"}} 1?'}).status_code == 200
+    assert 'requests_total{path="/health",status="200"} 3' in client.get("/metrics").text
+
+
+def _connected(port: int) -> socket.socket:
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=30)
+        except ConnectionRefusedError:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_headers_without_an_end_are_refused_whatever_parser_is_installed(client: Any) -> None:
+    port = int(free_port())
+    threading.Thread(target=listen, args=(client.app, "127.0.0.1", port), daemon=True).start()
+    with _connected(port) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * (200 << 10))
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")

@@ -383,7 +383,7 @@ def test_a_box_is_asked_about_and_its_pose_is_in_the_pixels_of_the_picture(taugh
 
 def test_poses_are_saved_as_a_picture_and_as_lines_that_convert_reads(taught, chat, tmp_path):
     files = [tmp_path / name for name in ("axes.png", "poses.csv", "poses.jsonl")]
-    lines = "".join(f"/save {file}\n" for file in files)
+    lines = "".join(f"/save {file}\n" for file in (*files, *files))  # the second time in place of the first
     assert chat(words(taught), f"Describe the picture.\n{lines}")[0] == 0
     assert Image.open(files[0]).size == (160, 160)
     for file in files[1:]:
