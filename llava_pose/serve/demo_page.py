@@ -233,7 +233,8 @@ class DemoPage:
                 for text in said(chat, question, self._model):
                     conversations[index] = [*before, asking, message("assistant", numbered(printable(text)))]
                     yield [*conversations, desk, question]
-                unsure = doubt(question, self._predictors[index].categories)
+                predictor = self._predictors[index]
+                unsure = doubt(question, predictor.categories, predictor.kinds)
                 conversations[index] = [*transcript(chat), *([note(unsure)] if unsure else [])]
             except InputError as error:
                 conversations[index], left = [*before, asking, refusal(error)], question

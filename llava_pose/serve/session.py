@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 SOMETHING = "object"  # the name of what an answer does not name
 _NAMED = re.compile(r"\b(?:the|an?|this|that|my|your|these|those)\s+(?=([\w-]+(?:\s+[\w-]+){0,2}))")
 
+_PLAIN_KINDS = {"joint", "pose", "caption"}  # what an object is and how it is turned, in our phrasings
+_ASKS_THAT = re.compile(
+    r"\b(poses?|6d|turn(ed|s)?|rotat\w+|fac(e|es|ing)|viewpoint|orient\w+|angles?|azimuth|elevation|tilt\w*|sides?|seen?"
+    r"|camera|stands?|point(s|ing)?|directions?|front|rear|left|right|objects?|describe|caption|picture|image"
+    r"|what('s| is| are) (this|that|it))\b"
+)
+
 
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
     """Canonical azimuth in [0, 360), elevation in [-90, 90] and in-plane angle in [-180, 180], to a tenth of a degree."""
@@ -85,23 +92,27 @@ def taught(known: Sequence[str]) -> str:
     )
 
 
-def doubt(question: str, known: Sequence[str]) -> str:
-    """Return a sentence about categories that a question names and the checkpoint was not taught; nothing where it names
-    none, or the checkpoint does not say what it was taught.
+def doubt(question: str, known: Sequence[str], kinds: Sequence[str] = ()) -> str:
+    """Return a sentence about what a question asks and the checkpoint was not taught: a category, or another kind of question
+    ("hello") than its own; nothing where there is no such thing, or the checkpoint does not say what it was taught.
 
     A name is looked for behind an article ("the boat"): words such as "can" are categories, too.
     """
     unknown = []
+    named = False
     for match in _NAMED.finditer(question.lower()) if known else ():
         words = match[1].split()
         found = next(
             (c for n in range(len(words), 0, -1) if (c := categories.find(" ".join(words[:n]))) is not None), None
         )
+        named = named or found is not None
         if found is not None and found.name not in known and found.display_name not in unknown:
             unknown.append(found.display_name)
-    if not unknown:
-        return ""
-    return f"This checkpoint was not taught {' or '.join(unknown)}: do not rely on what it says of it."
+    if unknown:
+        return f"This checkpoint was not taught {' or '.join(unknown)}: do not rely on what it says of it."
+    if known and kinds and _PLAIN_KINDS.issuperset(kinds) and not named and not _ASKS_THAT.search(question.lower()):
+        return "This checkpoint was taught to say what an object is and how it is turned: do not rely on this answer."
+    return ""
 
 
 def require_plain(question: str) -> None:
