@@ -118,7 +118,11 @@ class DemoPage:
                     label="Picture", height=300, elem_id="picture", alt_text="the picture to ask about"
                 )
                 self._question = gr.Textbox(
-                    label="Question", show_label=False, placeholder=JOINT_QUESTIONS[0], max_lines=3, elem_id="question"
+                    label="Question",
+                    show_label=False,
+                    placeholder=f"For example: {JOINT_QUESTIONS[0]}",
+                    max_lines=3,
+                    elem_id="question",
                 )
                 with gr.Row():
                     restart = gr.Button("New chat", min_width=100, elem_id="new-chat")

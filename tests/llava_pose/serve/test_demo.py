@@ -24,6 +24,7 @@ from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.demo import main
+from llava_pose.serve.examples import prepare_pictures, title_of
 from tests.llava_pose.browser import Page, find_browser
 from tests.llava_pose.demo_server import Answer, Server, ask, free_port, start
 
@@ -245,6 +246,14 @@ def test_a_folder_without_pictures_is_refused_before_the_checkpoint_is_loaded(ca
 def test_a_root_path_that_is_none_is_one_sentence(capsys, path):
     assert main(["--checkpoint", "nowhere", "--root-path", path]) == 2
     assert f"--root-path {path}: must be a path such as /pose" in capsys.readouterr().err
+
+
+def test_pictures_to_try_that_a_camera_has_named_are_told_apart(tmp_path):
+    for name in ("IMG_0042.jpg", "IMG_0043.jpg", "red_car_7.png"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    (tmp_path / "prepared").mkdir()
+    shown = prepare_pictures(str(tmp_path), tmp_path / "prepared")
+    assert [title_of(path) for path in shown] == ["IMG 0042", "IMG 0043", "red car"]
 
 
 def _proxy(target: str, prefix: str) -> tuple[str, Any]:
