@@ -10,6 +10,7 @@ A cube may be drawn round them, of the size that distances are measured in (its 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -167,6 +168,24 @@ def draw_axes(
         )  # premultiplied: no fringe
     base.paste(canvas, (0, 0), canvas)
     return base
+
+
+def draw_box(picture: Image.Image, box: Sequence[float]) -> None:
+    """Draw the edges of a box on a picture."""
+    pen, width = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 300))
+    for colour, line in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
+        pen.rectangle(tuple(box), outline=colour, width=line)
+
+
+def draw_caption(picture: Image.Image, text: str, corner: Sequence[float] = (0.0, 0.0)) -> None:
+    """Write words on a picture, below and to the right of a corner, in pixels; smaller where they would be too wide."""
+    pen, (left, top) = ImageDraw.Draw(picture), (max(0.0, place) for place in corner)
+    pixels = math.sqrt(picture.width * picture.height) / 18
+    width = pen.textlength(text, font=load_font(pixels))
+    font = load_font(pixels * min(1.0, 0.9 * picture.width / max(1.0, width)))
+    left = min(left, picture.width - pen.textlength(text, font=font) - pixels / 2)
+    place = (left + pixels / 4, min(top, picture.height - 2 * pixels) + pixels / 4)
+    pen.text(place, text, font=font, fill="white", stroke_width=max(1, round(pixels / 10)), stroke_fill="black")
 
 
 def load_font(pixels: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

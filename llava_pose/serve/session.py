@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.data.images import assumed_viewport, cut_to_box
 from llava_pose.data.records import Pose
 from llava_pose.data.viewpoint_words import describe_viewpoint
 from llava_pose.errors import InputError
-from llava_pose.inference.drawing import draw_axes
+from llava_pose.inference.drawing import draw_axes, draw_box
 from llava_pose.pose import categories
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 
@@ -254,10 +254,3 @@ def _in_whole(pose: Pose, scale: float, left: int, top: int) -> Pose:
     """Return a pose of a part of a picture with its place in pixels of the whole picture."""
     px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
     return replace(pose, px=px / scale + left, py=py / scale + top)
-
-
-def draw_box(picture: Image.Image, box: Sequence[float]) -> None:
-    """Draw the edges of a box on a picture."""
-    pen, width = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 300))
-    for colour, line in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
-        pen.rectangle(tuple(box), outline=colour, width=line)
