@@ -185,12 +185,15 @@ class Application:
             answer = self._pipe(picture, category=asked.category or "auto", box=asked.bbox)
         if not all(map(math.isfinite, answer.pose.angles)):
             raise InputError("the checkpoint's answer is no pose, for its numbers are not finite")
-        pose, viewport = answer.pose, assumed_viewport(picture)
+        pose = answer.pose
         bbox = asked.bbox or (0.0, 0.0, float(picture.width), float(picture.height))
-        place = rough_place(bbox, viewport)
-        for name in ("distance", "px", "py"):  # what a head does not know of the place
-            if getattr(pose, name) is not None:
-                place[name] = getattr(pose, name)
+        place = rough_place(bbox)
+        if pose.px is not None and pose.py is not None:  # what a head does not know of the place is left as it is
+            place |= {"px": pose.px, "py": pose.py}
+        if pose.distance is not None:
+            # as large as by the assumed camera, and from as far as by that of all labels: from less than a length of the
+            # object, nobody could lay wires over a photograph
+            place["distance"] = pose.distance * place["viewport"] / assumed_viewport(picture)
         angles = dict(zip(("azimuth", "elevation", "theta"), pose.angles, strict=True))
         return {"category": answer.category, "bbox": list(bbox), **angles, **place, "confidence": answer.confidence}
 

@@ -353,7 +353,11 @@ def test_labels_start_from_the_checkpoint(taught, tmp_path, start, page):
     assert math.degrees(float(pose_error(angles, taught.car.angles))) < 10
     press(page, "Enter")
     page.wait_until("document.getElementById('message').innerText.includes('All photographs')")
-    assert saved(out, "car", "car")[0]["viewport"] == 160.0
+    [written] = saved(out, "car", "car")
+    assert written["viewport"] == 2000.0, "the camera of all labels"
+    assert written["distance"] == pytest.approx(taught.car.distance * 2000 / 160, rel=0.15), (
+        "of the size that was answered"
+    )
 
 
 def test_every_control_has_a_name_and_names_of_strangers_are_text(tmp_path, start, page):
