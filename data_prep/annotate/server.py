@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_prep.annotate.labels import Label, Labels
-from data_prep.annotate.models import wires_of
 from data_prep.import_.items import rough_place
 from data_prep.raw.imagenet3d import DEFAULT_VIEWPORT
 from llava_pose.data.images import assumed_viewport
 from llava_pose.errors import InputError
+from llava_pose.inference.wires import wires_of
 from llava_pose.pose import categories
 from llava_pose.serve.json_body import json_of
 from llava_pose.serve.limits import Refused
@@ -62,7 +62,7 @@ class Application:
     """The addresses. :meth:`build` gives them to Starlette.
 
     Args:
-        models: as :func:`data_prep.annotate.models.list_models` gives them.
+        models: as :func:`llava_pose.inference.wires.list_models` gives them.
         pipe: the checkpoint to start from, if there is one.
         host: what the server listens at.
     """
@@ -202,7 +202,8 @@ class Application:
         path = self._models.get(request.path_params["category"], {}).get(_number(request, "number"))
         if path is None:
             raise Refused(404, "there is no such model")
-        return _json(await self._apart(wires_of, path))
+        wires = await self._apart(wires_of, path)
+        return _json({"vertices": wires.vertices.tolist(), "edges": wires.edges.tolist()})
 
     async def _apart(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Await a call that takes much memory, in a thread, a few of them at a time."""

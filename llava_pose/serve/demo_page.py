@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 from llava_pose.data.conversation import JOINT_QUESTIONS
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
+from llava_pose.inference.wires import Wires
 from llava_pose.serve import page_html
 from llava_pose.serve.demo_gate import Gate, Uploads
 from llava_pose.serve.desk import NO_PICTURE, Desk, said
@@ -58,11 +59,19 @@ class DemoPage:
     Args:
         predictors: by the name of their checkpoints, one or two.
         examples: pictures that were prepared by :func:`llava_pose.serve.examples.prepare_pictures`.
+        models: the wires of a CAD model by category, drawn round its objects in the place of a cube.
     """
 
-    def __init__(self, predictors: Mapping[str, PosePredictor], limits: Limits, examples: Sequence[Path] = ()):
+    def __init__(
+        self,
+        predictors: Mapping[str, PosePredictor],
+        limits: Limits,
+        examples: Sequence[Path] = (),
+        models: Mapping[str, Wires] | None = None,
+    ):
         self._predictors = list(predictors.values())
         self._limits = limits
+        self._models = models or {}
         self._model = ThreadPoolExecutor(1, "model")
         cached = [save_file_to_cache(path, get_upload_folder()) for path in examples]
         self.style = Path(__file__).with_name("page.css").read_text("utf-8") + "".join(
@@ -206,7 +215,14 @@ class DemoPage:
     def _new_chats(self, picture: Image.Image, box: Sequence[float] | None) -> tuple[ChatSession, ...]:
         limits = self._limits
         return tuple(
-            ChatSession(predictor, picture, box=box, max_new_tokens=limits.new_tokens, max_seconds=limits.seconds)
+            ChatSession(
+                predictor,
+                picture,
+                box=box,
+                max_new_tokens=limits.new_tokens,
+                max_seconds=limits.seconds,
+                models=self._models,
+            )
             for predictor in self._predictors
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +16,7 @@ from llava_pose.data.records import Pose
 from llava_pose.data.viewpoint_words import describe_viewpoint
 from llava_pose.errors import InputError
 from llava_pose.inference.drawing import draw_axes, draw_box
+from llava_pose.inference.wires import Wires
 from llava_pose.pose import categories
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 
@@ -157,8 +158,12 @@ class ChatSession:
         viewport: float | None = None,
         max_new_tokens: int = 128,
         max_seconds: float | None = None,
+        models: Mapping[str, Wires] | None = None,
     ):
         """
+        Args:
+            models: the wires of a CAD model by category, drawn where a cube would be.
+
         Raises:
             InputError: nothing of the box is in the picture.
         """
@@ -171,6 +176,7 @@ class ChatSession:
         self._predictor = predictor
         self._max_new_tokens = max_new_tokens
         self._max_seconds = max_seconds
+        self._models = models or {}
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> ChatAnswer:
         """Answer a question and remember both. A question that fails leaves the chat as it was.
@@ -229,7 +235,7 @@ class ChatSession:
         Args:
             at_least: pixels; a picture whose longer side is less is enlarged to it, so that its axes are drawn fine.
             poses: to be drawn in the place of the latest.
-            cube: draw a cube round each object.
+            cube: draw a cube round each object, or the wires of its category's CAD model where there is one.
         """
         scale = self.scale(at_least)
         width, height = self.picture.size
@@ -238,11 +244,13 @@ class ChatSession:
             draw_box(drawn, [edge * scale for edge in self.box])
         answer = self.last_with_poses
         shown = poses if poses is not None else answer.poses if answer else ()
-        for number, pose in enumerate(shown, start=1):
+        names = named_objects(answer.text) if answer else [SOMETHING] * len(shown)
+        for number, (pose, name) in enumerate(zip(shown, names, strict=True), start=1):
             px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
             enlarged = replace(pose, px=px * scale, py=py * scale)
             mark = number if len(shown) > 1 else None
-            drawn = draw_axes(drawn, enlarged, self.viewport * scale, cube=cube, number=mark)
+            wires = self._models.get(name) if cube else None
+            drawn = draw_axes(drawn, enlarged, self.viewport * scale, cube=cube, wires=wires, number=mark)
         return drawn
 
     def scale(self, at_least: int) -> float:
