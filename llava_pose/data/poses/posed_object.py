@@ -38,7 +38,7 @@ class PosedObject:
         width, height: of the picture, pixels; None if unknown.
         size: of its box along our object axes: left to right, front to back, height; None if unknown.
         confidence: in [0, 1]; None if there is none.
-        box: left, top, right, bottom of what the picture shows of it, pixels; None if unknown. It is read and not written.
+        box: left, top, right, bottom of what the picture shows of it, pixels; None if unknown. Only lines of JSON have it.
     """
 
     id: str
@@ -210,12 +210,12 @@ def optional_number(value: Any) -> float | None:
 
 
 def box_of(value: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-    """The box of a line of ours: ``box``, or the columns x1, y1, x2, y2; None where there is none.
+    """The box of a line of ours: ``box``, or ``bbox`` of a record, or the columns x1, y1, x2, y2; None where there is none.
 
     Raises:
         InputError: it is none.
     """
-    box = value.get("box")
+    box = value.get("box", value.get("bbox"))
     if box is None and value.get("x1") is not None:
         box = [value.get(name) for name in ("x1", "y1", "x2", "y2")]
     if box is None:
@@ -282,7 +282,10 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def common_fields(item: PosedObject) -> dict[str, Any]:
-    return {"id": item.id, "file_name": item.picture, "category": item.category, "confidence": item.confidence}
+    return {
+        **{"id": item.id, "file_name": item.picture, "category": item.category, "confidence": item.confidence},
+        "box": None if item.box is None else list(item.box),
+    }
 
 
 def csv_items(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
