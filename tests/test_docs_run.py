@@ -51,6 +51,7 @@ class World:
             "chair.jpg": self._photo,
             "boxes.csv": lambda path: path.write_text("file_name,x1,y1,x2,y2\np0.jpg,2,2,90,90\n", encoding="utf-8"),
             "boxes.json": _qwen_boxes,
+            "labels.jsonl": self._labels,
             "angles.csv": lambda path: self._coco(),
             "prepared": self._prepared,
             "train.json": lambda path: instruct(InstructConfig(data=str(self.need("prepared")), out=str(path))),
@@ -110,6 +111,12 @@ class World:
     def _poses(self, path: Path) -> None:
         checkpoint = str(self.need("checkpoints/everyday"))
         assert main(["predict", str(self.need("photos")), "--checkpoint", checkpoint, "--out", str(path)]) == 0
+
+    def _labels(self, path: Path) -> None:
+        self.need("photos")
+        matrix = [[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 4], [0, 0, 0, 1]]
+        camera = {"intrinsics": [160, 160, 80, 80], "size": [0.5, 1.0, 0.4]}
+        write_jsonl(path, [{"file_name": "p0.jpg", "category": "car", "matrix": matrix, **camera}])
 
     def _checkpoint(self, path: Path) -> None:
         shutil.copytree(self._taught.folder, path)

@@ -253,7 +253,7 @@ async function ask() {
     Object.assign(current(), answer);
     if (!(state.models[answer.category] ?? []).includes(current().cad_index)) current().cad_index = state.models[answer.category]?.[0] ?? 0;
     show();
-    say(`The checkpoint's answer${confidence === null ? "" : `, ${Math.round(100 * confidence)}% sure`}.`);
+    say(`The checkpoint's answer${confidence === null ? "" : `, ${Math.round(100 * confidence)}% sure`}. Another category or box? Change it, and ask again (G).`);
   } catch (error) {
     if (state.index === index) say(error.message, true);
   }
@@ -314,7 +314,7 @@ async function save() {
   const following = [...pictures.keys()].map((n) => (index + 1 + n) % pictures.length).find((n) => pictures[n].count === null);
   if (following === undefined) {
     show();
-    return say("Saved. All photographs are labelled.");
+    return say("Saved. All photographs are labelled; Ctrl-C in the terminal ends the server and says what comes next.");
   }
   await open(following);
 }

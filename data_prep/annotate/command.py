@@ -12,9 +12,9 @@ from typing import Annotated
 from pydantic import Field
 
 from data_prep.annotate.labels import Labels
-from data_prep.annotate.models import list_models
 from data_prep.annotate.server import Application
 from llava_pose.errors import InputError
+from llava_pose.inference.wires import list_models
 from llava_pose.serve.listening import listen, require_free
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.annotate.labels import Label, Labels
-from data_prep.annotate.models import wires_of
 from data_prep.import_.items import rough_place
 from data_prep.raw.imagenet3d import DEFAULT_VIEWPORT
 from llava_pose.data.images import assumed_viewport
 from llava_pose.errors import InputError
+from llava_pose.inference.wires import wires_of
 from llava_pose.pose import categories
 from llava_pose.serve.json_body import json_of, valid
 from llava_pose.serve.limits import Refused
@@ -62,7 +62,7 @@ class Application:
     """The addresses. :meth:`build` gives them to Starlette.
 
     Args:
-        models: as :func:`data_prep.annotate.models.list_models` gives them.
+        models: as :func:`llava_pose.inference.wires.list_models` gives them.
         pipe: the checkpoint to start from, if there is one.
         host: what the server listens at.
     """
@@ -185,12 +185,15 @@ class Application:
             answer = self._pipe(picture, category=asked.category or "auto", box=asked.bbox)
         if not all(map(math.isfinite, answer.pose.angles)):
             raise InputError("the checkpoint's answer is no pose, for its numbers are not finite")
-        pose, viewport = answer.pose, assumed_viewport(picture)
+        pose = answer.pose
         bbox = asked.bbox or (0.0, 0.0, float(picture.width), float(picture.height))
-        place = rough_place(bbox, viewport)
-        for name in ("distance", "px", "py"):  # what a head does not know of the place
-            if getattr(pose, name) is not None:
-                place[name] = getattr(pose, name)
+        place = rough_place(bbox)
+        if pose.px is not None and pose.py is not None:  # what a head does not know of the place is left as it is
+            place |= {"px": pose.px, "py": pose.py}
+        if pose.distance is not None:
+            # as large as by the assumed camera, and from as far as by that of all labels: from less than a length of the
+            # object, nobody could lay wires over a photograph
+            place["distance"] = pose.distance * place["viewport"] / assumed_viewport(picture)
         angles = dict(zip(("azimuth", "elevation", "theta"), pose.angles, strict=True))
         return {"category": answer.category, "bbox": list(bbox), **angles, **place, "confidence": answer.confidence}
 
@@ -199,7 +202,8 @@ class Application:
         path = self._models.get(request.path_params["category"], {}).get(_number(request, "number"))
         if path is None:
             raise Refused(404, "there is no such model")
-        return _json(await self._apart(wires_of, path))
+        wires = await self._apart(wires_of, path)
+        return _json({"vertices": wires.vertices.tolist(), "edges": wires.edges.tolist()})
 
     async def _apart(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Await a call that takes much memory, in a thread, a few of them at a time."""

@@ -21,9 +21,11 @@ from data_prep.import_.items import ImportedObject, LeftOut
 from data_prep.import_.objectron import read_objectron
 from data_prep.import_.omni3d import read_omni3d
 from data_prep.import_.pascal3d import read_pascal3d
+from data_prep.import_.poses import read_posed
 from data_prep.import_.predictions import read_own
 from data_prep.import_.recognise import recognise
 from data_prep.import_.write import REJECTS_FILE, Account, write_raw
+from llava_pose.data.convert import FormatName, check_intrinsics
 from llava_pose.errors import InputError
 from llava_pose.utils.command import command, say_next
 from llava_pose.utils.config import check_fields, require, require_folder
@@ -32,7 +34,7 @@ from llava_pose.utils.output_folder import keep_settings, own_folder
 from llava_pose.utils.yaml_files import as_written
 
 logger = logging.getLogger(__name__)
-KINDS = ("coco", "pascal3d", "bop", "omni3d", "objectron", "predictions")
+KINDS = ("coco", "pascal3d", "bop", "omni3d", "objectron", "predictions", "poses")
 
 
 @dataclass
@@ -41,11 +43,14 @@ class ImportConfig:
 
     source: str | None = field(
         default=None,
-        metadata={"help": "The folder of the data set, or its JSON file (COCO, Omni3D, Objectron, predictions)."},
+        metadata={"help": "The folder of the data set, or its file (COCO, Omni3D, Objectron, predictions, poses)."},
     )
     out: str | None = field(default=None, metadata={"help": "The folder to write in the raw layout."})
-    kind: Literal["auto", "coco", "pascal3d", "bop", "omni3d", "objectron", "predictions"] = field(
-        default="auto", metadata={"help": "What it is; pascal3d reads ObjectNet3D too, and auto looks at it."}
+    kind: Literal["auto", "coco", "pascal3d", "bop", "omni3d", "objectron", "predictions", "poses"] = field(
+        default="auto",
+        metadata={
+            "help": "What it is; pascal3d reads ObjectNet3D too, poses what llava-pose convert reads, and auto looks at it."
+        },
     )
     images: str | None = field(
         default=None, metadata={"help": "The folder that picture names are relative to; by default that of the file."}
@@ -63,12 +68,21 @@ class ImportConfig:
         default=None, metadata={"help": "Predictions: the prepared folder that they were made of."}
     )
     min_confidence: Annotated[float, Field(ge=0, le=1)] = field(
-        default=0.0, metadata={"help": "Predictions: the confidence from which on one is taken."}
+        default=0.0, metadata={"help": "Predictions and poses: the confidence from which on one is taken."}
+    )
+    from_format: FormatName | None = field(
+        default=None, metadata={"help": "Poses: the format of the file, as llava-pose convert names it."}
+    )
+    intrinsics: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Poses: fx fy cx cy of the camera of all pictures, in pixels, where the file does not hold it."
+        },
     )
     split: str = field(default="train", metadata={"help": "The split of the source, where it does not say it itself."})
     val_source: str | None = field(
         default=None,
-        metadata={"help": "A second source of the same kind, for the split val (COCO, Omni3D, Objectron)."},
+        metadata={"help": "A second source of the same kind, for the split val (COCO, Omni3D, Objectron, poses)."},
     )
     rename: dict[str, str] = field(
         default_factory=dict, metadata={"help": "In YAML only: the data set's names of categories, and ours."}
@@ -80,6 +94,7 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_intrinsics(self.intrinsics)
         if not is_plain_name(self.split):
             raise InputError(f"--split {self.split}: cannot name a split; use letters and digits")
 
@@ -99,7 +114,7 @@ def import_dataset(config: ImportConfig) -> Path:
     with own_folder(out, "--out", "import"):
         keep_settings(out, "--out", "import", _settings(config, kind, source))
         account = write_raw(items, out, rename=config.rename, copy=config.files == "copy")
-    _report(account, kind, source, out)
+    _report(account, str(config.from_format) if kind == "poses" else kind, source, out)
     return out
 
 
@@ -138,6 +153,8 @@ def _items(config: ImportConfig, kind: str, source: Path) -> Iterator[ImportedOb
         return read_own(source, data, config.split, config.min_confidence)
     if kind == "coco":
         table, unit = Path(require(config.angles_file, "--angles-file")), require(config.angles, "--angles")
+    if kind == "poses":
+        require(config.from_format, "--from-format")
     parts = [(source, config.split)]
     if config.val_source is not None:
         parts.append((Path(config.val_source), "val"))
@@ -147,6 +164,9 @@ def _items(config: ImportConfig, kind: str, source: Path) -> Iterator[ImportedOb
         images = require_folder(config.images or folder, "--images", "give the folder of the pictures")
         if kind == "coco":
             return read_coco(file, images, table, unit, split)
+        if kind == "poses":
+            form, camera = str(config.from_format), config.intrinsics
+            return read_posed(file, form, images, split, intrinsics=camera, least=config.min_confidence)
         return read_omni3d(file, images, split) if kind == "omni3d" else read_objectron(file, images, split)
 
     return chain.from_iterable(read(file, split) for file, split in parts)
@@ -160,10 +180,10 @@ def _report(account: Account, kind: str, source: Path, out: Path) -> None:
         raise InputError(
             f"--source {source}: no object of it could be taken, {out / REJECTS_FILE} says why of each{why}"
         )
-    if kind in ("omni3d", "bop"):
+    if kind in ("omni3d", "bop", "qwen3-vl"):
         logger.warning("%s fixes no front: look at the labels with llava-pose inspect page %s", kind, out)
     options = [f"--splits {','.join(account.objects)}"]
-    if kind in ("coco", "predictions"):
+    if kind not in ("pascal3d", "bop", "omni3d", "objectron"):  # whose distances can be trusted
         options.append("--crop box")
     if account.custom:
         logger.info("not in the taxonomy: %s", ", ".join(sorted(account.custom)))
@@ -180,7 +200,7 @@ main = command(
     import_dataset,
     prog="llava-pose import",
     description="Bring another data set (COCO boxes with angles, PASCAL3D+, ObjectNet3D, BOP, Omni3D, Objectron, our own "
-    "predictions) into ImageNet3D's raw layout.",
+    "predictions, files of poses) into ImageNet3D's raw layout.",
     example="llava-pose import boxes.json --angles-file angles.csv --angles degrees --images photos --out photos_raw",
     positional="source",
 )

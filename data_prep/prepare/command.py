@@ -206,8 +206,9 @@ def prepare(config: PrepareConfig) -> Path:
     if totals["written"] == 0:
         raise InputError(f"{config.out}: no object could be used; {out / REJECTS_FILE} says why for each")
     logger.info(
-        "%d objects prepared, %d filtered, %d rejected in %s",
+        "%d objects prepared, %d filtered, %d rejected in %s%s",
         *(totals["written"], totals["filtered"], totals["rejected"], config.out),
+        f", where {REJECTS_FILE} says why" if totals["rejected"] else "",
     )
     say_next(f"llava-pose instruct --data {config.out} --out {out / 'train.json'}")
     return out

@@ -172,7 +172,8 @@ def _report(summary: Mapping[str, Any], out: Path) -> None:
     for split, account in summary["splits"].items():
         for kind in ("filtered", "rejected"):
             for reason, count in account[f"{kind}_by_reason"].items():
-                logger.info("%s: %d %s: %s", split, count, kind, reason)
+                remedy = ", which --allow-custom-categories takes" if reason == "unknown category" else ""
+                logger.info("%s: %d %s: %s%s", split, count, kind, reason, remedy)
         for name, count in account.get("classes_by_folder", {}).items():
             logger.info("%s: %d of the class %s, which is not known, go by their folder", split, count, name)
         for reason, count in account.get("kept_faults", {}).items():

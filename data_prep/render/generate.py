@@ -222,10 +222,11 @@ def _report(
         )  # fmt: skip
     own = sorted({instance.category for instance in usable if categories.find(instance.category) is None})
     if own:
-        logger.info("not in the taxonomy, for prepare's --allow-custom-categories: %s", ", ".join(own))
+        logger.info("not in the taxonomy: %s", ", ".join(own))
     logger.info("meshes: %s", count_by_source(usable))
     logger.info("%d images of %d objects in %s (%d made now)", len(usable) * config.views, len(usable), out, made)
-    say_next(f"llava-pose prepare --data-root {out} --out {out.with_name(out.name + '_prepared')}")
+    options = " --allow-custom-categories" if own else ""
+    say_next(f"llava-pose prepare --data-root {out} --out {out.with_name(out.name + '_prepared')}{options}")
 
 
 main = command(

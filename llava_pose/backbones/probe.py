@@ -199,6 +199,6 @@ def look_again(
         require_same_as_plain(model, processor)
     model.train(was_training)
     logger.info(
-        f"{path}: its backbone was looked at with transformers {then or 'of unknown version'}, and is anew with {now}: "
-        f"{', '.join(changes) or 'all is as it was'}"
+        f"{path}: made with transformers {then or 'of unknown version'}, and tried again with {now}: "
+        f"{', '.join(changes) or 'it does what it did'}"
     )

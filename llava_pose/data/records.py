@@ -397,6 +397,11 @@ def read_records(
     """
     path = Path(prepared) / split / METADATA_FILE
     if not is_regular(path):
+        others = sorted(file.parent.name for file in Path(prepared).glob(f"*/{METADATA_FILE}"))
+        if others:
+            raise InputError(
+                f"{prepared}: there is no split {split} in it, but {', '.join(others)}; give that by --split"
+            )
         raise InputError(
             f"{path}: there is no such file; make it with: llava-pose prepare --data-root … --out {prepared}"
         )

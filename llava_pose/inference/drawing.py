@@ -4,12 +4,14 @@ Object frame (docs/POSE.md): z is up and the front faces -y, so that the object'
 (-y, a thick green arrow), up (+z, blue) and left (+x, red). The front arrow grows towards its tip where it points at
 the viewer and shrinks where it points away; seen end on, it is a ring with a dot (towards) or a cross (away).
 
-A cube may be drawn round them, of the size that distances are measured in (its diagonal is 1), its front tinted green.
+A cube may be drawn round them, of the size that distances are measured in (its diagonal is 1), its front tinted green; or the
+wires of a CAD model in its place.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -18,11 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from llava_pose.data.images import to_rgb
 from llava_pose.data.records import Pose
+from llava_pose.inference.wires import Wires
 from llava_pose.pose.geometry import project_points, rotation_matrix
 
 AXES = {"left": (1.0, 0.0, 0.0), "up": (0.0, 0.0, 1.0), "front": (0.0, -1.0, 0.0)}
 AXIS_COLOURS = {"left": (229, 57, 53), "up": (33, 118, 255), "front": (0, 200, 83)}
 _HALO = (0, 0, 0, 170)
+_WIRES = (255, 214, 0)  # yellow, which none of the axes has
 _CORNERS = np.array([(x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
 _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 2]
 _FRONT = (0, 1, 5, 4)  # the corners of the face at -y, in turn
@@ -93,8 +97,24 @@ def project_cube(
 ) -> tuple[np.ndarray, int]:
     """Return the pixels (8, 2) of the corners of a cube round the object, and which of them is farthest from the camera.
 
-    Its diagonal is one object unit. It is seen from afar, in the size that it has at the object's place: how strong the
-    perspective is rests on a viewport that is mostly assumed. Arguments as in :func:`project_axes`.
+    Its diagonal is one object unit; :func:`project_from_afar` has the arguments and the errors.
+    """
+    pixels, depth = project_from_afar(_CORNERS / (2 * math.sqrt(3)), pose, size, viewport, focal)
+    return pixels, int(depth.argmin())
+
+
+def project_from_afar(
+    points: np.ndarray, pose: Pose, size: tuple[int, int], viewport: float | None = None, focal: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels (N, 2) of points of an object, and how far (N,) each lies towards the camera, object units.
+
+    They are seen from afar, in the size that they have at the object's place: how strong the perspective is rests on a
+    viewport that is mostly assumed.
+
+    Args:
+        points: (N, 3) in the object frame.
+
+    Other arguments are as in :func:`project_axes`.
 
     Raises:
         ValueError: an angle of the pose is not finite.
@@ -102,8 +122,7 @@ def project_cube(
     camera = _camera(pose, size, viewport, focal)
     afar = max(_AFAR, camera["distance"])
     camera |= {"distance": afar, "viewport": camera["viewport"] * afar / camera["distance"]}
-    depth = _CORNERS @ rotation_matrix(*pose.angles)[2]
-    return _projected(_CORNERS / (2 * math.sqrt(3)), pose, camera), int(depth.argmin())
+    return _projected(points, pose, camera), points @ rotation_matrix(*pose.angles)[2]
 
 
 def _camera(pose: Pose, size: tuple[int, int], viewport: float | None, focal: float) -> dict[str, float]:
@@ -133,6 +152,7 @@ def draw_axes(
     dashed: bool = False,
     labels: bool = True,
     cube: bool = False,
+    wires: Wires | None = None,
     number: int | None = None,
 ) -> Image.Image:
     """A copy of the image (RGB) with the object's axes on it; arguments as in :func:`project_axes`.
@@ -141,6 +161,7 @@ def draw_axes(
         dashed: thin dashed lines without words, the manner of a true pose beneath a predicted one.
         labels: write "front" and "up" at the tips, where the picture has room for words.
         cube: draw the cube of :func:`project_cube` round them.
+        wires: of the object's CAD model, drawn in the place of the cube.
         number: of the object, written at its origin.
 
     Raises:
@@ -151,7 +172,9 @@ def draw_axes(
     factor = max(1, min(_SUPERSAMPLING, _LARGEST_CANVAS // max(base.size)))
     canvas = Image.new("RGBA", (base.width * factor, base.height * factor), (0, 0, 0, 0))
     pen = _Pen(ImageDraw.Draw(canvas), factor, math.sqrt(base.width * base.height), dashed)
-    if cube:
+    if wires is not None:
+        pen.wires(*project_from_afar(wires.vertices, pose, base.size, viewport, focal), wires.edges)
+    elif cube:
         pen.cube(*project_cube(pose, base.size, viewport, focal))
     for name in sorted(AXES, key=axes.towards.__getitem__):  # the nearest is drawn last
         pen.axis(name, axes)
@@ -167,6 +190,24 @@ def draw_axes(
         )  # premultiplied: no fringe
     base.paste(canvas, (0, 0), canvas)
     return base
+
+
+def draw_box(picture: Image.Image, box: Sequence[float]) -> None:
+    """Draw the edges of a box on a picture."""
+    pen, width = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 300))
+    for colour, line in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
+        pen.rectangle(tuple(box), outline=colour, width=line)
+
+
+def draw_caption(picture: Image.Image, text: str, corner: Sequence[float] = (0.0, 0.0)) -> None:
+    """Write words on a picture, below and to the right of a corner, in pixels; smaller where they would be too wide."""
+    pen, (left, top) = ImageDraw.Draw(picture), (max(0.0, place) for place in corner)
+    pixels = math.sqrt(picture.width * picture.height) / 18
+    width = pen.textlength(text, font=load_font(pixels))
+    font = load_font(pixels * min(1.0, 0.9 * picture.width / max(1.0, width)))
+    left = min(left, picture.width - pen.textlength(text, font=font) - pixels / 2)
+    place = (left + pixels / 4, min(top, picture.height - 2 * pixels) + pixels / 4)
+    pen.text(place, text, font=font, fill="white", stroke_width=max(1, round(pixels / 10)), stroke_fill="black")
 
 
 def load_font(pixels: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -259,6 +300,15 @@ class _Pen:
                 self._draw.line(line, fill=_HALO, width=max(1, round(1.1 * self._unit)))
             shade = (255, 255, 255, 110 if edge in hidden else 255)
             self._draw.line(line, fill=shade, width=max(1, round(0.5 * self._unit)))
+
+    def wires(self, pixels: np.ndarray, depth: np.ndarray, edges: np.ndarray) -> None:
+        """Draw lines, the farthest first and faintest."""
+        middle = depth[edges].mean(axis=1)
+        nearness = np.interp(middle, (depth.min(), depth.max()), (0.0, 1.0))
+        for place in np.argsort(middle):
+            line = [tuple(corner) for corner in pixels[edges[place]] * self._factor]
+            shade = (*_WIRES, round(60 + 170 * nearness[place]))
+            self._draw.line(line, fill=shade, width=max(1, round(0.3 * self._unit)))
 
     def number(self, number: int, origin: np.ndarray) -> None:
         self._circle(origin * self._factor, 3.6 * self._unit, _HALO)

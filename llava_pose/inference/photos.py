@@ -69,7 +69,8 @@ class PhotosConfig:
         },
     )
     overlays: str | None = field(
-        default=None, metadata={"help": "The folder in which each photograph is drawn with the axes of its objects."}
+        default=None,
+        metadata={"help": "The folder in which each photograph is drawn, with boxes, names and axes of its objects."},
     )
     convention: Literal[tuple(CONVENTIONS)] = field(  # type: ignore[valid-type]
         default="opencv", metadata={"help": "The convention of the matrix and the quaternion (docs/POSE.md)."}
@@ -124,7 +125,8 @@ def predict_photos(config: PhotosConfig) -> Path:
             faults += _answer(config, checkpoint, out, objects, {one.id for one in left})
         if config.overlays is not None:
             faults += _draw_all(Path(config.overlays), photos, out)
-    logger.info("%d poses are in %s", len(_answered(out)), out)
+    drawn = f", drawn on the photographs in {config.overlays}" if config.overlays is not None else ""
+    logger.info("%d poses are in %s%s", len(_answered(out)), out, drawn)
     if faults:
         raise left_out(faults, f"{out}: {len(faults)} photographs or boxes could not be used")
     return out
@@ -328,7 +330,7 @@ def _append(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw_all(folder: Path, photos: Sequence[Path], out: Path) -> list[InputError]:
     """Draw the poses of the file on their photographs; return what is wrong with those that cannot be drawn."""
-    from llava_pose.inference.drawing import draw_axes
+    from llava_pose.inference.drawing import draw_axes, draw_box, draw_caption
 
     faults: list[InputError] = []
     if not _answered(out):
@@ -354,7 +356,12 @@ def _draw_all(folder: Path, photos: Sequence[Path], out: Path) -> list[InputErro
                     raise InputError(f"{photo}: its name is too long for a drawing to have it; shorten it")
                 drawn = _load(photo)
                 for item in of_photo[str(photo)]:
+                    if item.box is not None:
+                        draw_box(drawn, item.box)
                     drawn = draw_axes(drawn, item.pose, item.viewport)
+                for item in of_photo[str(photo)]:  # over all axes
+                    name = categories.get(item.category, allow_custom=True).display_name
+                    draw_caption(drawn, f"{name}, {item.confidence or 0:.0%} sure", (item.box or (0.0, 0.0))[:2])
             except InputError as error:
                 faults.append(error)
                 continue

@@ -243,7 +243,7 @@ class Talk:
             if sent:
                 _write("\n")
         self._tell(answer, ended=bool(sent))
-        if unsure := doubt(question, self._predictor.categories):
+        if unsure := doubt(question, self._predictor.categories, self._predictor.kinds):
             logger.warning(unsure)
         if answer.poses and self._config.save_overlay is not None:
             save_picture(self.session.overlay(), self._config.save_overlay)

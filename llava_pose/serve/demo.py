@@ -14,7 +14,7 @@ from llava_pose.errors import InputError
 from llava_pose.inference.photos import find_photos
 from llava_pose.serve.listening import cannot_listen, require_free
 from llava_pose.utils.command import command
-from llava_pose.utils.config import require
+from llava_pose.utils.config import require, require_folder
 from llava_pose.utils.files import shortened
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,13 @@ class DemoConfig:
     )
     examples: str | None = field(
         default=None, metadata={"help": "A folder of pictures to try; a dozen from all of it are shown."}
+    )
+    cad: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder of CAD models, <category>/NN.off; the first of an object's category is drawn as wires round it, "
+            "in the place of a cube."
+        },
     )
     host: str = field(
         default="127.0.0.1", metadata={"help": "The address to listen at; at 0.0.0.0 the whole network may ask."}
@@ -77,6 +84,7 @@ def demo(config: DemoConfig) -> None:
     require_free(config.host, config.port)
     if config.examples is not None:
         find_photos([config.examples])
+    cad = None if config.cad is None else require_folder(config.cad, "--cad", "give the folder with <category>/NN.off")
     if not config.share:  # it asks nobody but itself, which a proxy would be in the way of
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             os.environ.pop(name, None)
@@ -89,6 +97,7 @@ def demo(config: DemoConfig) -> None:
             raise
         raise InputError("the demo needs gradio; install it with: pip install 'llava-pose[demo]'") from error
     from llava_pose.inference.predictor import PosePredictor
+    from llava_pose.inference.wires import first_models
 
     predictors = {
         _name(config.checkpoint): PosePredictor.from_checkpoint(
@@ -99,6 +108,8 @@ def demo(config: DemoConfig) -> None:
         name = _name(config.compare)
         name = f"{name} (2)" if name in predictors else name
         predictors[name] = PosePredictor.from_checkpoint(config.compare, device=config.device)
+    known = {category for predictor in predictors.values() for category in predictor.categories}
+    models = {} if cad is None else first_models(cad, known)
     # a folder that only this demo knows: Gradio's own is shared by whatever else uses it on this machine
     parent = os.environ.get("GRADIO_TEMP_DIR") or None
     if parent is not None:
@@ -112,7 +123,7 @@ def demo(config: DemoConfig) -> None:
         os.environ["GRADIO_TEMP_DIR"] = str(visitors)
         examples = [] if config.examples is None else prepare_pictures(config.examples, shown)
         limits = page.Limits(config.max_new_tokens, config.max_seconds, config.queue_size)
-        demo_page = page.DemoPage(predictors, limits, examples)
+        demo_page = page.DemoPage(predictors, limits, examples, models)
         blocks = demo_page.blocks
         try:
             _, url, public_url = demo_page.launch(

@@ -22,6 +22,7 @@ from starlette.middleware import Middleware
 from llava_pose.data.conversation import JOINT_QUESTIONS
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
+from llava_pose.inference.wires import Wires
 from llava_pose.serve import page_html
 from llava_pose.serve.demo_gate import Gate, Uploads
 from llava_pose.serve.desk import NO_PICTURE, Desk, said
@@ -58,11 +59,19 @@ class DemoPage:
     Args:
         predictors: by the name of their checkpoints, one or two.
         examples: pictures that were prepared by :func:`llava_pose.serve.examples.prepare_pictures`.
+        models: the wires of a CAD model by category, drawn round its objects in the place of a cube.
     """
 
-    def __init__(self, predictors: Mapping[str, PosePredictor], limits: Limits, examples: Sequence[Path] = ()):
+    def __init__(
+        self,
+        predictors: Mapping[str, PosePredictor],
+        limits: Limits,
+        examples: Sequence[Path] = (),
+        models: Mapping[str, Wires] | None = None,
+    ):
         self._predictors = list(predictors.values())
         self._limits = limits
+        self._models = models or {}
         self._model = ThreadPoolExecutor(1, "model")
         cached = [save_file_to_cache(path, get_upload_folder()) for path in examples]
         self.style = Path(__file__).with_name("page.css").read_text("utf-8") + "".join(
@@ -118,7 +127,11 @@ class DemoPage:
                     label="Picture", height=300, elem_id="picture", alt_text="the picture to ask about"
                 )
                 self._question = gr.Textbox(
-                    label="Question", show_label=False, placeholder=JOINT_QUESTIONS[0], max_lines=3, elem_id="question"
+                    label="Question",
+                    show_label=False,
+                    placeholder=f"For example: {JOINT_QUESTIONS[0]}",
+                    max_lines=3,
+                    elem_id="question",
                 )
                 with gr.Row():
                     restart = gr.Button("New chat", min_width=100, elem_id="new-chat")
@@ -202,7 +215,14 @@ class DemoPage:
     def _new_chats(self, picture: Image.Image, box: Sequence[float] | None) -> tuple[ChatSession, ...]:
         limits = self._limits
         return tuple(
-            ChatSession(predictor, picture, box=box, max_new_tokens=limits.new_tokens, max_seconds=limits.seconds)
+            ChatSession(
+                predictor,
+                picture,
+                box=box,
+                max_new_tokens=limits.new_tokens,
+                max_seconds=limits.seconds,
+                models=self._models,
+            )
             for predictor in self._predictors
         )
 
@@ -233,7 +253,8 @@ class DemoPage:
                 for text in said(chat, question, self._model):
                     conversations[index] = [*before, asking, message("assistant", numbered(printable(text)))]
                     yield [*conversations, desk, question]
-                unsure = doubt(question, self._predictors[index].categories)
+                predictor = self._predictors[index]
+                unsure = doubt(question, predictor.categories, predictor.kinds)
                 conversations[index] = [*transcript(chat), *([note(unsure)] if unsure else [])]
             except InputError as error:
                 conversations[index], left = [*before, asking, refusal(error)], question

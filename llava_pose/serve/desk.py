@@ -15,9 +15,10 @@ from PIL import Image
 
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
+from llava_pose.inference.drawing import draw_box
 from llava_pose.serve.decoding import decode_apart
 from llava_pose.serve.demo_gate import NOT_HERE, Uploads
-from llava_pose.serve.session import ChatSession, draw_box
+from llava_pose.serve.session import ChatSession
 from llava_pose.utils.files import open_regular, printable
 
 if TYPE_CHECKING:

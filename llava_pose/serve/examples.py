@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,14 +32,17 @@ def prepare_pictures(folder: str, into: Path) -> list[Path]:
         InputError: none of them can be read.
     """
     found = find_photos([folder])
+    chosen = found[:: max(1, len(found) // MOST_PICTURES)][:MOST_PICTURES]
+    titles = Counter(map(_title, chosen))
     written: list[Path] = []
-    for path in found[:: max(1, len(found) // MOST_PICTURES)][:MOST_PICTURES]:
+    for path in chosen:
         try:
             picture = load_rgb(path, upright=True, remedy=REMEDY, max_side=LARGEST_SIDE)
         except InputError as error:
             logger.warning("--examples: %s", error)
             continue
-        file = into / f"{len(written):02}-{_title(path)}.jpg"
+        title = _title(path) if titles[_title(path)] == 1 else _title(path, numbers=True)  # IMG_0042 of a telephone
+        file = into / f"{len(written):02}-{title}.jpg"
         picture.save(file, "JPEG", quality=92)
         written.append(file)
     if not written:
@@ -46,10 +50,10 @@ def prepare_pictures(folder: str, into: Path) -> list[Path]:
     return written
 
 
-def _title(path: Path) -> str:
-    """Return what a picture is called: the words of its file's name, without numbers where there are words."""
+def _title(path: Path, *, numbers: bool = False) -> str:
+    """Return what a picture is called: the words of its file's name, without numbers unless there is nothing else."""
     words = "".join(c if c.isalnum() else " " for c in printable(path.stem)).split()
-    return " ".join([word for word in words if word.isalpha()] or words)[:24] or "picture"
+    return " ".join([word for word in words if numbers or word.isalpha()] or words)[:24] or "picture"
 
 
 def title_of(picture: Path) -> str:

@@ -21,7 +21,7 @@ ANGLES_EXPLAINED = """
 - **Elevation**: how high the camera stands. 0° is level, 90° looks straight down.
 - **In-plane**: how far the picture is tilted, counter-clockwise.
 - **Distance**: in lengths of the object, for a camera of ordinary field of view (53°). The cube has this length from corner
-  to corner; the object's own proportions are not known.
+  to corner. The object's own proportions are not known: a CAD model that is drawn in its place is one of its kind, not itself.
 - **Sure**: the model's own estimate that it is less than 30° wrong.
 """
 

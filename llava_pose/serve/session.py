@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from llava_pose.data.conversation import IMAGE_TOKEN, POSE_TOKEN
 from llava_pose.data.images import assumed_viewport, cut_to_box
 from llava_pose.data.records import Pose
 from llava_pose.data.viewpoint_words import describe_viewpoint
 from llava_pose.errors import InputError
-from llava_pose.inference.drawing import draw_axes
+from llava_pose.inference.drawing import draw_axes, draw_box
+from llava_pose.inference.wires import Wires
 from llava_pose.pose import categories
 from llava_pose.serve.limits import QUESTION_CHARACTERS
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 SOMETHING = "object"  # the name of what an answer does not name
 _NAMED = re.compile(r"\b(?:the|an?|this|that|my|your|these|those)\s+(?=([\w-]+(?:\s+[\w-]+){0,2}))")
+
+_PLAIN_KINDS = {"joint", "pose", "caption"}  # what an object is and how it is turned, in our phrasings
+_ASKS_THAT = re.compile(
+    r"\b(poses?|6d|turn(ed|s)?|rotat\w+|fac(e|es|ing)|viewpoint|orient\w+|angles?|azimuth|elevation|tilt\w*|sides?|seen?"
+    r"|camera|stands?|point(s|ing)?|directions?|front|rear|left|right|objects?|describe|caption|picture|image"
+    r"|what('s| is| are) (this|that|it))\b"
+)
 
 
 def angles_in_degrees(pose: Pose) -> tuple[float, float, float]:
@@ -85,23 +93,27 @@ def taught(known: Sequence[str]) -> str:
     )
 
 
-def doubt(question: str, known: Sequence[str]) -> str:
-    """Return a sentence about categories that a question names and the checkpoint was not taught; nothing where it names
-    none, or the checkpoint does not say what it was taught.
+def doubt(question: str, known: Sequence[str], kinds: Sequence[str] = ()) -> str:
+    """Return a sentence about what a question asks and the checkpoint was not taught: a category, or another kind of question
+    ("hello") than its own; nothing where there is no such thing, or the checkpoint does not say what it was taught.
 
     A name is looked for behind an article ("the boat"): words such as "can" are categories, too.
     """
     unknown = []
+    named = False
     for match in _NAMED.finditer(question.lower()) if known else ():
         words = match[1].split()
         found = next(
             (c for n in range(len(words), 0, -1) if (c := categories.find(" ".join(words[:n]))) is not None), None
         )
+        named = named or found is not None
         if found is not None and found.name not in known and found.display_name not in unknown:
             unknown.append(found.display_name)
-    if not unknown:
-        return ""
-    return f"This checkpoint was not taught {' or '.join(unknown)}: do not rely on what it says of it."
+    if unknown:
+        return f"This checkpoint was not taught {' or '.join(unknown)}: do not rely on what it says of it."
+    if known and kinds and _PLAIN_KINDS.issuperset(kinds) and not named and not _ASKS_THAT.search(question.lower()):
+        return "This checkpoint was taught to say what an object is and how it is turned: do not rely on this answer."
+    return ""
 
 
 def require_plain(question: str) -> None:
@@ -146,8 +158,12 @@ class ChatSession:
         viewport: float | None = None,
         max_new_tokens: int = 128,
         max_seconds: float | None = None,
+        models: Mapping[str, Wires] | None = None,
     ):
         """
+        Args:
+            models: the wires of a CAD model by category, drawn where a cube would be.
+
         Raises:
             InputError: nothing of the box is in the picture.
         """
@@ -160,6 +176,7 @@ class ChatSession:
         self._predictor = predictor
         self._max_new_tokens = max_new_tokens
         self._max_seconds = max_seconds
+        self._models = models or {}
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> ChatAnswer:
         """Answer a question and remember both. A question that fails leaves the chat as it was.
@@ -218,7 +235,7 @@ class ChatSession:
         Args:
             at_least: pixels; a picture whose longer side is less is enlarged to it, so that its axes are drawn fine.
             poses: to be drawn in the place of the latest.
-            cube: draw a cube round each object.
+            cube: draw a cube round each object, or the wires of its category's CAD model where there is one.
         """
         scale = self.scale(at_least)
         width, height = self.picture.size
@@ -227,11 +244,13 @@ class ChatSession:
             draw_box(drawn, [edge * scale for edge in self.box])
         answer = self.last_with_poses
         shown = poses if poses is not None else answer.poses if answer else ()
-        for number, pose in enumerate(shown, start=1):
+        names = named_objects(answer.text) if answer else [SOMETHING] * len(shown)
+        for number, (pose, name) in enumerate(zip(shown, names, strict=True), start=1):
             px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
             enlarged = replace(pose, px=px * scale, py=py * scale)
             mark = number if len(shown) > 1 else None
-            drawn = draw_axes(drawn, enlarged, self.viewport * scale, cube=cube, number=mark)
+            wires = self._models.get(name) if cube else None
+            drawn = draw_axes(drawn, enlarged, self.viewport * scale, cube=cube, wires=wires, number=mark)
         return drawn
 
     def scale(self, at_least: int) -> float:
@@ -243,10 +262,3 @@ def _in_whole(pose: Pose, scale: float, left: int, top: int) -> Pose:
     """Return a pose of a part of a picture with its place in pixels of the whole picture."""
     px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
     return replace(pose, px=px / scale + left, py=py / scale + top)
-
-
-def draw_box(picture: Image.Image, box: Sequence[float]) -> None:
-    """Draw the edges of a box on a picture."""
-    pen, width = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 300))
-    for colour, line in (((0, 0, 0), 3 * width), ((255, 255, 255), width)):
-        pen.rectangle(tuple(box), outline=colour, width=line)

@@ -169,6 +169,18 @@ def make_omni3d(root: Path) -> None:
     (root / "omni.json").write_text(json.dumps(data))
 
 
+def make_opencv(root: Path) -> None:
+    """Matrices of OpenCV's camera, as ``llava-pose convert`` reads them; the object frame is ours."""
+    lines = []
+    for index, yaw in enumerate(YAWS):
+        name = draw(root / "pictures" / f"p{index}.jpg", yaw).name
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = turn(yaw), PLACE
+        line = {"file_name": name, "category": "car", "matrix": matrix.tolist(), "size": SIZE.tolist()}
+        lines.append(json.dumps({**line, "intrinsics": [FX, FX, CX, CY]}) + "\n")
+    (root / "poses.jsonl").write_text("".join(lines))
+
+
 def make_objectron(root: Path) -> None:
     """Frames stand upright; the sensor's x runs down in them, and its y to the right. The world is turned about, too."""
     angle = 0.4

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from data_prep.annotate.labels import Label, Labels
-from data_prep.annotate.models import list_models
 from data_prep.annotate.server import Application
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
 from llava_pose.inference.answers import PoseAnswer
 from llava_pose.inference.pipeline import PosePipeline
+from llava_pose.inference.wires import list_models
 from tests.hostile.test_server_requests import require_broken_off_is_answered
 
 testclient = pytest.importorskip(

@@ -88,7 +88,7 @@ def write_ros(path: Path, items: Sequence[PosedObject]) -> list[Path]:
             "orientation": dict(zip("xyzw", matrix_to_quaternion(rotation, "xyzw").tolist(), strict=True)),
         }
         size = [0.0, 0.0, 0.0] if item.size is None else CONVENTIONS["ros"].size_from_ours(item.size).tolist()
-        hypothesis = {"class_id": item.category, "score": 0.0 if item.confidence is None else item.confidence}
+        hypothesis = {"class_id": item.category, "score": 1.0 if item.confidence is None else item.confidence}
         detection = {
             "header": header,
             "results": [{"hypothesis": hypothesis, "pose": {"pose": pose, "covariance": [0.0] * 36}}],

@@ -20,6 +20,7 @@ from llava_pose.utils.files import write_atomic
 from .posed_object import (
     Faults,
     PosedObject,
+    box_of,
     camera_fields,
     common_fields,
     csv_items,
@@ -64,6 +65,7 @@ def read_ours(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> I
             height=optional_number(value.get("height")),
             size=tuple(number_list(value["size"], 3, "'size'")) if value.get("size") is not None else None,  # type: ignore[arg-type]
             confidence=optional_number(value.get("confidence")),
+            box=box_of(value),
         )
 
     return each_item(items, faults, read)

@@ -38,6 +38,7 @@ class PosedObject:
         width, height: of the picture, pixels; None if unknown.
         size: of its box along our object axes: left to right, front to back, height; None if unknown.
         confidence: in [0, 1]; None if there is none.
+        box: left, top, right, bottom of what the picture shows of it, pixels; None if unknown. Only lines of JSON have it.
     """
 
     id: str
@@ -50,6 +51,7 @@ class PosedObject:
     height: float | None = None
     size: tuple[float, float, float] | None = None
     confidence: float | None = None
+    box: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError where numbers that are divided by are no sizes, or a name would not stay on its line of a file."""
@@ -126,6 +128,7 @@ def from_camera(
     width: float | None = None,
     height: float | None = None,
     confidence: float | None = None,
+    box: tuple[float, float, float, float] | None = None,
     where: str,
 ) -> PosedObject:
     """An object from its rotation and translation in a convention.
@@ -154,6 +157,7 @@ def from_camera(
         height=height,
         size=None if own_size is None else tuple(own_size.tolist()),
         confidence=confidence,
+        box=box,
     )
 
 
@@ -203,6 +207,23 @@ def is_number(value: Any) -> bool:
 
 def optional_number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
+
+
+def box_of(value: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+    """The box of a line of ours: ``box``, or ``bbox`` of a record, or the columns x1, y1, x2, y2; None where there is none.
+
+    Raises:
+        InputError: it is none.
+    """
+    box = value.get("box", value.get("bbox"))
+    if box is None and value.get("x1") is not None:
+        box = [value.get(name) for name in ("x1", "y1", "x2", "y2")]
+    if box is None:
+        return None
+    left, top, right, bottom = number_list(box, 4, "'box'")
+    if right <= left or bottom <= top:
+        raise InputError("'box' must be left, top, right and bottom, in pixels")
+    return left, top, right, bottom
 
 
 def text_of(value: Any) -> str:
@@ -261,7 +282,10 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def common_fields(item: PosedObject) -> dict[str, Any]:
-    return {"id": item.id, "file_name": item.picture, "category": item.category, "confidence": item.confidence}
+    return {
+        **{"id": item.id, "file_name": item.picture, "category": item.category, "confidence": item.confidence},
+        "box": None if item.box is None else list(item.box),
+    }
 
 
 def csv_items(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -309,6 +333,7 @@ def line_fields(value: Mapping[str, Any], camera: tuple[float, ...] | None) -> d
         "width": optional_number(value.get("width")),
         "height": optional_number(value.get("height")),
         "confidence": optional_number(value.get("confidence")),
+        "box": box_of(value),
     }
 
 

@@ -21,11 +21,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data_prep.annotate.labels import Label, Labels
-from data_prep.annotate.models import list_models, wires_of
 from data_prep.prepare.command import PrepareConfig, prepare
 from data_prep.raw.imagenet3d import RawLayout, read_annotation, read_list
 from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
+from llava_pose.inference.wires import list_models, wires_of
 from llava_pose.pose.geometry import project_points
 from llava_pose.pose.metrics import pose_error
 from tests.conftest import REPOSITORY
@@ -353,7 +353,11 @@ def test_labels_start_from_the_checkpoint(taught, tmp_path, start, page):
     assert math.degrees(float(pose_error(angles, taught.car.angles))) < 10
     press(page, "Enter")
     page.wait_until("document.getElementById('message').innerText.includes('All photographs')")
-    assert saved(out, "car", "car")[0]["viewport"] == 160.0
+    [written] = saved(out, "car", "car")
+    assert written["viewport"] == 2000.0, "the camera of all labels"
+    assert written["distance"] == pytest.approx(taught.car.distance * 2000 / 160, rel=0.15), (
+        "of the size that was answered"
+    )
 
 
 def test_every_control_has_a_name_and_names_of_strangers_are_text(tmp_path, start, page):
@@ -520,6 +524,5 @@ def test_wires_are_the_sharp_edges_of_a_model(tmp_path):
     (tmp_path / "car" / "notes.off").write_text("")
     assert list_models(tmp_path) == {"car": {2: path}}
     wires = wires_of(path)
-    vertices = np.array(wires["vertices"])
-    lengths = [np.linalg.norm(vertices[a] - vertices[b]) for a, b in wires["edges"]]
+    lengths = [np.linalg.norm(wires.vertices[a] - wires.vertices[b]) for a, b in wires.edges]
     assert sorted(lengths) == pytest.approx(sorted([0.4] * 4 + [0.8] * 4 + [0.2] * 4)), "no diagonal of a face"

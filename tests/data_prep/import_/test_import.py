@@ -42,6 +42,12 @@ def options(kind: str, root: Path) -> dict[str, str]:
         "bop": {"source": str(root)},
         "omni3d": {"source": str(root / "omni.json"), "images": str(root / "pictures")},
         "objectron": {"source": str(root / "car_1.json"), "images": str(root / "frames")},
+        "opencv": {
+            "source": str(root / "poses.jsonl"),
+            "images": str(root / "pictures"),
+            "kind": "poses",
+            "from_format": "opencv",
+        },
     }[kind]
 
 
@@ -58,7 +64,7 @@ MAKERS = {
 def made(kind: str, folder: Path) -> Path:
     root = folder / "source"
     root.mkdir()
-    MAKERS[kind](root)
+    {**MAKERS, "opencv": foreign.make_opencv}[kind](root)
     return root
 
 
@@ -78,10 +84,10 @@ def rejects(raw: Path) -> Counter[str]:
     return Counter(json.loads(line)["reason"] for line in (raw / "rejects.jsonl").read_text().splitlines())
 
 
-SPLITS = {"coco": "train", "omni3d": "train", "objectron": "train"}
+SPLITS = {"coco": "train", "omni3d": "train", "objectron": "train", "opencv": "train"}
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", [*MAKERS, "opencv"])
 @pytest.mark.parametrize("crop", ["whole", "box", "pose"])
 def test_each_corner_of_the_object_lies_where_it_was_drawn(kind, crop, tmp_path):
     raw = imported(kind, tmp_path)
@@ -171,6 +177,42 @@ def test_our_own_predictions_become_labels(tmp_path):
     [label] = prepared(out, "train", "box")
     assert label.pose.angles == pytest.approx(train[1].pose.angles)
     assert len(records) == 3
+
+
+def test_what_photographs_were_predicted_to_show_becomes_labels_of_what_was_asked_about(tmp_path):
+    """One object in its box, and one photograph whole; what names no photograph that is there is listed."""
+    columns = (
+        "id,file_name,category,confidence,x1,y1,x2,y2,azimuth,elevation,theta,distance,px,py,viewport,width,height"
+    )
+    rows = [
+        "a#0,a.jpg,car,0.9,40,30,200,150,1.0,0.2,0.1,2.5,120,90,320,320,240",
+        "b#0,b.jpg,chair,0.8,,,,,2.0,0.3,0.0,1.5,150,110,320,320,240",
+        "c#0,c.jpg,car,0.1,,,,,2.0,0.3,0.0,1.5,150,110,320,320,240",
+        "d#0,d.jpg,car,0.9,,,,,2.0,0.3,0.0,1.5,150,110,320,320,240",
+    ]
+    (tmp_path / "poses.csv").write_text("\n".join([columns, *rows]) + "\n")
+    for name in "abc":
+        Image.new("RGB", (320, 240), "grey").save(tmp_path / f"{name}.jpg")
+    config = {"kind": "poses", "from_format": "llava-pose", "min_confidence": 0.5}
+    out = import_dataset(ImportConfig(source=str(tmp_path / "poses.csv"), out=str(tmp_path / "raw"), **config))
+    assert rejects(out) == {"confidence too low": 1, "picture missing": 1}
+    car, chair = (
+        read_annotation(RawLayout(out).annotation(category, name))[0]
+        for category, name in (("car", "a"), ("chair", "b"))
+    )
+    assert list(car["bbox"]) == [40, 30, 200, 150]
+    assert [car[name] for name in ("azimuth", "elevation", "theta", "distance")] == [1.0, 0.2, 0.1, 2.5]
+    assert list(chair["bbox"]) == [0, 0, 320, 240]
+
+
+def test_poses_without_a_place_in_the_picture_are_listed(tmp_path):
+    root = made("opencv", tmp_path)
+    lines = [json.loads(line) for line in (root / "poses.jsonl").read_text().splitlines()]
+    del lines[0]["size"], lines[1]["category"]
+    lines[2]["box"] = [50, 40, 20, 90]
+    write_jsonl(root / "poses.jsonl", [*lines, {**lines[0], "box": [10, 10, 90, 90]}])
+    raw = imported("opencv", tmp_path)
+    assert rejects(raw) == {"box missing": 1, "category missing": 1, "pose malformed": 1}
 
 
 def test_splits_lists_and_fields_are_those_of_the_data_set(tmp_path):
@@ -405,6 +447,7 @@ def test_a_category_that_leads_elsewhere_is_no_folder(tmp_path):
         ({"images": "no"}, "--images no: there is no such folder"),
         ({"split": "../x"}, "cannot name a split"),
         ({"kind": "bop"}, "give the folder of the data set"),
+        ({"kind": "poses"}, "--from-format is needed"),
     ],
 )
 def test_what_is_missing_is_said_in_one_sentence(change, match, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,9 +15,11 @@ import pytest
 import trimesh
 from PIL import Image
 
+from data_prep.prepare.command import PrepareConfig, prepare
 from data_prep.raw.safe_npz import read_npz
 from data_prep.render.generate import main, render
 from data_prep.render.options import RenderConfig
+from llava_pose.data.records import read_records
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import project_points
 
@@ -256,3 +259,18 @@ def test_the_command_line_ends_with_0_or_2(tmp_path: Path, capsys: pytest.Captur
     assert len(list((tmp_path / "set/images/cup").iterdir())) == 1
     assert main([*words, "--views", "0"]) == 2
     assert "--views: must be over 0, not '0'" in capsys.readouterr().err
+
+
+def test_what_comes_next_takes_the_categories_that_were_rendered(tmp_path: Path, caplog) -> None:
+    (tmp_path / "own" / "gadget").mkdir(parents=True)
+    (tmp_path / "own" / "gadget" / "1.off").write_text(
+        "OFF\n4 4 0\n0 0 0\n0.5 0 0\n0 0.5 0\n0 0 0.5\n3 0 1 2\n3 0 1 3\n3 0 2 3\n3 1 2 3\n"
+    )
+    out = tmp_path / "rendered"
+    with caplog.at_level(logging.INFO):
+        render(RenderConfig(out=str(out), sources=[str(tmp_path / "own")], views=2, size=32, workers=1))
+    assert caplog.messages[-1].endswith(f"--data-root {out} --out {out}_prepared --allow-custom-categories")
+    prepare(
+        PrepareConfig(str(out), f"{out}_prepared", workers=1, size=32, splits="train", allow_custom_categories=True)
+    )
+    assert [record.category for record in read_records(f"{out}_prepared", "train")] == ["gadget"] * 2

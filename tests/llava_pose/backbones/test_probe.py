@@ -39,7 +39,7 @@ def test_the_version_stands_in_the_base_and_nothing_is_looked_at_again_with_it(b
     assert LlavaPoseConfig.load(base).transformers_version == transformers.__version__
     with caplog.at_level("INFO"):
         answer_of(base)
-    assert "its backbone was looked at" not in caplog.text
+    assert "tried again with" not in caplog.text
 
 
 def test_what_another_version_found_is_found_anew(base: Path, tmp_path: Path, caplog):
@@ -48,10 +48,7 @@ def test_what_another_version_found_is_found_anew(base: Path, tmp_path: Path, ca
     old = with_facts(base, tmp_path / "old", transformers_version="5.20.0", **facts)
     with caplog.at_level("INFO"):
         assert answer_of(old) == answer_of(base)
-    assert (
-        f"{old}: its backbone was looked at with transformers 5.20.0, and is anew with {transformers.__version__}: "
-        in caplog.text
-    )
+    assert f"{old}: made with transformers 5.20.0, and tried again with {transformers.__version__}: " in caplog.text
     assert f"base_states is {true.base_states} and no longer {not true.base_states}" in caplog.text
 
 
@@ -59,15 +56,15 @@ def test_a_run_writes_down_what_it_found(recipe, base: Path, tmp_path: Path, cap
     old = with_facts(base, tmp_path / "old", transformers_version="")
     with caplog.at_level("INFO"):
         folder = run_training({**recipe, "model": str(old), "max_steps": 1})
-    assert "was looked at with transformers of unknown version" in caplog.text
-    assert "all is as it was" in caplog.text
+    assert "made with transformers of unknown version" in caplog.text
+    assert "it does what it did" in caplog.text
     assert LlavaPoseConfig.load(folder).transformers_version == transformers.__version__
     caplog.clear()
     again = with_facts(folder, tmp_path / "again", transformers_version="5.20.0")
     with caplog.at_level("INFO"):
         assert answer_of(again) == answer_of(folder)
-    assert f"{again}: its backbone was looked at with transformers 5.20.0" in caplog.text
-    assert "all is as it was" in caplog.text
+    assert f"{again}: made with transformers 5.20.0" in caplog.text
+    assert "it does what it did" in caplog.text
 
 
 @pytest.mark.parametrize(

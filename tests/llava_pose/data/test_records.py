@@ -120,6 +120,12 @@ def test_two_records_with_one_id_are_refused(tmp_path):
         read_records(tmp_path, "train")
 
 
+def test_a_missing_split_is_told_from_those_that_are_there(tmp_path):
+    write_records(tmp_path, "train", [make_record()])
+    with pytest.raises(InputError, match="there is no split val in it, but train; give that by --split"):
+        read_records(tmp_path, "val")
+
+
 def test_a_missing_split_says_how_to_make_it(tmp_path):
     with pytest.raises(InputError, match="llava-pose prepare"):
         read_records(tmp_path, "train")

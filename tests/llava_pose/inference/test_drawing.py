@@ -8,7 +8,16 @@ import pytest
 from PIL import Image
 
 from llava_pose.data.records import Pose
-from llava_pose.inference.drawing import AXES, AXIS_COLOURS, draw_axes, project_axes, project_cube
+from llava_pose.inference.drawing import (
+    AXES,
+    AXIS_COLOURS,
+    draw_axes,
+    draw_caption,
+    project_axes,
+    project_cube,
+    project_from_afar,
+)
+from llava_pose.inference.wires import Wires
 from llava_pose.pose.geometry import project_points
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "data" / "photos"
@@ -57,6 +66,33 @@ def test_a_cube_and_a_number_are_drawn_round_the_axes():
     changed = np.argwhere((bare != numbered).any(-1)) - 150
     assert len(changed) > 0
     assert np.abs(changed).max() < 20
+
+
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (500.0, 300.0), (-9.0, 150.0)])
+def test_a_caption_stays_in_its_picture(corner):
+    plain = Image.new("RGB", (300, 200), (90, 90, 90))
+    short, long = plain.copy(), plain.copy()
+    draw_caption(short, "car, 97% sure", corner)
+    draw_caption(long, "bicycle built for two, 97% sure of a pose of it", corner)
+    for drawn in (short, long):
+        rows, columns = np.nonzero((np.asarray(drawn) != np.asarray(plain)).any(-1))
+        assert len(rows) > 100
+        assert 0 < columns.min() < columns.max() < 299, "no letter is cut off"
+        assert 0 < rows.min() < rows.max() < 199
+
+
+def test_wires_are_drawn_where_the_edges_of_a_model_fall():
+    plain = Image.new("RGB", (300, 300), (90, 90, 90))
+    pose = Pose(0.5, 0.3, 0.2, 2.0, 150.0, 150.0)
+    ends = np.array([(-0.3, -0.4, 0.3), (0.3, 0.4, 0.35)])
+    bare = np.asarray(draw_axes(plain, pose, 600.0, length=0.05))
+    wired = np.asarray(draw_axes(plain, pose, 600.0, length=0.05, cube=True, wires=Wires(ends, np.array([[0, 1]]))))
+    (start, end), depth = project_from_afar(ends, pose, plain.size, 600.0)
+    assert depth[0] > depth[1], "the end at the front is nearer"
+    places = np.argwhere((bare != wired).any(-1))[:, ::-1] + 0.5
+    along, normal = end - start, np.array([start[1] - end[1], end[0] - start[0]])
+    assert np.abs((places - start) @ normal / np.linalg.norm(normal)).max() < 2, "nothing but the line: no cube"
+    assert set(range(1, 100)) <= set(np.round((places - start) @ along / (along @ along) * 100).astype(int))
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,13 @@ def test_boxes_are_asked_about_one_by_one(form, run, photos):
     ]
     assert [tuple(line["box"]) for line in found] == [box for _, box, _ in boxes]
     assert sorted(str(path) for path in Path("drawn").rglob("*.jpg")) == ["drawn/a.jpg", "drawn/more/c.jpg"]
+    drawn, plain = (
+        np.asarray(Image.open(path).convert("RGB"), int) for path in ("drawn/more/c.jpg", "photos/more/c.jpg")
+    )
+    changed = np.abs(drawn - plain).max(-1) > 40
+    assert changed[5:90, 4:7].any(axis=1).mean() > 0.9, "the left edge of the box"
+    assert changed[6:16, 8:60].mean() > 0.1, "the name, in the corner of the box"
+    assert not changed[100:, 120:].any()
 
 
 def test_bad_photographs_and_boxes_are_listed_and_stop_nothing(run, photos):

@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from llava_pose.data.conversation import CAPTION_QUESTIONS, JOINT_QUESTIONS, POSE_QUESTIONS
 from llava_pose.data.images import MAX_SQUARE, PADDING_COLOUR, cut_to_box, open_picture
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
@@ -638,6 +639,24 @@ def test_a_chat_doubts_answers_about_what_was_not_taught(taught, chat, tmp_path,
 def test_a_question_about_something_else_is_doubted(question, known, doubted):
     said = doubt(question, known)
     assert (f"was not taught {doubted}:" in said) if doubted else said == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "kinds", "doubted"),
+    [
+        ("hello", ["joint", "pose"], True),
+        ("What colour is it?", ["joint", "pose"], True),
+        ("And the car?", ["joint", "pose"], False),
+        ("What's this?", ["joint", "pose"], False),
+        ("hello", ["joint", "pose", "compare"], False),
+        ("hello", [], False),
+        *[(question, ["joint", "pose", "caption"], False) for question in (*JOINT_QUESTIONS, *CAPTION_QUESTIONS)],
+        *[(question.format(object="car"), ["pose"], False) for question in POSE_QUESTIONS],
+    ],
+)
+def test_a_question_of_another_kind_is_doubted(question, kinds, doubted):
+    assert ("how it is turned" in doubt(question, ["car"], kinds)) is doubted
+    assert doubt(question, [], kinds) == ""
 
 
 def test_what_was_taught_is_a_sentence():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.demo import main
+from llava_pose.serve.examples import prepare_pictures, title_of
 from tests.llava_pose.browser import Page, find_browser
 from tests.llava_pose.demo_server import Answer, Server, ask, free_port, start
 
@@ -247,6 +249,14 @@ def test_a_root_path_that_is_none_is_one_sentence(capsys, path):
     assert f"--root-path {path}: must be a path such as /pose" in capsys.readouterr().err
 
 
+def test_pictures_to_try_that_a_camera_has_named_are_told_apart(tmp_path):
+    for name in ("IMG_0042.jpg", "IMG_0043.jpg", "red_car_7.png"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    (tmp_path / "prepared").mkdir()
+    shown = prepare_pictures(str(tmp_path), tmp_path / "prepared")
+    assert [title_of(path) for path in shown] == ["IMG 0042", "IMG 0043", "red car"]
+
+
 def _proxy(target: str, prefix: str) -> tuple[str, Any]:
     """A web server that puts the demo below a prefix, and takes the prefix off what it passes on."""
     import uvicorn
@@ -383,6 +393,72 @@ def test_two_checkpoints_examples_a_drawn_box_and_sliders_in_a_browser(page, tau
     finally:
         running.process.kill()
         running.process.wait()
+
+
+BOX = """OFF
+8 6 0
+-0.2 -0.4 -0.1
+0.2 -0.4 -0.1
+0.2 0.4 -0.1
+-0.2 0.4 -0.1
+-0.2 -0.4 0.1
+0.2 -0.4 0.1
+0.2 0.4 0.1
+-0.2 0.4 0.1
+4 0 3 2 1
+4 4 5 6 7
+4 0 1 5 4
+4 1 2 6 5
+4 2 3 7 6
+4 3 0 4 7
+"""
+
+
+@pytest.mark.slow
+def test_the_wires_of_a_cad_model_are_drawn_in_the_place_of_the_cube_in_a_browser(page, taught, tmp_path):
+    """The car has a model, the cup has none and gets its cube."""
+    (tmp_path / "CAD" / "car").mkdir(parents=True)
+    (tmp_path / "CAD" / "car" / "03.off").write_text(BOX)
+    (tmp_path / "demo").mkdir()
+    running = start(taught, tmp_path / "demo", "--cad", str(tmp_path / "CAD"))
+    try:
+        page.go_to(running.url, width=1280, height=900)
+        page.wait_until("document.querySelector('#ask') && document.querySelector('#picture input[type=file]')")
+        page.choose_file("#picture input[type=file]", taught.picture)
+        page.wait_until("document.querySelector('#axes img')?.naturalWidth == 720")
+        bare = _drawn(page)
+        for question, name, has_wires in ((CAR_QUESTION, "car", True), (CUP_FOLLOW_UP, "cup", False)):
+            before = page.evaluate("document.querySelector('#axes img').src")
+            page.wait_until("document.querySelector('#question textarea').value == ''")
+            page.type("#question textarea", question)
+            page.press_enter()
+            page.wait_until(f"document.querySelector('#axes img').src != '{before}'")
+            page.wait_until(f"document.querySelector('#angles').innerText.includes('{name}')")
+            drawn = _drawn(page)
+            changed = np.abs(drawn - bare).max(-1) > 40
+            yellow = changed & (np.abs(drawn - (255, 214, 0)).max(-1) < 90)
+            assert (yellow.sum() > 250) is has_wires, name
+            page.screenshot(tmp_path / f"{name}.png")
+        assert page.errors == []
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def _drawn(page: Page) -> np.ndarray:
+    """The pixels of the drawn picture."""
+    content = httpx.get(page.evaluate("document.querySelector('#axes img').src")).content
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=int)
+
+
+@pytest.mark.parametrize("files", [{}, {"violin/01.off": BOX}, {"car/01.off": "no model"}])
+def test_a_folder_without_a_model_that_can_be_drawn_is_one_sentence(capsys, taught, tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    words = ["--checkpoint", str(taught.folder), "--cad", str(tmp_path), "--port", str(free_port()), "--device", "cpu"]
+    assert main(words) == 2
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 def _visit_two(page: Page, running: Server, taught: Any, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""CAD models as wires: the lines that a page draws over a photograph."""
+"""CAD models as wires: the lines that are drawn over a photograph."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,13 @@ _SHARP = np.cos(np.radians(25))  # faces that meet at more than this have a line
 _MOST_EDGES = 4000  # of a model; of more, the longest
 
 
+class Wires(NamedTuple):
+    """The lines of a model, in the object frame."""
+
+    vertices: np.ndarray  # (V, 3) float64
+    edges: np.ndarray  # (E, 2) places in the vertices
+
+
 def list_models(folder: Path | None) -> dict[str, dict[int, Path]]:
     """Return canonical category -> number -> file of ``<category>/NN.off``."""
     found: dict[str, dict[int, Path]] = {}
@@ -28,11 +36,21 @@ def list_models(folder: Path | None) -> dict[str, dict[int, Path]]:
     return found
 
 
-def wires_of(path: Path) -> dict[str, Any]:
-    """Return a model's sharp edges and borders.
+def first_models(folder: Path, known: Collection[str]) -> dict[str, Wires]:
+    """Return the first model of each category that is known, or of every category where none is said to be known.
 
-    Returns:
-        ``vertices`` (V, 3) in the object frame and ``edges`` (E, 2), as lists.
+    Raises:
+        InputError: there is no model of any of them, or one cannot be read.
+    """
+    models = list_models(folder)
+    wanted = {name: models[name] for name in models if not known or name in known}
+    if not wanted:
+        raise InputError(f"{folder}: there is no <category>/NN.off of a category that the checkpoint was taught")
+    return {name: wires_of(files[min(files)]) for name, files in wanted.items()}
+
+
+def wires_of(path: Path) -> Wires:
+    """Return a model's sharp edges and borders.
 
     Raises:
         InputError: it is no OFF file that can be read, or its numbers are none that can be drawn.
@@ -58,4 +76,4 @@ def wires_of(path: Path) -> dict[str, Any]:
     sharp = kinds[(count == 1) | (bend < _SHARP)]
     reach = np.linalg.norm(places[sharp[:, 0]] - places[sharp[:, 1]], axis=1)
     longest = np.sort(np.argsort(-reach, kind="stable")[:_MOST_EDGES])
-    return {"vertices": np.round(places, 4).tolist(), "edges": sharp[longest].tolist()}
+    return Wires(np.round(places, 4), sharp[longest])
