@@ -15,7 +15,7 @@ from data_prep.annotate.labels import Labels
 from data_prep.annotate.models import list_models
 from data_prep.annotate.server import Application
 from llava_pose.errors import InputError
-from llava_pose.serve.listening import cannot_listen, require_free
+from llava_pose.serve.listening import listen, require_free, require_uvicorn
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import is_plain_name
@@ -66,11 +66,7 @@ def annotate(config: AnnotateConfig) -> None:
     out = Path(config.out)
     require_other("--out", [out], [images])
     require_free(config.host, config.port)
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise InputError("the page needs uvicorn and starlette: pip install 'llava-pose[serve]'") from error
+    require_uvicorn("page")
     with own_folder(out, "--out", "annotate"):
         keep_settings(out, "--out", "annotate", {"images": str(images.resolve()), "split": config.split})
         labels = Labels(images, out, split=config.split, allow_custom_categories=config.allow_custom_categories)
@@ -86,21 +82,9 @@ def annotate(config: AnnotateConfig) -> None:
             "%d of %d photographs are labelled; the page is at http://%s:%d (Ctrl-C ends it)",
             *(done, len(labels.names), config.host, config.port),
         )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application.build(),
-                host=config.host,
-                port=config.port,
-                log_level="warning",
-                timeout_graceful_shutdown=5,
-            )
-        )
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # both end it in one way
-        try:
-            with suppress(KeyboardInterrupt):  # uvicorn has ended, and hands it on
-                server.run()
-        except OSError as error:
-            raise cannot_listen(config.host, config.port, error) from error
+        with suppress(KeyboardInterrupt):  # uvicorn has ended, and hands it on
+            listen(application.build(), config.host, config.port)
         logger.info(
             "labels: %s   next: llava-pose prepare --data-root %s --out %s --splits %s --crop box",
             *(out, out, out.with_name(f"{out.name}_prepared"), config.split),

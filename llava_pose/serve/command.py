@@ -10,8 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from llava_pose.errors import InputError
-from llava_pose.serve.listening import cannot_listen, require_free
+from llava_pose.serve.listening import listen, require_free, require_uvicorn
 from llava_pose.serve.server import Application, ModelThread, ServerLimits
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields
@@ -67,11 +66,7 @@ def serve(config: ServeConfig) -> None:
         InputError: uvicorn or starlette is not installed, the checkpoint cannot be loaded, or the port is taken.
     """
     require_free(config.host, config.port)
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise InputError("the server needs uvicorn and starlette: pip install 'llava-pose[serve]'") from error
+    require_uvicorn("server")
     from llava_pose.inference.pipeline import pipeline
 
     pipe = pipeline(config.checkpoint, base=config.base, device=config.device)
@@ -79,20 +74,8 @@ def serve(config: ServeConfig) -> None:
     name = config.name or Path(config.checkpoint).resolve().name
     application = Application(model, name=name, limits=config.limits, api_key=os.environ.get(KEY) or None)
     logger.info("%s is at http://%s:%d/v1 (Ctrl-C ends it)", name, config.host, config.port)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application.build(),
-            host=config.host,
-            port=config.port,
-            log_level="warning",
-            timeout_graceful_shutdown=5,
-            limit_concurrency=4 * config.queue_size,
-        )
-    )
     try:
-        server.run()
-    except OSError as error:
-        raise cannot_listen(config.host, config.port, error) from error
+        listen(application.build(), config.host, config.port, connections=4 * config.queue_size)
     finally:
         model.close()
 
