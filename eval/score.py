@@ -9,13 +9,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.compared import Comparison, ComparisonConfig, align, read_meta_classes, read_systems
 from llava_pose.errors import InputError
 from llava_pose.utils.command import command
 from llava_pose.utils.files import printable, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(kw_only=True)
@@ -66,7 +69,7 @@ def _score(config: ScoreConfig) -> dict[str, Any]:
     from eval.report.printing import as_markdown, as_page
     from eval.report.score_tables import score_notes, score_sections
 
-    _, scores = compare(config)
+    _, _, scores = compare(config)
     scores = {"files": [_named_from(Path(config.out).parent, path) for path in config.predictions], **scores}
     write_json(config.out, scores)
     plots = plot_paths(config.out)
@@ -87,17 +90,18 @@ def _named_from(folder: Path, path: str) -> str:
     return str(Path(path).relative_to(folder)) if below else str(path)
 
 
-def compare(config: ComparisonConfig) -> tuple[Comparison, dict[str, Any]]:
-    """Return the systems over the same samples, and their scores as :func:`eval.scoring.score_comparison` gives them.
+def compare(config: ComparisonConfig) -> tuple[Comparison, dict[str, pd.DataFrame], dict[str, Any]]:
+    """Return the systems over the same samples, the outcomes of each, and their scores, as :mod:`eval.scoring` gives them.
 
     Raises:
         InputError: as :func:`score`.
     """
     from eval.place_errors import read_shapes
-    from eval.scoring import score_comparison
+    from eval.scoring import outcomes_by_system, score_comparison
 
     metas = read_meta_classes(config.meta_classes)
     comparison = align(read_systems(config.predictions, config.names), config.samples)
+    outcomes = outcomes_by_system(comparison)
     scores = score_comparison(
         comparison,
         thresholds=config.radians,
@@ -105,8 +109,9 @@ def compare(config: ComparisonConfig) -> tuple[Comparison, dict[str, Any]]:
         seed=config.seed,
         meta_classes=metas,
         shapes=read_shapes(config.data, config.split, config.cad, comparison.samples, comparison.answers),
+        outcomes=outcomes,
     )
-    return comparison, scores
+    return comparison, outcomes, scores
 
 
 def plot_paths(out: str | Path) -> tuple[Path, Path]:

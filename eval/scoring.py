@@ -48,6 +48,7 @@ def score_comparison(
     seed: int = 0,
     meta_classes: Mapping[str, Sequence[str]] | None = None,
     shapes: Mapping[str, Shape] | None = None,
+    outcomes: Mapping[str, pd.DataFrame] | None = None,
 ) -> dict[str, Any]:
     """Return all scores of systems over the same samples, ready for JSON (docs/EVALUATION.md, "scores.json").
 
@@ -58,6 +59,7 @@ def score_comparison(
         seed: the seed of the bootstrap.
         meta_classes: meta class -> canonical names of its categories; by default the taxonomy's.
         shapes: what :func:`eval.place_errors.read_shapes` returns; without it, only the distance of where objects are.
+        outcomes: what :func:`outcomes_by_system` returns, where the caller has it; columns are added to it.
 
     Raises:
         InputError: there is no system of the reference's name.
@@ -69,7 +71,7 @@ def score_comparison(
         metas = {category.name: category.meta_class for category in categories.all_categories()}
     else:
         metas = {name: meta for meta, names in meta_classes.items() for name in names}
-    outcomes = {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
+    outcomes = outcomes_by_system(comparison) if outcomes is None else outcomes
     for name, rows in outcomes.items():
         places = place_errors(comparison.samples, comparison.answers[name], shapes)
         if places is not None:
@@ -98,6 +100,11 @@ def names_of(scored: Iterable[str]) -> dict[str, Any]:
     in_v1 = {category.name for category in categories.all_categories() if category.in_v1}
     names = set(scored)
     return {"in_v1": len(names & in_v1), "v1": len(in_v1), "not_in_v1": sorted(names - in_v1)}
+
+
+def outcomes_by_system(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Return what :func:`outcomes_of` does of each system."""
+    return {name: outcomes_of(comparison.samples, answers) for name, answers in comparison.answers.items()}
 
 
 def outcomes_of(samples: Sequence[Sample], answers: Sequence[Prediction | None]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 
 from data_prep.raw.imagenet3d import RawLayout, write_annotation, write_list
 from llava_pose.data.records import Pose
+from tests.browser import Page, find_browser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PHOTOS = REPOSITORY.parent / "shared" / "data" / "photos"
@@ -119,6 +120,18 @@ def raw_dataset(tmp_path: Path) -> RawDataset:
     root = tmp_path / "raw"
     root.mkdir()
     return RawDataset(root)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    """A page of a browser of its own."""
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("no browser is installed: apt-get install chromium")
+    (tmp_path / "profile").mkdir()
+    opened = Page(executable, tmp_path / "profile")
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from data_prep.annotate.labels import Labels
 from data_prep.annotate.server import Application
 from llava_pose.errors import InputError
 from llava_pose.inference.wires import list_models
-from llava_pose.serve.listening import listen, require_free
+from llava_pose.serve.listening import listen, require_free, require_uvicorn
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import is_plain_name
@@ -66,11 +66,7 @@ def annotate(config: AnnotateConfig) -> None:
     out = Path(config.out)
     require_other("--out", [out], [images])
     require_free(config.host, config.port)
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InputError("the page needs uvicorn and starlette: pip install 'llava-pose[serve]'") from error
+    require_uvicorn("page")
     with own_folder(out, "--out", "annotate"):
         keep_settings(out, "--out", "annotate", {"images": str(images.resolve()), "split": config.split})
         labels = Labels(images, out, split=config.split, allow_custom_categories=config.allow_custom_categories)

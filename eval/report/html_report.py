@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,9 @@ from llava_pose.utils.config import require_folder
 from llava_pose.utils.files import write_atomic
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix
 from llava_pose.utils.values import Name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 VIEWS = ("front", "left", "rear", "right")  # the side that the camera sees, at azimuths of 0, 90, 180 and 270 degrees
@@ -88,11 +91,11 @@ def _report(config: ReportConfig, folder: Path) -> Path:
     from eval.report.plots import categories_plot, confidence_plot, curve_plot, png_of
     from eval.report.score_tables import score_notes, score_sections
 
-    comparison, scores = compare(config)
+    comparison, outcomes, scores = compare(config)
     faults: list[InputError] = []
     records = {record.id: record for record in read_records(folder, config.split, faults=faults)}
     cases = list(_cases(comparison, records, config, folder / config.split, faults))
-    sure = confident(comparison, config.radians[0])
+    sure = confident(outcomes, config.radians[0])
     plots = {"error curves": curve_plot(scores), "accuracy by category": categories_plot(scores)}
     if sure:
         plots["error against confidence"] = confidence_plot(sure, math.degrees(config.radians[0]))
@@ -154,19 +157,15 @@ def view_of(angles: tuple[float, float, float]) -> int:
     return int((azimuth + math.pi / 4) // (math.pi / 2)) % len(VIEWS)
 
 
-def confident(comparison: Comparison, threshold: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def confident(outcomes: Mapping[str, pd.DataFrame], threshold: float) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return, for each system that gives confidences, those (n,) and the hits (n,) of the answers that have one.
 
     Args:
+        outcomes: system -> what :func:`eval.scoring.outcomes_of` returns.
         threshold: of a hit, radians.
     """
-    from eval.scoring import outcomes_of
-
-    found = {}
-    for name, answers in comparison.answers.items():
-        if (sure := sure_answers(outcomes_of(comparison.samples, answers), threshold)) is not None:
-            found[name] = sure
-    return found
+    sure = {name: sure_answers(rows, threshold) for name, rows in outcomes.items()}
+    return {name: found for name, found in sure.items() if found is not None}
 
 
 def _cases(

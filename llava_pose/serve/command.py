@@ -10,8 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from llava_pose.errors import InputError
-from llava_pose.serve.listening import listen, require_free
+from llava_pose.serve.listening import listen, require_free, require_uvicorn
 from llava_pose.serve.server import Application, ModelThread, ServerLimits
 from llava_pose.utils.command import command
 from llava_pose.utils.config import check_fields
@@ -67,11 +66,7 @@ def serve(config: ServeConfig) -> None:
         InputError: uvicorn or starlette is not installed, the checkpoint cannot be loaded, or the port is taken.
     """
     require_free(config.host, config.port)
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InputError("the server needs uvicorn and starlette: pip install 'llava-pose[serve]'") from error
+    require_uvicorn("server")
     from llava_pose.inference.pipeline import pipeline
 
     pipe = pipeline(config.checkpoint, base=config.base, device=config.device)

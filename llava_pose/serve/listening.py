@@ -1,4 +1,4 @@
-"""The port that a server listens at."""
+"""Servers of uvicorn: the port is looked at and the packages are asked for before anything is loaded, then they listen."""
 
 from __future__ import annotations
 
@@ -27,16 +27,24 @@ def require_free(host: str, port: int) -> None:
         raise cannot_listen(host, port, error) from error
 
 
-def cannot_listen(host: str, port: int, error: OSError) -> InputError:
-    """Return the error of a server that cannot listen."""
-    return InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another")
+def require_uvicorn(what: str) -> None:
+    """Refuse to start a server whose packages are not installed.
+
+    Raises:
+        InputError: uvicorn or starlette is not there, which ``what`` needs.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(f"the {what} needs uvicorn and starlette: pip install 'llava-pose[serve]'") from error
 
 
 def listen(application: Starlette, host: str, port: int, *, connections: int | None = None) -> None:
-    """Serve until Ctrl-C.
+    """Serve an application until Ctrl-C or SIGTERM.
 
     Args:
-        connections: the most at a time.
+        connections: more at a time are answered that the server is busy; None takes any number.
 
     Raises:
         InputError: nothing can listen there.
@@ -57,3 +65,8 @@ def listen(application: Starlette, host: str, port: int, *, connections: int | N
         uvicorn.Server(config).run()
     except OSError as error:
         raise cannot_listen(host, port, error) from error
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> InputError:
+    """Return the error of a server that cannot listen."""
+    return InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose another")

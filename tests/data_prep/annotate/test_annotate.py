@@ -29,7 +29,7 @@ from llava_pose.inference.wires import list_models, wires_of
 from llava_pose.pose.geometry import project_points
 from llava_pose.pose.metrics import pose_error
 from tests.conftest import REPOSITORY
-from tests.llava_pose.browser import Page, find_browser
+from tests.browser import Page
 
 TRUE = {"azimuth": math.radians(217.0), "elevation": math.radians(24.0), "theta": math.radians(-13.0)}
 PLACE = {"distance": 9.0, "px": 300.0, "py": 210.0, "viewport": 2000.0}
@@ -125,17 +125,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     for running in started:
         running.process.kill()
         running.process.wait()
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no browser is installed: apt-get install chromium")
-    (tmp_path / "profile").mkdir()
-    opened = Page(executable, tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 def visit(page: Page, server: Running) -> None:

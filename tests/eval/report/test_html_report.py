@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ from PIL import Image
 from eval.compared import align
 from eval.report.html_report import chosen_cases, confident, main, view_confusions, view_of
 from eval.score import main as score_main
+from eval.scoring import outcomes_by_system
 from llava_pose.data.jsonl import write_jsonl
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, write_records
 from llava_pose.pose.metrics import accuracy_by_coverage, calibration_error
-from tests.llava_pose.browser import Page, find_browser
+from tests.browser import Page
 
 CATEGORIES = ("car", "bottle", "chair")
 PER_CATEGORY = 8
@@ -55,15 +55,10 @@ def run(folder: Path, files: list[Path], *options: str) -> int:
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no browser is installed: apt-get install chromium")
-    (tmp_path / "profile").mkdir()
-    opened = Page(executable, tmp_path / "profile")
-    opened.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
-    yield opened
-    opened.close()
+def page(page: Page) -> Page:
+    """The browser without a network."""
+    page.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+    return page
 
 
 def open_report(page: Page, file: Path) -> None:
@@ -212,7 +207,7 @@ def test_confidence_is_measured_where_it_is_given():
         Prediction(f"car/{n}/0", "s", "car", None, Pose(math.radians(off), 0.0, 0.0), true, confidence)
         for n, (confidence, off) in enumerate(given)
     ]
-    confidence, hits = confident(align({"s": answers}), math.pi / 6)["s"]
+    confidence, hits = confident(outcomes_by_system(align({"s": answers})), math.pi / 6)["s"]
     assert confidence.tolist() == [0.9, 0.8, 0.8, 0.1]
     assert hits.tolist() == [True, True, False, False]
     coverage, accuracy = accuracy_by_coverage(confidence, hits)

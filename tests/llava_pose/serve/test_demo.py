@@ -26,7 +26,7 @@ from llava_pose.data.records import Pose
 from llava_pose.pose.metrics import pose_error
 from llava_pose.serve.demo import main
 from llava_pose.serve.examples import prepare_pictures, title_of
-from tests.llava_pose.browser import Page, find_browser
+from tests.browser import Page
 from tests.llava_pose.demo_server import Answer, Server, ask, free_port, start
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'llava-pose[demo]'")
@@ -311,17 +311,6 @@ def test_ctrl_c_ends_it_at_once(taught, tmp_path):
 
 
 # The browser
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no browser is installed: apt-get install chromium")
-    (tmp_path / "profile").mkdir()
-    opened = Page(executable, tmp_path / "profile")
-    yield opened
-    opened.close()
 
 
 @pytest.mark.slow
