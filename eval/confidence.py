@@ -57,20 +57,24 @@ def logits_of(confidence: np.ndarray) -> np.ndarray:
     return logit(confidence.clip(1e-6, 1 - 1e-6))
 
 
-def fit_logistic(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Return scale and shift of weighted logistic regression: the sigmoid of scale × logit + shift is near the targets.
+def fit_logistic(columns: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[float, ...]:
+    """Return scales and shift of weighted logistic regression: the sigmoid of the sum of scale × column, and the shift, is
+    near the targets.
 
     Args:
-        logits, targets, weights: (n,); targets are probabilities. The scale is not negative.
+        columns: (n, k), such as logits. No scale is negative.
+        targets, weights: (n,); targets are probabilities.
     """
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        z = parameters[0] * logits + parameters[1]
+        z = columns @ parameters[:-1] + parameters[-1]
         slope = weights * (expit(z) - targets)
-        return float((weights * (np.logaddexp(0, z) - targets * z)).sum()), np.array([slope @ logits, slope.sum()])
+        return float((weights * (np.logaddexp(0, z) - targets * z)).sum()), np.array([*(slope @ columns), slope.sum()])
 
-    scale, shift = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[(0, 100), (-100, 100)]).x
-    return float(scale), float(shift)
+    count = columns.shape[1]
+    bounds = [*[(0, 100)] * count, (-100, 100)]
+    found = minimize(loss, [1.0] + [0.0] * count, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return tuple(found.tolist())
 
 
 def confidence_scores(rows: pd.DataFrame, threshold: float) -> dict[str, Any]:

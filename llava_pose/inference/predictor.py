@@ -190,12 +190,25 @@ class PosePredictor:
         model = load_model(path, base=base, device=device, dtype=dtype, **kwargs)
         processor = load_processor(path)
         require_fit(model, processor, path)
-        predictor = cls(model, processor, Calibration.load(path) if calibrated else None)
+        calibration = Calibration.load(path) if calibrated else None
+        if calibration is not None and calibration.pictures is not None:
+            channels = len(calibration.pictures.mean)
+            if channels != model.pose_config.pooled_size or not model.pose_head.looks:
+                raise InputError(
+                    f"{path}: the neighbours of calibration.json have {channels} channels, which are not this model's; run "
+                    "llava-pose calibrate again"
+                )
+        predictor = cls(model, processor, calibration)
         require_tower(model, processor, path)
         look_again(model, processor, path)
         with blaming(f"{path}: it cannot be used"):
             predictor.predict([picture_to_try()], ["object"])
         return predictor
+
+    @property
+    def looks(self) -> bool:
+        """Whether the pose head looks at the picture by itself."""
+        return self._model.pose_head.looks
 
     @property
     def confidence_threshold(self) -> float:
@@ -396,6 +409,12 @@ class PosePredictor:
         return self._joint_answers(PROBED, ["a car", "a pair of scissors", "an armchair"])
 
     @torch.inference_mode()
+    def features(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Return (n, channels) means of the tower's patches, one row a picture: what answers of like pictures share."""
+        _, squares = self._squares(images, None)
+        return self._model.see(self._pictures(squares)).pooled.float().cpu().numpy()
+
+    @torch.inference_mode()
     def chat(
         self,
         image: Image.Image | Sequence[Image.Image] | None,
@@ -565,7 +584,9 @@ class PosePredictor:
         confidences = output.confidence.tolist()
         sizes: list[int] | None = None
         if self.calibration is not None:
-            confidences = self.calibration.confidences(output.confidence_logit.double().cpu().numpy()).tolist()
+            features = None if output.features is None else output.features.float().cpu().numpy()
+            logits = output.confidence_logit.double().cpu().numpy()
+            confidences = self.calibration.confidences(logits, features).tolist()
             sizes = self.calibration.set_sizes(shares).tolist()
         modes = [list(starmap(Mode, row)) for row in np.concatenate([angles, shares[..., None]], -1).tolist()]
         return [

@@ -29,12 +29,15 @@ class PoseHeadOutput:
         rotation: (n, 3, 3) world-to-camera.
         location: (n, 3): log apparent scale, and x, y of the principal point (:func:`normalize_location`).
         confidence_logit: (n,): logit of the probability that the error is under the configured threshold.
+        features: (n, channels), the mean of the tower's patches, of the picture that each pose is of; None from a head that
+            does not look at it.
     """
 
     raw_rotation: Tensor
     rotation: Tensor
     location: Tensor
     confidence_logit: Tensor
+    features: Tensor | None = None
 
     def to_poses(self, *, width: Tensor, height: Tensor, viewport: Tensor) -> list[Pose]:
         """The poses in images of the given sizes (pixels) and viewports (pixels per unit focal length), each (n,)."""
@@ -49,14 +52,16 @@ class PoseHeadOutput:
     def of(self, rows: Sequence[int]) -> PoseHeadOutput:
         """Return the answers of these rows."""
         index = list(rows)
-        return PoseHeadOutput(*(part[index] for part in self._parts()))
+        raw, rotation, location, logit = (part[index] for part in self._parts())
+        features = None if self.features is None else self.features[index]
+        return PoseHeadOutput(raw, rotation, location, logit, features)
 
     def replaced(self, rows: Sequence[int], others: PoseHeadOutput) -> PoseHeadOutput:
-        """Return these answers with others in the places of some rows."""
-        parts = [part.clone() for part in self._parts()]
-        for part, other in zip(parts, others._parts(), strict=True):
+        """Return these answers with others, about the same pictures, in the places of some rows."""
+        raw, rotation, location, logit = (part.clone() for part in self._parts())
+        for part, other in zip((raw, rotation, location, logit), others._parts(), strict=True):
             part[list(rows)] = other
-        return PoseHeadOutput(*parts)
+        return PoseHeadOutput(raw, rotation, location, logit, self.features)
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.raw_rotation, self.rotation, self.location, self.confidence_logit
@@ -239,7 +244,10 @@ class PoseHead(nn.Module):
                 raw = raw + self.pooled(seen)
             raw = raw.float()
         rotation, location, confidence = raw.split([self.representation.size, _LOCATION_SIZE, 1], -1)
-        return PoseHeadOutput(rotation, self.representation.decode(rotation), location, confidence.squeeze(-1))
+        features = None if seen is None else seen.pooled.detach()
+        return PoseHeadOutput(
+            rotation, self.representation.decode(rotation), location, confidence.squeeze(-1), features
+        )
 
     def modes(self, output: PoseHeadOutput) -> tuple[np.ndarray, np.ndarray]:
         """Angles (n, k, 3) in radians of the rotations that n answers hold likely, and their probabilities (n, k)."""
@@ -259,7 +267,7 @@ class PoseHead(nn.Module):
         location = torch.where(both, (output.location + across * of_mirror.location) / 2, output.location)
         logit = (output.confidence_logit + of_mirror.confidence_logit) / 2
         logit = torch.where(both[:, 0], logit, output.confidence_logit)
-        return PoseHeadOutput(rotation, self.representation.decode(rotation), location, logit)
+        return PoseHeadOutput(rotation, self.representation.decode(rotation), location, logit, output.features)
 
 
 class PoseEncoder(nn.Module):

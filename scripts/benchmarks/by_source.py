@@ -124,7 +124,7 @@ def _calibration(predictions: Sequence[Prediction], sources: Sequence[str]) -> C
         raise InputError(f"--fit-on {' '.join(sources)}: there is no confidence of these sources; name others.")
     hits = errors_of(group)[0] < HIT
 
-    scale, shift = fit_logistic(logits_of(confidence), hits.astype(float), np.full(len(hits), 1 / len(hits)))
+    scale, shift = fit_logistic(logits_of(confidence)[:, None], hits.astype(float), np.full(len(hits), 1 / len(hits)))
     logger.info(f"calibration on {len(group)} pictures: sigmoid({scale:.3f} logit + {shift:.3f})")
     return lambda values: expit(scale * logits_of(values) + shift)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from eval.scoring import score_comparison
 from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions, write_records
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
-from llava_pose.model.calibration import Calibration, least_masses
+from llava_pose.model.calibration import Calibration, Neighbours, least_masses
 from llava_pose.model.checkpoint_files import CALIBRATION
 from llava_pose.pose.metrics import calibration_error
 
@@ -110,6 +111,96 @@ def test_confidences_that_tell_the_contrary_tell_nothing():
     assert found.scale == 0
     share = asked.covering[:, 0].mean()
     assert found.confidences(asked.logits) == pytest.approx(np.full(400, share), abs=0.02)
+
+
+def _strange(count: int, seed: int = 0) -> Asked:
+    """Answers that are as sure of pictures unlike those of training as of others, and right about half as many of them."""
+    rng = np.random.default_rng(seed)
+    strangeness = rng.normal(-2.0, 1.0, count)
+    hits = rng.uniform(size=count) < 1 / (1 + np.exp(1.5 * (strangeness + 2.0)))
+    ones = np.ones((count, 1))
+    return Asked(np.full(count, 1.0) + rng.normal(0, 0.1, count), ones, hits[:, None], np.arange(count), strangeness)
+
+
+def test_what_is_unlike_the_pictures_of_training_is_less_sure():
+    found, unseen = fit(_strange(2000), 0.9, ""), _strange(2000, seed=1)
+    assert found.strangeness == pytest.approx(1.5, abs=0.2)
+    hits, unlike = unseen.covering[:, 0], unseen.strangeness > -1.5
+    plain = fit(Asked(unseen.logits, unseen.shares, unseen.covering, unseen.instances), 0.9, "")
+    assert calibration_error(plain.confidences(unseen.logits)[unlike], hits[unlike]) > 0.2
+    assert calibration_error(unseen.confidences(found)[unlike], hits[unlike]) < 0.04
+
+
+def test_strangeness_that_tells_the_contrary_tells_nothing():
+    asked = _strange(500)
+    assert fit(replace(asked, strangeness=-asked.strangeness), 0.9, "").strangeness == 0
+
+
+def test_neighbours_find_what_is_unlike_them_and_are_kept_whole():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(8, 40))
+    features = [rng.normal(size=(count, 8)) @ mixing + 3 for count in (900, 50)]
+    neighbours, others = Neighbours.of(features[0]), rng.normal(size=(50, 40)) * 3 + 3
+    like, unlike = neighbours.strangeness(features[1]), neighbours.strangeness(others)
+    assert like.max() < unlike.min()
+    again = Neighbours.unpacked(neighbours.packed())
+    np.testing.assert_array_equal(again.strangeness(others), unlike)
+    assert neighbours.strangeness(features[0]).max() < unlike.min()
+
+
+def test_a_checkpoint_answers_less_surely_about_what_is_unlike_its_neighbours(checkpoint: Path, prepared: Path):
+    predictor = PosePredictor.from_checkpoint(checkpoint, device="cpu")
+    pictures = [Image.open(file).convert("RGB") for file in sorted((prepared / "val" / "car").glob("*.png"))]
+    features = predictor.features(pictures)
+    values = {"scale": 0.5, "shift": 0.1, "coverage": 0.9, "mass": 0.5, "objects": 9, "instances": 9}
+    found = Calibration(**values, strangeness=0.3, neighbours=Neighbours.of(features[:12]).packed())
+    found.save(checkpoint)
+    plain = predictor.predict(pictures, ["car"] * len(pictures))
+    again = PosePredictor.from_checkpoint(checkpoint, device="cpu").predict(pictures, ["car"] * len(pictures))
+    logits = np.array([math.log(answer.confidence / (1 - answer.confidence)) for answer in plain])
+    confidences = [answer.confidence for answer in again]
+    assert confidences == pytest.approx(found.confidences(logits, features).tolist(), abs=1e-4)
+    assert confidences != pytest.approx(Calibration(**values).confidences(logits).tolist(), abs=1e-3)
+
+
+def test_calibrate_compares_with_the_pictures_of_training(checkpoint: Path, prepared: Path, tmp_path: Path):
+    data = Path(shutil.copytree(prepared, tmp_path / "data"))
+    shutil.copytree(data / "val", data / "train")
+    argv = ["--checkpoint", str(checkpoint), "--data", str(data), "--device", "cpu", "--neighbours"]
+    assert main([*argv, "7"]) == 0
+    found = Calibration.load(checkpoint)
+    assert found is not None
+    assert (found.pictures is None) == (found.strangeness == 0)
+    if found.pictures is not None:
+        assert len(found.pictures.features) == 7
+    assert main([*argv, "0"]) == 0
+    found = Calibration.load(checkpoint)
+    assert found is not None
+    assert (found.strangeness, found.neighbours) == (0, "")
+
+
+def test_neighbours_of_another_model_are_a_sentence(checkpoint: Path):
+    others = Neighbours.of(np.random.default_rng(0).normal(size=(5, 3))).packed()
+    Calibration(scale=1, shift=0, coverage=0.9, mass=1, objects=9, instances=9, neighbours=others).save(checkpoint)
+    with pytest.raises(
+        InputError, match=r"have 3 channels, which are not this model's; run llava-pose calibrate again"
+    ):
+        PosePredictor.from_checkpoint(checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize("damage", ["cut", "letters", "parts", "nan"])
+def test_damaged_neighbours_are_a_sentence(checkpoint: Path, damage: str):
+    whole = Neighbours.of(np.random.default_rng(0).normal(size=(5, 3)))
+    parts = {
+        "cut": whole.packed()[:-8],
+        "letters": "!" + whole.packed(),
+        "parts": replace(whole, mean=whole.mean[:2]).packed(),
+        "nan": replace(whole, spread=whole.spread * np.nan).packed(),
+    }
+    values = {"scale": 1, "shift": 0, "coverage": 0.9, "mass": 1, "objects": 9, "instances": 9}
+    (checkpoint / CALIBRATION).write_text(json.dumps({**values, "neighbours": parts[damage]}))
+    with pytest.raises(InputError, match=r"neighbours: cannot be read .*; run llava-pose calibrate again"):
+        PosePredictor.from_checkpoint(checkpoint, device="cpu")
 
 
 def test_the_least_mass_is_that_of_the_first_mode_that_covers():
