@@ -360,8 +360,8 @@ def _draw_all(folder: Path, photos: Sequence[Path], out: Path) -> list[InputErro
                         draw_box(drawn, item.box)
                     drawn = draw_axes(drawn, item.pose, item.viewport)
                 for item in of_photo[str(photo)]:  # over all axes
-                    name = categories.get(item.category, allow_custom=True).display_name
-                    draw_caption(drawn, f"{name}, {item.confidence or 0:.0%} sure", (item.box or (0.0, 0.0))[:2])
+                    called = categories.get(item.category, allow_custom=True).display_name
+                    draw_caption(drawn, f"{called}, {item.confidence or 0:.0%} sure", (item.box or (0.0, 0.0))[:2])
             except InputError as error:
                 faults.append(error)
                 continue
