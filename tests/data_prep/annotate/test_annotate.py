@@ -29,8 +29,8 @@ from llava_pose.inference.pipeline import pipeline
 from llava_pose.inference.wires import list_models, wires_of
 from llava_pose.pose.geometry import project_points
 from llava_pose.pose.metrics import pose_error
-from tests.conftest import REPOSITORY
 from tests.browser import Page
+from tests.conftest import REPOSITORY
 
 TRUE = {"azimuth": math.radians(217.0), "elevation": math.radians(24.0), "theta": math.radians(-13.0)}
 PLACE = {"distance": 9.0, "px": 300.0, "py": 210.0, "viewport": 2000.0}
