@@ -1,0 +1,42 @@
+"""What a command keeps beside its output, damaged by somebody: it is made anew, or named in a sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.data_commands import time_limit
+from tests.hostile.every_command import Workspace, run, shown
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a FIFO": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "nothing": Path.touch,
+    "no text": lambda path: path.write_bytes(bytes(range(256))),
+    "nested without end": lambda path: path.write_text("[" * 100_000),
+    "of other types": lambda path: path.write_text('{"splits": 1, "records": "x", "rejects": {}}'),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", ["summary.json", ".prepare/train/cup/n0.json", "rejects.jsonl", "prepare.yaml"])
+def test_what_prepare_keeps(name: str, kind: str, workspace: Workspace, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "crops"
+    shutil.copytree(workspace.root / "crops", out)
+    expected = (out / "train" / "metadata.jsonl").read_bytes()
+    (out / name).unlink()
+    DAMAGE[kind](out / name)
+    with time_limit(60):
+        code, error = run(workspace.words("prepare", out), capsys)
+    if code == 0:
+        assert (out / "train" / "metadata.jsonl").read_bytes() == expected
+    else:
+        assert code == 2, error
+        (line,) = shown(error)
+        assert str(out) in line
