@@ -170,3 +170,14 @@ def test_what_a_killed_run_left_of_a_new_folder_goes_with_the_next_one(tmp_path:
         (written / "model").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["export", "prepare"])
+def test_a_run_that_was_killed_as_it_wrote_its_settings_begins_again(
+    name: str, workspace: Workspace, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f".{name}.yaml.7.tmp").write_text("# half")
+    code, error = run(workspace.words(name, out), capsys)
+    assert code == 0, error
