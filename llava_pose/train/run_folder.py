@@ -119,10 +119,11 @@ class RunFolder:
 
     def _decisive(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that must not change, paths written out; a field that was not written down had its default."""
-        settings = {**{f.name: f.default for part in self._arguments for f in dataclasses.fields(part)}, **settings}
+        fields = (field for part in self._arguments for field in dataclasses.fields(part))
+        settings = {**{f.name: f.default for f in fields if f.default is not dataclasses.MISSING}, **settings}
         may_differ = MAY_DIFFER | _LEFT_OUT | set(self._may_differ)
         return {
-            name: str(Path(value).resolve()) if name in PATHS and value and Path(value).exists() else value
+            name: str(Path(value).resolve()) if name in PATHS and _is_there(value) else value
             for name, value in settings.items()
             if name not in may_differ and not name.startswith(MAY_DIFFER_BEGINNINGS)
         }
@@ -265,3 +266,8 @@ def settings_of(arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 def _count(processes: int) -> str:
     return "one process" if processes == 1 else f"{processes} processes"
+
+
+def _is_there(value: object) -> bool:
+    """Return whether a setting is the path of something; in a file that somebody has changed it may be anything."""
+    return isinstance(value, str) and value != "" and Path(value).exists()

@@ -40,3 +40,19 @@ def test_what_prepare_keeps(name: str, kind: str, workspace: Workspace, tmp_path
         assert code == 2, error
         (line,) = shown(error)
         assert str(out) in line
+
+
+@pytest.mark.parametrize("text", ["model: null\n", "{}\n", "model: [1]\ndata: 7\nlora_r: x\n", "train_json: {a: 1}\n"])
+def test_what_a_run_was_begun_with(text: str, workspace: Workspace, tmp_path: Path, capsys) -> None:
+    words = workspace.words("train", workspace.adapter)
+    (tmp_path / "adapter").mkdir()
+    for path in workspace.adapter.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path / "adapter")
+    words[words.index("--output-dir") + 1] = str(tmp_path / "adapter")
+    (tmp_path / "adapter" / "train.yaml").write_text(text)
+    code, error = run(words, capsys)
+    assert code == 2, error
+    (line,) = shown(error)
+    assert "its run was begun with" in line
+    assert "MISSING" not in line
