@@ -121,10 +121,15 @@ def test_a_link_that_leads_to_itself_is_replaced_or_refused(
         assert str(out) in line
 
 
-def test_a_checkpoint_that_is_a_link_to_itself_is_none(workspace: Workspace, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(("name", "option"), [("predict", "--checkpoint"), ("render", "--sources")])
+def test_a_folder_that_is_a_link_to_itself_is_none(
+    name: str, option: str, workspace: Workspace, tmp_path: Path, capsys
+) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    words = workspace.words("predict", tmp_path / "p.jsonl")
-    words[words.index("--checkpoint") + 1] = str(tmp_path / "loop")
+    words = workspace.words(name, tmp_path / OUTPUTS[name])
+    if option not in words:
+        words += [option, ""]
+    words[words.index(option) + 1] = str(tmp_path / "loop")
     code, error = run(words, capsys)
     assert code == 2
     (line,) = shown(error)
