@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from llava_pose.data.jsonl import read_jsonl
 from llava_pose.errors import InputError
 from llava_pose.train.checkpoints import (
     COMPLETE_MARK,
@@ -174,6 +175,9 @@ class RunFolder:
         log = self.folder / LOG
         if log.exists() and not is_regular(log):
             raise InputError(f"{log}: is no regular file, and the run writes its log there; take it away")
+        for where, entry in read_jsonl(log, whole_lines_only=True) if log.exists() else ():
+            if type(entry.get("step")) is not int:
+                raise InputError(f"{where}: is no line of a run's log, for it has no step; take it out")
         self.write_settings()
         if checkpoint is None:
             begun = {"base_digest": self._base_digest, "processes": process_count(), **self._digests}
