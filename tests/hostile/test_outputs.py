@@ -71,19 +71,20 @@ def test_captions_are_not_written_over_notes(workspace, tmp_path: Path) -> None:
         ("score", "a.json", "--out", "a.json"),
         ("tables", "a.json", "b.jsonl", "--table", "1", "--out", "a.md"),
         ("inspect", "page", "b.jsonl", "--out", "link.html"),
+        ("inspect", "statistics.json", "--out", "."),
         ("instruct", "--data", ".", "--captions", "a.jsonl", "--out", "link.json"),
     ],
     ids="-".join,
 )
 def test_no_output_replaces_what_it_is_made_of(words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.json", "a.jsonl", "b.jsonl"):
+    for name in ("a.json", "a.jsonl", "b.jsonl", "statistics.json"):
         Path(name).write_text("read\n")
     Path("link.html").symlink_to("b.jsonl")
     Path("link.json").symlink_to("a.jsonl")
     assert main(words) == 2
     assert "is one of the files that are read; name another" in capsys.readouterr().err
-    assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl")} == {"read\n"}
+    assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl", "statistics.json")} == {"read\n"}
 
 
 def test_a_chat_saves_over_none_of_the_pictures_that_it_was_given(tiny_base: Path, tmp_path: Path) -> None:
