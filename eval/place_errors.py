@@ -143,6 +143,7 @@ def place_figures(errors: pd.DataFrame, instances: np.ndarray) -> dict[str, Any]
     return figures
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of an answer that is far beyond the picture
 def _errors_of_shape(pose: Pose, true: Pose, shape: Shape) -> tuple[float, float, float]:
     off = np.array([pose.px - true.px, true.py - pose.py])  # type: ignore[operator]  # right and up
     pixels = [_pixels(_in_camera(shape.corners, p), shape.camera) for p in (true, pose)]

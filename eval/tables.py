@@ -7,7 +7,6 @@ tests, and the published rows beside it. All scores come from ``eval.scoring``, 
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from eval.compared import ComparisonConfig, Degrees, align, canonical_category, read_meta_classes, read_systems
+from llava_pose.data.jsonl import parse_json
 from llava_pose.data.records import Prediction, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.metrics import threshold_name
 from llava_pose.utils.command import command
-from llava_pose.utils.files import printable, write_atomic, write_json
+from llava_pose.utils.files import printable, read_text, write_atomic, write_json
 from llava_pose.utils.output_folder import own_file, require_other, require_suffix, require_together
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def _probe_grids(
         if not file.is_file():
             continue
         try:
-            grid = json.loads(file.read_text(encoding="utf-8"))
+            grid = parse_json(read_text(file))
             best = grid["selected_on_predicted"]["predicted"]
             values = {name: float(best[name]) for name in accuracies if name in best}
             neighbours = _neighbours_of_selected(grid)

@@ -64,7 +64,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return os.path.basename(os.path.realpath(self.folder))
 
     @property
     def splits(self) -> list[str]:

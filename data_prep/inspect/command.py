@@ -16,7 +16,7 @@ from data_prep.inspect.report import statistics_page, statistics_text
 from data_prep.inspect.statistics import statistics
 from llava_pose.utils.command import command
 from llava_pose.utils.files import printable, write_atomic, write_json
-from llava_pose.utils.output_folder import own_folder
+from llava_pose.utils.output_folder import own_folder, require_other
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,14 @@ def inspect_statistics(config: StatsConfig) -> None:
     Raises:
         InputError: the path is none of what can be inspected.
     """
+    outputs = [] if config.out is None else [Path(config.out) / f"statistics.{kind}" for kind in ("json", "html")]
+    require_other("--out", outputs, [config.data])
     with nullcontext() if config.out is None else own_folder(config.out, "--out", "inspect"):
         dataset = open_dataset(config.data, prepared=config.prepared)
         found = statistics(dataset)
-        if config.out is not None:
-            write_json(Path(config.out) / "statistics.json", found)
-            write_atomic(Path(config.out) / "statistics.html", statistics_page(found))
+        if outputs:
+            write_json(outputs[0], found)
+            write_atomic(outputs[1], statistics_page(found))
             logger.info("statistics: %s   samples: llava-pose inspect page %s --out page.html", config.out, config.data)
     sys.stdout.write(printable(statistics_text(found)))
 

@@ -41,8 +41,8 @@ from llava_pose.utils.command import command, say_next
 from llava_pose.utils.config import check_fields, require_folder
 from llava_pose.utils.files import is_plain_name, shortened
 from llava_pose.utils.output_folder import (
-    LOCK_NAME,
     changed_settings,
+    held_in,
     keep_settings,
     own_file,
     own_folder,
@@ -243,7 +243,7 @@ def _settle(out: Path, config: PrepareConfig) -> None:
             shutil.rmtree(out / RESULTS_FOLDER / split)
         write_settings(file, "prepare", config.output_settings)
         return
-    others = {entry.name for entry in out.iterdir()} - {LOCK_NAME, RESULTS_FOLDER, file.name}
+    others = {*held_in(out)} - {RESULTS_FOLDER, file.name}
     # what one shard has written down holds for the others, which may not have begun
     begun = bool(others or splits or (config.part is not None and file.is_file()))
     remedy = "give another folder, or --overwrite to drop what is there"

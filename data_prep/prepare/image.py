@@ -34,11 +34,12 @@ from data_prep.raw.imagenet3d import (
     read_annotation,
 )
 from data_prep.raw.safe_npz import shown
+from llava_pose.data.jsonl import parse_json
 from llava_pose.data.records import ObjectRecord, Pose
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.pose.geometry import crop_principal
-from llava_pose.utils.files import is_plain_name, read_bytes, replacing, shortened
+from llava_pose.utils.files import is_plain_name, read_bytes, read_text, replacing, shortened
 
 RESULTS_FOLDER = ".prepare"  # in the output folder
 _CATEGORY = re.compile(r"\w[\w .'()&+-]*")  # no marks such as <image>, no lists, no paths
@@ -114,7 +115,7 @@ def result_file(out: Path, job: ImageJob) -> Path:
 def read_result(path: Path) -> ImageResult | None:
     """Return what became of an image; None if that is not written, or not whole."""
     try:
-        return ImageResult(**json.loads(path.read_bytes()))
+        return ImageResult(**parse_json(read_text(path)))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from data_prep.prepare.image import RESULTS_FOLDER, ImageJob, ImageOptions, ImageResult, read_result, result_of
 from data_prep.raw.imagenet3d import RawLayout, read_list
-from llava_pose.data.jsonl import read_jsonl
+from llava_pose.data.jsonl import parse_json, read_jsonl
 from llava_pose.data.records import METADATA_FILE
 from llava_pose.errors import InputError
 from llava_pose.utils.files import atomic_file, read_text, write_json
@@ -72,7 +72,7 @@ def _earlier_accounts(out: Path, plan: Collection[str]) -> dict[str, dict[str, A
     if not path.exists():
         return {}
     try:
-        splits = json.loads(read_text(path))["splits"].items()
+        splits = parse_json(read_text(path))["splits"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not as prepare wrote it; delete it, and prepare every split again") from error
     return {name: account for name, account in splits if name not in plan and (out / name / METADATA_FILE).is_file()}

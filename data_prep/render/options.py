@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def make_sources(config: RenderConfig) -> list[MeshSource]:
             found.append(SweetHome3DSource(Path(config.sweethome3d_folder)))
         else:
             folder = Path(word)
-            name = folder.resolve().name
+            name = os.path.basename(os.path.realpath(folder))
             found.append(MeshFolderSource(folder, name, config.up, config.front, config.normalize))
     names = [source.name for source in found]
     for name in names:

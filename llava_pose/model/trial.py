@@ -49,10 +49,13 @@ def try_apart(path: str | os.PathLike[str], files: str, attempt: Callable[[], ob
         attempt: what reads them. It must not use a GPU, and what it returns is lost.
 
     Raises:
-        InputError: the attempt did, or it took more memory or time than the limits; a file is too large or of a wrong kind.
+        InputError: the attempt did, or it took more memory or time than the limits; a file is too large or of a wrong kind, or
+            the path is a file's.
     """
     folder = Path(path)
     if not folder.is_dir():
+        if os.path.lexists(folder):  # transformers take a file for a config, whatever its size
+            raise InputError(f"{folder}: is no folder; give that of a model, or a hub id")
         return
     require_small_files(folder)
     if sys.platform != "linux":

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from llava_pose.data.jsonl import read_jsonl
 from llava_pose.errors import InputError
 from llava_pose.train.checkpoints import (
     COMPLETE_MARK,
@@ -119,10 +120,11 @@ class RunFolder:
 
     def _decisive(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that must not change, paths written out; a field that was not written down had its default."""
-        settings = {**{f.name: f.default for part in self._arguments for f in dataclasses.fields(part)}, **settings}
+        fields = (field for part in self._arguments for field in dataclasses.fields(part))
+        settings = {**{f.name: f.default for f in fields if f.default is not dataclasses.MISSING}, **settings}
         may_differ = MAY_DIFFER | _LEFT_OUT | set(self._may_differ)
         return {
-            name: str(Path(value).resolve()) if name in PATHS and value and Path(value).exists() else value
+            name: str(Path(value).resolve()) if name in PATHS and _is_there(value) else value
             for name, value in settings.items()
             if name not in may_differ and not name.startswith(MAY_DIFFER_BEGINNINGS)
         }
@@ -173,6 +175,9 @@ class RunFolder:
         log = self.folder / LOG
         if log.exists() and not is_regular(log):
             raise InputError(f"{log}: is no regular file, and the run writes its log there; take it away")
+        for where, entry in read_jsonl(log, whole_lines_only=True) if log.exists() else ():
+            if type(entry.get("step")) is not int:
+                raise InputError(f"{where}: is no line of a run's log, for it has no step; take it out")
         self.write_settings()
         if checkpoint is None:
             begun = {"base_digest": self._base_digest, "processes": process_count(), **self._digests}
@@ -265,3 +270,8 @@ def settings_of(arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 def _count(processes: int) -> str:
     return "one process" if processes == 1 else f"{processes} processes"
+
+
+def _is_there(value: object) -> bool:
+    """Return whether a setting is the path of something; in a file that somebody has changed it may be anything."""
+    return isinstance(value, str) and value != "" and Path(value).exists()

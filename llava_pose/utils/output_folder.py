@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -145,8 +146,15 @@ def _beside(path: Path) -> Path:
 
 
 def is_unused(folder: Path) -> bool:
-    """Return whether a folder is not there, or holds nothing but the lock of its owner."""
-    return not folder.exists() or all(entry.name == LOCK_NAME for entry in folder.iterdir())
+    """Return whether a folder is not there, or holds nothing but the lock of its owner and what a killed one has left."""
+    return not folder.exists() or not any(held_in(folder))
+
+
+def held_in(folder: Path) -> Iterator[str]:
+    """Yield the names in a folder, but for its owner's lock and the half of a file that a killed owner was writing."""
+    for entry in folder.iterdir():
+        if entry.name != LOCK_NAME and not re.fullmatch(r"\..+\.\d+\.tmp", entry.name):
+            yield entry.name
 
 
 @contextmanager
@@ -338,7 +346,7 @@ def require_not_a_persons(file: Path, what: str) -> None:
 def is_begun(output: Path, settings: Path) -> bool:
     """Return whether a file or folder holds anything, but for the settings and the lock of its owner."""
     if output.is_dir():
-        return any(entry.name not in (LOCK_NAME, settings.name) for entry in output.iterdir())
+        return any(name != settings.name for name in held_in(output))
     return output.exists() and output.stat().st_size > 0
 
 

@@ -125,6 +125,12 @@ def test_a_failure_counts_the_most(prepared: Path, cad: Path, pose: Pose | None)
     assert found[1, 0] == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_answer_beyond_all_measure_counts_the_most_and_nothing_warns(prepared: Path, cad: Path) -> None:
+    found = errors(prepared, cad, [Pose(0.7, 0.2, -0.1, 4.0, 1e308, -1e308), TRUE, TRUE])
+    assert found[0].tolist() == [0.0, MOST, MOST, MOST]
+
+
 def write_predictions(path: Path, poses: list[Pose | None], system: str) -> str:
     records = [record(0), record(1, cad_index=7), record(2, "cup")]
     lines = [

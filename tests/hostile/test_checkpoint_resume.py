@@ -248,6 +248,16 @@ def test_a_log_that_is_no_file_is_a_sentence(
     assert ended_with(recipe, tmp_path, capsys, 2).startswith(f"error: {run}/metrics.jsonl: is no regular file")
 
 
+@pytest.mark.parametrize("line", ["{}", '{"step": "x"}', '{"step": null, "loss": 1}', "[1]", "[" * 100_000])
+def test_a_log_of_other_lines_is_a_sentence(
+    line: str, stopped: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = stopped
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(f"{line}\n")
+    assert ended_with(recipe, tmp_path, capsys, 2).startswith(f"error: {run}/metrics.jsonl:")
+
+
 def test_a_base_that_has_changed_is_a_sentence(
     stopped: tuple[dict[str, Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

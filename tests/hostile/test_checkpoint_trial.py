@@ -208,6 +208,16 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.parametrize("load", [*LOADERS.values(), load_full, load_processor, load_image_processor])
+def test_a_file_in_the_place_of_a_folder_is_not_read(load: Callable[[Path], Any], tmp_path: Path) -> None:
+    """transformers take a file for a config."""
+    file = tmp_path / "model"
+    file.touch()
+    os.truncate(file, 20 << 30)
+    with pytest.raises(InputError, match=r"is no folder|there is no such folder"):
+        load(file)
+
+
 @pytest.mark.parametrize("load", [pytest.param(load, id=name) for name, load in LOADERS.items()])
 def test_a_backbone_that_has_no_end_is_a_sentence(load: Callable[[Path], Any], tower: Path) -> None:
     values = {"model_type": "gpt_neo", "attention_types": [[["global"], 10**10]], "num_layers": 2}

@@ -71,19 +71,20 @@ def test_captions_are_not_written_over_notes(workspace, tmp_path: Path) -> None:
         ("score", "a.json", "--out", "a.json"),
         ("tables", "a.json", "b.jsonl", "--table", "1", "--out", "a.md"),
         ("inspect", "page", "b.jsonl", "--out", "link.html"),
+        ("inspect", "statistics.json", "--out", "."),
         ("instruct", "--data", ".", "--captions", "a.jsonl", "--out", "link.json"),
     ],
     ids="-".join,
 )
 def test_no_output_replaces_what_it_is_made_of(words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.json", "a.jsonl", "b.jsonl"):
+    for name in ("a.json", "a.jsonl", "b.jsonl", "statistics.json"):
         Path(name).write_text("read\n")
     Path("link.html").symlink_to("b.jsonl")
     Path("link.json").symlink_to("a.jsonl")
     assert main(words) == 2
     assert "is one of the files that are read; name another" in capsys.readouterr().err
-    assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl")} == {"read\n"}
+    assert {Path(name).read_text() for name in ("a.json", "a.jsonl", "b.jsonl", "statistics.json")} == {"read\n"}
 
 
 def test_a_chat_saves_over_none_of_the_pictures_that_it_was_given(tiny_base: Path, tmp_path: Path) -> None:
@@ -121,10 +122,15 @@ def test_a_link_that_leads_to_itself_is_replaced_or_refused(
         assert str(out) in line
 
 
-def test_a_checkpoint_that_is_a_link_to_itself_is_none(workspace: Workspace, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(("name", "option"), [("predict", "--checkpoint"), ("render", "--sources")])
+def test_a_folder_that_is_a_link_to_itself_is_none(
+    name: str, option: str, workspace: Workspace, tmp_path: Path, capsys
+) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    words = workspace.words("predict", tmp_path / "p.jsonl")
-    words[words.index("--checkpoint") + 1] = str(tmp_path / "loop")
+    words = workspace.words(name, tmp_path / OUTPUTS[name])
+    if option not in words:
+        words += [option, ""]
+    words[words.index(option) + 1] = str(tmp_path / "loop")
     code, error = run(words, capsys)
     assert code == 2
     (line,) = shown(error)
@@ -170,3 +176,14 @@ def test_what_a_killed_run_left_of_a_new_folder_goes_with_the_next_one(tmp_path:
         (written / "model").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in out.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["export", "prepare"])
+def test_a_run_that_was_killed_as_it_wrote_its_settings_begins_again(
+    name: str, workspace: Workspace, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f".{name}.yaml.7.tmp").write_text("# half")
+    code, error = run(workspace.words(name, out), capsys)
+    assert code == 0, error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from eval.systems.record_choice import category_of, select_records
 from eval.systems.record_images import RecordImages
 from eval.systems.system import run_system
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
+from llava_pose.data.jsonl import parse_json
 from llava_pose.data.records import ObjectRecord, Pose, Prediction
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import blaming
@@ -72,7 +72,7 @@ class ClassifierConfig(ClassifierOptions, RunArguments):  # type: ignore[misc]  
 
 def _parse_backbone_config(text: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise InputError(f"--backbone-config {text}: not valid JSON ({error}); see --help") from error
     if not isinstance(values, dict):
