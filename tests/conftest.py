@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+    # scripts run for minutes: begun first, none of them is left alone at the end with one process of several
+    items.sort(key=lambda item: item.path.parent.name != "scripts")
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,7 +23,7 @@ from data_prep.prepare.command import PrepareConfig, prepare
 from llava_pose import cli
 from llava_pose.data.jsonl import write_jsonl
 from llava_pose.data.records import Pose, Prediction, read_records
-from tests.conftest import REPOSITORY, RawDataset
+from tests.conftest import RawDataset
 from tests.eval.benchmark.test_task import QUICK, make_prepared
 from tests.llava_pose.conftest import run_training, without_speed
 
@@ -189,30 +185,6 @@ def small_disk(size: str, *, at: Path | None = None) -> Iterator[Path]:
 
 def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True, capture_output=True)
-
-
-# Processes that need not import torch and transformers again: forked from one that has, each can be killed
-
-
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload([module for module, _ in cli.COMMANDS.values() if "serve" not in module])
-
-
-def start(words: Sequence[str], log: Path) -> Any:
-    """A command in a process of its own, which may be killed; what it says goes to the file ``log``."""
-    process = _forks.Process(target=_command, args=(list(words), str(log)))
-    process.start()
-    return process
-
-
-def _command(words: list[str], log: str) -> None:
-    os.setsid()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    os.chdir(REPOSITORY)
-    sys.exit(cli.main(words))
 
 
 def shown(error: str) -> list[str]:

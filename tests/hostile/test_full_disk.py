@@ -11,6 +11,7 @@ import pytest
 
 from llava_pose.errors import InputError
 from llava_pose.utils.files import append_whole, atomic_file, reserve
+from tests.forked import start
 from tests.hostile.every_command import (
     OUTPUTS,
     POSE,
@@ -21,7 +22,6 @@ from tests.hostile.every_command import (
     run,
     shown,
     small_disk,
-    start,
 )
 from tests.misbehaving import Script, serving
 
@@ -41,6 +41,9 @@ def used(disk: Path) -> int:
 
 QUICK = ("prepare", "export", "caption", "instruct", "vlm-api", "predict", "train")
 COMMANDS = [name for name in OUTPUTS if name not in ("open-vocabulary", "joint", "orient-anything")]
+# Pieces and a list of them, a journal of lines, checkpoints: the disk is full in each part of these. What the others write
+# goes through the same functions, and their disk is full where some of it is written.
+EVERYWHERE = ("prepare", "predict", "train")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ COMMANDS = [name for name in OUTPUTS if name not in ("open-vocabulary", "joint",
     [
         pytest.param(name, share, id=f"{name}-at {share:.0%}", marks=[] if quick else pytest.mark.slow)
         for name in COMMANDS
-        for share in (0.05, 0.4, 0.7, 0.95)
+        for share in ((0.05, 0.4, 0.7, 0.95) if name in EVERYWHERE else (0.4,))
         for quick in [name in QUICK and share == 0.4]
     ],
 )

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.hostile.every_command import OUTPUTS, POSE, Workspace, different_files, files_of, start
-from tests.llava_pose.conftest import free_port
+from tests.forked import REPOSITORY, free_port, run_together, start
+from tests.hostile.every_command import OUTPUTS, POSE, Workspace, different_files, files_of
 from tests.misbehaving import Script, serving
 
 pytestmark = pytest.mark.slow
@@ -76,24 +75,26 @@ def test_two_processes_of_one_run_that_are_killed_go_on(workspace: Workspace, tm
     """They are one owner of their folder; a launcher that is killed with them leaves nothing that keeps the next one out."""
     alone, out = tmp_path / "alone", tmp_path / "killed"
     began = time.monotonic()
-    assert _launched(workspace, alone).wait(240) == 0, (tmp_path / "alone.log").read_text()
+    words = [workspace.words("train", place, steps=8) for place in (alone, out)]
+    ended = run_together(words[0], tmp_path / "alone.log")
+    assert ended.returncode == 0, ended.said
     seconds = time.monotonic() - began
-    process = _launched(workspace, out)
+    process = _launched(words[1], tmp_path / "launched.log")
     while process.poll() is None and not list(out.glob("checkpoint-*/complete.json")):
-        assert time.monotonic() - began < 4 * seconds + 60
+        assert time.monotonic() - began < 4 * seconds + 300
         time.sleep(0.005)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in (process.pid, *map(int, workers)):
         os.kill(pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
     assert not (out / "training_done.json").exists()
-    assert _launched(workspace, out).wait(240) == 0, (tmp_path / "killed.log").read_text()
-    assert "going on from" in (tmp_path / "killed.log").read_text()
+    ended = run_together(words[1], tmp_path / "killed.log")
+    assert ended.returncode == 0, ended.said
+    assert "going on from" in ended.said
     assert different_files(files_of(out), files_of(alone)) == []
 
 
-def _launched(workspace: Workspace, out: Path) -> subprocess.Popen[bytes]:
+def _launched(words: list[str], log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    command += ["train.py", *workspace.words("train", out, steps=8)[1:]]
-    with open(out.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+    with log.open("wb") as file:
+        return subprocess.Popen([*command, "train.py", *words[1:]], cwd=REPOSITORY, stdout=file, stderr=file)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from llava_pose.utils.output_folder import own_file, own_folder, own_new_folder
-from tests.hostile.every_command import OUTPUTS, Workspace, files_of, run, shown, start
+from tests.forked import start
+from tests.hostile.every_command import OUTPUTS, Workspace, files_of, run, shown
 
 NEW_FOLDERS = ("merge", "assemble")  # that are moved to their place whole
 

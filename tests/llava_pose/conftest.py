@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,8 +40,8 @@ from llava_pose.pose.geometry import TWO_PI
 from llava_pose.train.arguments import DataArguments, ModelArguments
 from llava_pose.train.command import train
 from llava_pose.train.training_arguments import PoseTrainingArguments
+from tests.forked import PATIENCE, REPOSITORY, Ended, free_port, run, run_together
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SIDE = 48
 # a car has a mirror plane, a guitar has none
 CATEGORIES = ("car", "guitar", "chair", "airplane")
@@ -225,15 +224,8 @@ def recipe(base: Path, training_data: TrainingData, tmp_path: Path) -> dict[str,
     }
 
 
-def free_port() -> str:
-    """Tests run beside each other: each launcher gets a port of its own."""
-    with socket.socket() as candidate:
-        candidate.bind(("127.0.0.1", 0))
-        return str(candidate.getsockname()[1])
-
-
 class Launcher:
-    """Starts train.py as users do."""
+    """Starts a training in processes of its own."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -248,70 +240,57 @@ class Launcher:
         path.write_text(json.dumps(dict(values)), encoding="utf-8")  # JSON is YAML
         return path
 
-    def train(self, values: Mapping[str, Any], *, kill_at: str | None = None) -> subprocess.CompletedProcess[str]:
-        """``python train.py``; with ``kill_at``, killed with -9 when it opens a file whose path ends so."""
-        command = [sys.executable, self._script(kill_at), "--config", str(self.recipe_file(values))]
-        return self._run(command, kill_at)
+    def train(self, values: Mapping[str, Any], *, kill_at: str = "") -> Ended:
+        """``llava-pose train``; with ``kill_at``, killed with -9 as it is about to write a file whose path ends so."""
+        return run(self._words(values), self._log(), kill_at=kill_at)
 
-    def deepspeed(
-        self, values: Mapping[str, Any], zero: str, *, kill_at: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """The real launcher with two processes; a run that ends by itself leaves no shared memory."""
+    def together(self, values: Mapping[str, Any], zero: str | None = None, *, kill_at: str = "") -> Ended:
+        """Two processes under DDP, or with a config of DeepSpeed; as a launcher starts them."""
         port = free_port()
-        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
-        options = ["--config", str(self.recipe_file(values)), "--deepspeed", f"zero_configs/{zero}.json"]
-        command = [sys.executable, *launcher, "--master_port", port, self._script(kill_at), *options]
-        done = self._run(command, kill_at)
-        left = list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
-        for file in left:
-            file.unlink()
-        assert kill_at is not None or not left
+        variables = {name: self.environment()[name] for name in ("PATH", "DS_ACCELERATOR")} | {"MASTER_PORT": port}
+        done = run_together(self._words(values, zero), self._log(), kill_at=kill_at, environment=variables)
+        free_shared_memory(port)  # a fork ends without what is done at exit
         return done
 
-    def torchrun(self, values: Mapping[str, Any], *, kill_at: str | None = None) -> subprocess.CompletedProcess[str]:
-        """DDP with two processes."""
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-        options = ["--config", str(self.recipe_file(values))]
-        return self._run([sys.executable, *launcher, self._script(kill_at), *options], kill_at)
-
-    def _script(self, kill_at: str | None) -> str:
-        if kill_at is None:
-            return "train.py"
-        script = self._folder / "train_until_killed.py"
-        script.write_text(_TRAIN_UNTIL_KILLED, encoding="utf-8")
-        return str(script)
-
-    def _run(self, command: list[str], kill_at: str | None = None) -> subprocess.CompletedProcess[str]:
+    def launched(self, values: Mapping[str, Any], zero: str | None = None) -> Ended:
+        """Two processes by the real launcher: torchrun, or with a config of DeepSpeed its own; no shared memory is left."""
+        port = free_port()
+        if zero is None:
+            launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        else:
+            launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
         with subprocess.Popen(
-            command,
+            [sys.executable, *launcher, "--master_port", port, "train.py", *self._words(values, zero)[1:]],
             cwd=REPOSITORY,
-            env={**self.environment(), "KILL_AT": kill_at or ""},
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         ) as process:
             try:
-                output, _ = process.communicate(timeout=600)
+                output, _ = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)  # a launcher and its workers
                 output, _ = process.communicate()
                 pytest.fail(f"did not end within ten minutes:\n{output[-4000:]}")
-        return subprocess.CompletedProcess(command, process.returncode, output)
+        assert free_shared_memory(port) == 0
+        return Ended(process.returncode, output)
+
+    def _words(self, values: Mapping[str, Any], zero: str | None = None) -> list[str]:
+        config = [] if zero is None else ["--deepspeed", f"zero_configs/{zero}.json"]
+        return ["train", "--config", str(self.recipe_file(values)), *config]
+
+    def _log(self) -> Path:
+        return self._folder / f"log{len(list(self._folder.glob('log*')))}"
 
 
-# An audit hook sees every file that Python opens or renames, so the process dies at a chosen place in a chosen write, with
-# nothing of train.py changed.
-_TRAIN_UNTIL_KILLED = """
-import os, runpy, signal, sys
-place = os.environ["KILL_AT"]
-def die(event, arguments):
-    if event in ("open", "os.rename") and any(str(a).endswith(place) for a in arguments[:2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-sys.path.insert(0, os.getcwd())
-sys.addaudithook(die)
-runpy.run_path("train.py", run_name="__main__")
-"""
+def free_shared_memory(port: str) -> int:
+    """Delete what DeepSpeed's processes of that port have left of their shared memory; return how many pieces it was."""
+    left = list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+    for file in left:
+        file.unlink()
+    return len(left)
 
 
 @pytest.fixture

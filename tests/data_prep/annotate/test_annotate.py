@@ -6,9 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +26,8 @@ from llava_pose.inference.wires import list_models, wires_of
 from llava_pose.pose.geometry import project_points
 from llava_pose.pose.metrics import pose_error
 from tests.browser import Page
-from tests.conftest import REPOSITORY
+from tests.forked import free_port
+from tests.forked import start as run_beside
 
 TRUE = {"azimuth": math.radians(217.0), "elevation": math.radians(24.0), "theta": math.radians(-13.0)}
 PLACE = {"distance": 9.0, "px": 300.0, "py": 210.0, "viewport": 2000.0}
@@ -83,12 +81,13 @@ def photos(tmp_path: Path) -> Path:
 @dataclass
 class Running:
     url: str
-    process: subprocess.Popen[str]
+    process: Any
     log: Path
 
     def end(self) -> str:
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(60) == 0, self.log.read_text()
+        os.kill(self.process.pid, signal.SIGINT)
+        self.process.join(60)
+        assert self.process.exitcode == 0, self.log.read_text()
         return self.log.read_text()
 
 
@@ -97,23 +96,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def serve(photos: Path, out: Path, *words: str) -> Running:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "llava_pose.cli", "annotate", str(photos), "--out", str(out), *words]
-        log = tmp_path / f"log{len(started)}"
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        port, log = free_port(), tmp_path / f"log{len(started)}"
+        process = run_beside(["annotate", str(photos), "--out", str(out), "--port", port, *words], log)
         running = Running(f"http://127.0.0.1:{port}", process, log)
         started.append(running)
         for _ in range(1200):
-            assert process.poll() is None, log.read_text()
+            assert process.is_alive(), log.read_text()
             try:
                 httpx.get(f"{running.url}/")
                 return running
@@ -124,7 +112,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     yield serve
     for running in started:
         running.process.kill()
-        running.process.wait()
+        running.process.join()
 
 
 def visit(page: Page, server: Running) -> None:

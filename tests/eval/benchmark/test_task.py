@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from llava_pose.errors import InputError
 from llava_pose.model.loading import load_full
 from llava_pose.utils.config import parse_config
 from llava_pose.utils.yaml_files import read_yaml
+from tests.forked import run
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CATEGORIES = ("car", "bus", "agitator_truck", "chair")  # two known ones of the taxonomy, two novel ones
@@ -487,27 +485,6 @@ def test_the_recipes_name_options_that_there_are(name: str, prepared: Path, tmp_
 
 # --- at length, by the real commands ---
 
-# An audit hook sees every file that Python opens or renames: the process dies as it is about to write a chosen one.
-_UNTIL_KILLED = """
-import os, signal, sys
-place = os.environ["KILL_AT"]
-def die(event, arguments):
-    writes = event == "os.rename" or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
-    if place and writes and any(str(a).endswith(place) for a in arguments[:2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(die)
-from llava_pose.cli import main
-raise SystemExit(main(sys.argv[1:]))
-"""
-
-
-def start(folder: Path, *command: str, kill_at: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "KILL_AT": kill_at, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = str(REPOSITORY)
-    return subprocess.run(
-        [sys.executable, "-c", _UNTIL_KILLED, *command], cwd=folder, env=environment, capture_output=True, text=True
-    )
-
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -564,8 +541,8 @@ def test_a_task_killed_again_and_again_ends_as_an_undisturbed_one(
         ]
         places, others = [], {"known": ["car", "chair", "sofa", "laptop"]}
     recipe = recipe_file(tmp_path, systems, **others)
-    whole = start(tmp_path, command, *words(recipe, rendered, tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr[-4000:]
+    whole = run([command, *words(recipe, rendered, tmp_path / "whole")], tmp_path / "log")
+    assert whole.returncode == 0, whole.said[-4000:]
     again = [command, *words(recipe, rendered, tmp_path / "again")]
     for place in (
         "general/checkpoint-4/trainer_state.json",
@@ -578,10 +555,10 @@ def test_a_task_killed_again_and_again_ends_as_an_undisturbed_one(
         "vlm/system_done.json",
         f"table{3 if command == 'joint' else 2}.json",
     ):
-        killed = start(tmp_path, *again, kill_at=place)
-        assert killed.returncode == -signal.SIGKILL, (place, killed.stderr[-4000:])
-    ended = start(tmp_path, *again)
-    assert ended.returncode == 0, ended.stderr[-4000:]
+        killed = run(again, tmp_path / "log", kill_at=place)
+        assert killed.returncode == -signal.SIGKILL, (place, killed.said[-4000:])
+    ended = run(again, tmp_path / "log")
+    assert ended.returncode == 0, ended.said[-4000:]
     for name in (system["name"] for system in systems):
-        ours, theirs = (tmp_path / run / name / "predictions.jsonl" for run in ("again", "whole"))
+        ours, theirs = (tmp_path / which / name / "predictions.jsonl" for which in ("again", "whole"))
         assert ours.read_bytes() == theirs.read_bytes()

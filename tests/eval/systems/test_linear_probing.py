@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,8 @@ from llava_pose.data.records import ObjectRecord, Pose, read_predictions, read_r
 from llava_pose.errors import InputError
 from llava_pose.pose.geometry import angles_to_bins, bins_to_angles
 from llava_pose.pose.metrics import pose_error
-from tests.eval.benchmark.test_task import start
+from tests.forked import run as run_forked
+from tests.forked import run_together
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -239,8 +238,8 @@ def test_predictions_of_a_run_that_was_killed_are_not_taken_for_done(recipe, bac
         common = ["--data", recipe["data"], "--output-dir", str(output), "--backbones", f"vit={backbone}"]
         return [*common, "--epochs", str(epochs), "--learning-rates", "0.05"]
 
-    killed = start(tmp_path, "linear-probing", *words(4), kill_at="vit/probe_grid.json")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    killed = run_forked(["linear-probing", *words(4)], tmp_path / "log", kill_at="vit/probe_grid.json")
+    assert killed.returncode == -signal.SIGKILL, killed.said[-2000:]
     predictions = output / "vit" / "predictions.jsonl"
     expected = predictions.read_bytes()
     assert main(words(40)) == 2
@@ -291,12 +290,10 @@ def test_two_processes_predict_what_one_does(recipe, tmp_path):
     words = [f"--{name.replace('_', '-')}={recipe[name]}" for name in ("data", "epochs")]
     words += ["--backbones", f"vit={recipe['backbone']}", "--learning-rates", "0.001", "0.05"]
     found = []
-    for count in (1, 2):
-        out = tmp_path / f"by{count}"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        command = [*launcher, "-m", "llava_pose.cli", "linear-probing", *words, "--output-dir", str(out)]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for processes in (run_forked, run_together):
+        out = tmp_path / processes.__name__
+        done = processes(["linear-probing", *words, "--output-dir", str(out)], tmp_path / "log")
+        assert done.returncode == 0, done.said
         found.append([(p.id, p.pose.angles) for p in read_predictions(out / "vit" / "predictions.jsonl")])
     assert found[0] == found[1]
 

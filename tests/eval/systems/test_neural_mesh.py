@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,8 @@ from llava_pose.errors import InputError
 from llava_pose.model.loading import load_model
 from llava_pose.pose.geometry import project_points
 from llava_pose.pose.metrics import pose_error
+from tests.forked import run_together
 
-ROOT = Path(__file__).resolve().parents[3]
 BOXES = {"car": ((-0.2, -0.4, -0.15), (0.2, 0.4, 0.15)), "guitar": ((-0.15, -0.05, -0.45), (0.15, 0.05, 0.45))}
 
 
@@ -138,22 +135,8 @@ def test_two_processes_remember_and_learn_what_one_does(recipe, tmp_path):
     run(NeuralMeshRunConfig(**values))
     apart = {**values, "output_dir": str(tmp_path / "apart"), "per_device_train_batch_size": 3, "ddp_backend": "gloo"}
     (tmp_path / "recipe.json").write_text(json.dumps(apart))  # JSON is YAML
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "eval.systems.neural_mesh.command",
-    ]
-    done = subprocess.run(
-        [sys.executable, *launch, "--config", str(tmp_path / "recipe.json")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = run_together(["neural-mesh", "--config", str(tmp_path / "recipe.json")], tmp_path / "log")
+    assert done.returncode == 0, done.said[-2000:]
     expected, found = (load_file(Path(f) / "model.safetensors") for f in (recipe["output_dir"], tmp_path / "apart"))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=2e-4, rtol=2e-3, msg=lambda m, name=name: f"{name}: {m}")

@@ -1,11 +1,8 @@
-"""Two processes, started by torchrun, train and predict what one does."""
+"""Two processes, started as torchrun starts them, train and predict what one does."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +17,13 @@ from llava_pose.utils.distributed import map_over_processes
 from tests.eval.benchmark.test_task import (
     BACKBONE,
     QUICK,
-    REPOSITORY,
     SIDE,
     classifier,
     make_prepared,
     recipe_file,
     words,
 )
-from tests.llava_pose.conftest import free_port
+from tests.forked import run_together
 
 pytestmark = pytest.mark.distributed
 
@@ -37,19 +33,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_prepared(tmp_path_factory.mktemp("prepared"), train=6, val=3)
 
 
-def torchrun(*command: str, refused: bool = False) -> str:
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(
-        [sys.executable, *launcher, *command],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert (ended.returncode != 0) == refused, ended.stderr[-6000:]
-    return ended.stderr
+def by_two(log: Path, *command: str, refused: bool = False) -> str:
+    ended = run_together(command, log)
+    assert (ended.returncode != 0) == refused, ended.said[-6000:]
+    return ended.said
 
 
 def losses(folder: Path) -> list[float]:
@@ -76,7 +63,7 @@ def test_two_processes_train_and_predict_what_one_does(prepared: Path, tmp_path:
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(values))
-    torchrun("-m", "eval.systems.classifier.command", "--config", str(recipe))
+    by_two(tmp_path / "log", "classifier", "--config", str(recipe))
     one = {**values, "output_dir": str(tmp_path / "one"), "per_device_train_batch_size": 8}
     run(ClassifierConfig(**one))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
@@ -84,9 +71,9 @@ def test_two_processes_train_and_predict_what_one_does(prepared: Path, tmp_path:
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
-    by_two = (tmp_path / "two" / "predictions.jsonl").read_bytes()
+    predicted = (tmp_path / "two" / "predictions.jsonl").read_bytes()
     run(ClassifierConfig(**values))  # has trained: it predicts, alone
-    assert (tmp_path / "two" / "predictions.jsonl").read_bytes() == by_two
+    assert (tmp_path / "two" / "predictions.jsonl").read_bytes() == predicted
     assert len(read_predictions(tmp_path / "two" / "predictions.jsonl")) == 12
 
 
@@ -97,7 +84,7 @@ def test_two_processes_predict_with_a_checkpoint_what_one_does(tiny_base: Path, 
     predict(PredictConfig(**options, out=str(tmp_path / "one.jsonl")))
     predict(PredictConfig(**options, out=str(tmp_path / "two.jsonl"), limit=3))
     given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    torchrun("-m", "eval.predict", *given, "--out", str(tmp_path / "two.jsonl"))
+    by_two(tmp_path / "log", "predict", *given, "--out", str(tmp_path / "two.jsonl"))
     ours, theirs = read_predictions(tmp_path / "two.jsonl"), read_predictions(tmp_path / "one.jsonl")
     assert [p.id for p in ours] == [p.id for p in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -125,8 +112,9 @@ def test_two_processes_run_a_whole_task(tiny_base: Path, prepared: Path, tmp_pat
         },
     ]
     recipe = recipe_file(tmp_path, systems)
-    torchrun("-m", "eval.benchmark.command", "--table", "3", *words(recipe, prepared, tmp_path / "out"))
-    said = torchrun("-m", "eval.benchmark.command", "--table", "3", *words(recipe, prepared, tmp_path / "out"))
+    command = ["benchmark", "--table", "3", *words(recipe, prepared, tmp_path / "out")]
+    by_two(tmp_path / "log", *command)
+    said = by_two(tmp_path / "again.log", *command)
     assert "vlm (llava-pose): is done" in said
     for name in ("general", "vlm"):
         assert len(read_predictions(tmp_path / "out" / name / "predictions.jsonl")) == 12
@@ -138,8 +126,6 @@ def test_what_one_process_cannot_read_ends_them_all(prepared: Path, tmp_path: Pa
     data = make_prepared(tmp_path / "data", train=2, val=18)
     (data / "val" / read_records(data, "val")[-1].file_name).write_bytes(b"no picture")
     recipe = recipe_file(tmp_path, [classifier("first"), classifier("second")])
-    said = torchrun(
-        "-m", "eval.benchmark.command", "--table", "3", *words(recipe, data, tmp_path / "out"), refused=True
-    )
+    said = by_two(tmp_path / "log", "benchmark", "--table", "3", *words(recipe, data, tmp_path / "out"), refused=True)
     assert "chair/val17.png" in said
     assert not (tmp_path / "out" / "second").exists()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,51 @@ def test_the_states_of_an_answer_are_those_of_teacher_forcing(made: Made):
     torch.testing.assert_close(answer.states[0], forced[0, start : start + 5], rtol=1e-3, atol=1e-3)
 
 
+# It answers all families, for the import of transformers takes longer than an answer
+_PLAIN = """
+import sys, torch
+from transformers import AutoModelForImageTextToText
+for line in sys.stdin:
+    checkpoint, given, found = line.split()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    inputs, options = torch.load(given)
+    with torch.inference_mode():
+        torch.save((model(**inputs).logits, model.generate(**inputs, **options)), found)
+    assert not any(name.startswith("llava_pose") for name in sys.modules)
+    print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def plain_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """Logits and an answer by transformers alone: of a checkpoint, of the file with its inputs, into a file."""
+    folder = tmp_path_factory.mktemp("plain")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", _PLAIN]
+    with (
+        (folder / "errors").open("w") as errors,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+
+        def ask(*paths: Path) -> None:
+            print(*paths, file=process.stdin, flush=True)
+            assert process.stdout.readline() == "done\n", (folder / "errors").read_text()
+
+        yield ask
+
+
 @pytest.mark.parametrize("kind", ["adapter", "full"])
-def test_merged_it_is_a_plain_model_that_says_the_token_by_itself(made: Made, tmp_path: Path, kind: str):
+def test_merged_it_is_a_plain_model_that_says_the_token_by_itself(
+    made: Made, plain_transformers: Callable[..., None], tmp_path: Path, kind: str
+):
     """In a process that has imported nothing of ours."""
     checkpoint = made.run if kind == "adapter" else fully_tuned(made.base, tmp_path / "full")
     merged = merge(MergeConfig(checkpoint=str(checkpoint), out=str(tmp_path / "merged")))
@@ -216,22 +260,8 @@ def test_merged_it_is_a_plain_model_that_says_the_token_by_itself(made: Made, tm
         expected = before.vlm(**inputs).logits
         said = before.vlm.generate(**inputs, **greedy)
     assert (before.pose_config.pose_token_id in said[0, inputs["input_ids"].shape[1] :]) or kind == "adapter"
-    torch.save(inputs, tmp_path / "inputs.pt")
-    program = (
-        "import sys, torch\n"
-        "from transformers import AutoModelForImageTextToText\n"
-        "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1]).eval()\n"
-        "inputs = torch.load(sys.argv[2])\n"
-        "with torch.inference_mode():\n"
-        f"    torch.save((model(**inputs).logits, model.generate(**inputs, **{greedy})), sys.argv[3])\n"
-        "assert not any(name.startswith('llava_pose') for name in sys.modules)\n"
-    )
-    words = [str(merged), str(tmp_path / "inputs.pt"), str(tmp_path / "found.pt")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    torch.save((inputs, greedy), tmp_path / "inputs.pt")
+    plain_transformers(merged, tmp_path / "inputs.pt", tmp_path / "found.pt")
     logits, generated = torch.load(tmp_path / "found.pt")
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(generated, said)

@@ -102,6 +102,7 @@ def test_a_merged_checkpoint_goes_to_a_private_repository_without_the_paths_of_t
     assert b'llava_pose.pipeline("me/posed")' in hub.files["README.md"]
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_take_is_one_sentence(hub, base, tmp_path):
     """Before the work, if it can be known by then; and no work is lost after it."""
     adapter = save_adapter(base, tmp_path / "adapter")

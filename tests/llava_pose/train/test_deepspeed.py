@@ -1,4 +1,4 @@
-"""Two processes, started by the real launchers, end where one process ends."""
+"""Two processes, started by the real launchers or as they start them, end where one process ends."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from tests.llava_pose.conftest import read_log, run_training
 pytestmark = pytest.mark.distributed
 
 STEPS = 3
-# the launcher or the DeepSpeed config, and what trains: docs/TRAINING.md has this as a table
-RUNS = {
-    "ddp-lora": ("torchrun", {"language": "lora"}),
+# the DeepSpeed config, and what trains: docs/TRAINING.md has this as a table
+RUNS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "ddp-lora": (None, {"language": "lora"}),
     "zero2-lora": ("zero2", {"language": "lora"}),
     "zero3-lora": ("zero3", {"language": "lora", "activation_checkpointing": True}),
     "zero2-full": ("zero2", {"language": "full", "tune_vision": True}),
     "zero3-full": ("zero3", {"language": "full", "tune_vision": True}),
     "zero2-nf4": ("zero2", {"language": "lora", "quantize": "nf4"}),
-    "ddp-nf4": ("torchrun", {"language": "lora", "quantize": "nf4"}),
-    "ddp-full": ("torchrun", {"language": "full", "tune_vision": True, "activation_checkpointing": True}),
+    "ddp-nf4": (None, {"language": "lora", "quantize": "nf4"}),
+    "ddp-full": (None, {"language": "full", "tune_vision": True, "activation_checkpointing": True}),
 }
-SLOW = {"ddp-nf4", "ddp-full"}
+QUICK = {"zero3-lora", "zero2-nf4"}
+LAUNCHED = {"zero3-lora", "ddp-lora"}  # by the launchers themselves
 
 
 @pytest.fixture
@@ -75,15 +76,13 @@ def mixed_recipe(recipe: dict[str, Any], mixed_samples, training_data, tmp_path:
     }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RUNS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in RUNS])
 def test_two_processes_end_where_one_ends(name: str, launcher, mixed_recipe, base: Path, tmp_path: Path):
-    how, options = RUNS[name]
+    zero, options = RUNS[name]
     values = {**mixed_recipe, **options}
     together = {**values, "output_dir": str(tmp_path / "together")}
-    result = launcher.torchrun(together) if how == "torchrun" else launcher.deepspeed(together, how)
-    assert result.returncode == 0, result.stdout[-6000:]
+    result = (launcher.launched if name in LAUNCHED else launcher.together)(together, zero)
+    assert result.returncode == 0, result.said[-6000:]
     alone = {**values, "output_dir": str(tmp_path / "alone"), "gradient_accumulation_steps": 4}
     run_training(alone)
 
@@ -112,8 +111,8 @@ def test_a_tower_that_cannot_be_built_in_shards_trains_under_zero3(launcher, mix
     base = assemble(AssembleConfig(out=str(tmp_path / "tiny"), preset="tiny"))
     values = {**mixed_recipe, "model": str(base), "language": "full", "tune_vision": True}
     together = {**values, "output_dir": str(tmp_path / "together")}
-    result = launcher.deepspeed(together, "zero3")
-    assert result.returncode == 0, result.stdout[-6000:]
+    result = launcher.together(together, "zero3")
+    assert result.returncode == 0, result.said[-6000:]
     run_training({**values, "output_dir": str(tmp_path / "alone"), "gradient_accumulation_steps": 4})
     for line, expected in zip(read_log(tmp_path / "together"), read_log(tmp_path / "alone"), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=2e-3), line["step"]

@@ -98,8 +98,8 @@ def test_the_disk_that_checkpoints_take_is_that_of_the_run(recipe, options: dict
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 def test_the_disk_that_checkpoints_of_deepspeed_take(recipe, launcher, zero: str) -> None:
     values = {**recipe, "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    done = launcher.deepspeed(values, zero)
-    assert done.returncode == 0, done.stdout[-4000:]
+    done = launcher.together(values, zero)
+    assert done.returncode == 0, done.said[-4000:]
     sizes, _, _ = look(values)
     training = arguments({**values, "deepspeed": str(REPOSITORY / "zero_configs" / f"{zero}.json"), "dry_run": True})[
         -1

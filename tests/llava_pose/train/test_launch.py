@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.llava_pose.conftest import REPOSITORY, Launcher, free_port, run_training
+from tests.forked import REPOSITORY, free_port
+from tests.llava_pose.conftest import Launcher, run_training
 
 LAUNCHERS = sorted((REPOSITORY / "scripts" / "launch").glob("*.sh"))
 
@@ -68,7 +69,7 @@ JOINED_BY = {
 }
 
 
-@pytest.mark.parametrize("joined_by", list(JOINED_BY))
+@pytest.mark.parametrize("joined_by", ["join_processes", pytest.param("a recipe", marks=pytest.mark.slow)])
 def test_a_process_leaves_the_others_before_it_ends(joined_by: str, launcher: Launcher, tmp_path: Path):
     """What is asked for first at exit is done last."""
     script = tmp_path / "script.py"

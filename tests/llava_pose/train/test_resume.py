@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.train.checkpoints import COMPLETE_MARK, last_complete_checkpoint
 from llava_pose.train.run_folder import DONE_MARK
+from tests.forked import start
 from tests.llava_pose.conftest import read_log, run_training
 
 KILLED = -signal.SIGKILL
@@ -72,18 +71,18 @@ def test_lora_run_killed_again_and_again_ends_as_an_undisturbed_one(launcher, lo
     # all of the third checkpoint written, but for the mark that says so: the run goes on from the second
     result = launcher.train(values, kill_at=f"checkpoint-6/{COMPLETE_MARK}")
     assert result.returncode == KILLED
-    assert "checkpoint-2: was not written to its end; removed" in result.stdout
+    assert "checkpoint-2: was not written to its end; removed" in result.said
     assert (run / "checkpoint-6" / "optimizer.pt").exists()
 
     # in the middle of writing the result, after the last step
     result = launcher.train(values, kill_at="run/processor_config.json")
     assert result.returncode == KILLED
-    assert "going on from" in result.stdout
-    assert "checkpoint-4" in result.stdout
+    assert "going on from" in result.said
+    assert "checkpoint-4" in result.said
     assert not (run / DONE_MARK).exists()
 
     result = launcher.train(values)
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.returncode == 0, result.said[-4000:]
     assert_same_run(run, undisturbed)
 
     # once more: there is nothing to do, and that is said
@@ -98,8 +97,8 @@ def test_run_that_groups_by_length_goes_on_in_the_same_order(launcher, long_reci
     undisturbed = run_training({**values, "output_dir": str(tmp_path / "undisturbed")})
     assert launcher.train(values, kill_at=f"checkpoint-8/{COMPLETE_MARK}").returncode == KILLED
     result = launcher.train(values)
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert "checkpoint-6" in result.stdout
+    assert result.returncode == 0, result.said[-4000:]
+    assert "checkpoint-6" in result.said
     assert_same_run(Path(values["output_dir"]), undisturbed)
 
 
@@ -108,19 +107,19 @@ def test_full_run_killed_from_outside_ends_as_an_undisturbed_one(launcher, long_
     run = Path(values["output_dir"])
     undisturbed = run_training({**values, "output_dir": str(tmp_path / "undisturbed")})
 
-    command = [sys.executable, "train.py", "--config", str(launcher.recipe_file(values))]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[3], env=launcher.environment()) as process:
-        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 9:
-            assert process.poll() is None, "ended before it could be killed"
-            time.sleep(0.002)
-        process.kill()
-    assert process.returncode == KILLED
+    process = start(["train", "--config", str(launcher.recipe_file(values))], tmp_path / "killed.log")
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 9:
+        assert process.is_alive(), "ended before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == KILLED
     assert not (run / DONE_MARK).exists()
     assert last_complete_checkpoint(run) is not None
 
     result = launcher.train(values)
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert "going on from" in result.stdout
+    assert result.returncode == 0, result.said[-4000:]
+    assert "going on from" in result.said
     assert_same_run(run, undisturbed)
 
 
@@ -130,11 +129,11 @@ def test_two_processes_that_group_by_length_go_on_in_the_same_order(launcher, lo
     """In their second epoch of four steps: what sets the epoch does not reach an order that processes share by itself."""
     values = {**long_recipe, "train_sampling_strategy": "group_by_length"}
     undisturbed = {**values, "output_dir": str(tmp_path / "undisturbed")}
-    assert launcher.torchrun(undisturbed).returncode == 0
-    assert launcher.torchrun(values, kill_at=f"checkpoint-8/{COMPLETE_MARK}").returncode != 0
-    result = launcher.torchrun(values)
-    assert result.returncode == 0, result.stdout[-6000:]
-    assert "checkpoint-6" in result.stdout
+    assert launcher.together(undisturbed).returncode == 0
+    assert launcher.together(values, kill_at=f"checkpoint-8/{COMPLETE_MARK}").returncode != 0
+    result = launcher.together(values)
+    assert result.returncode == 0, result.said[-6000:]
+    assert "checkpoint-6" in result.said
     assert_same_run(Path(values["output_dir"]), tmp_path / "undisturbed")
 
 
@@ -143,12 +142,12 @@ def test_two_processes_that_group_by_length_go_on_in_the_same_order(launcher, lo
 def test_zero3_run_killed_while_it_writes_a_checkpoint(launcher, long_recipe, tmp_path: Path):
     values = {**long_recipe, "per_device_train_batch_size": 2}
     undisturbed = {**values, "output_dir": str(tmp_path / "undisturbed")}
-    assert launcher.deepspeed(undisturbed, "zero3").returncode == 0
-    result = launcher.deepspeed(values, "zero3", kill_at="checkpoint-6/trainer_state.json")
+    assert launcher.together(undisturbed, "zero3").returncode == 0
+    result = launcher.together(values, "zero3", kill_at="checkpoint-6/trainer_state.json")
     assert result.returncode != 0
-    result = launcher.deepspeed(values, "zero3")
-    assert result.returncode == 0, result.stdout[-6000:]
-    assert "checkpoint-4" in result.stdout
+    result = launcher.together(values, "zero3")
+    assert result.returncode == 0, result.said[-6000:]
+    assert "checkpoint-4" in result.said
     assert_same_run(Path(values["output_dir"]), tmp_path / "undisturbed")
 
 

@@ -129,8 +129,8 @@ def test_another_number_of_processes_does_not_go_on(long_recipe, monkeypatch) ->
 @pytest.mark.distributed
 def test_a_run_of_two_processes_does_not_go_on_with_one(launcher, long_recipe) -> None:
     values = {**long_recipe, "save_strategy": "steps", "save_steps": 2}
-    assert launcher.torchrun(values, kill_at=f"checkpoint-4/{COMPLETE_MARK}").returncode != 0
+    assert launcher.together(values, kill_at=f"checkpoint-4/{COMPLETE_MARK}").returncode != 0
     with pytest.raises(InputError, match="its run was begun by 2 processes, not by one process"):
         run_training(values)
-    result = launcher.torchrun(values)
-    assert result.returncode == 0, result.stdout[-4000:]
+    result = launcher.together(values)
+    assert result.returncode == 0, result.said[-4000:]

@@ -402,11 +402,11 @@ def test_qlora_learns_and_its_adapter_comes_back(few, base: Path):
 
 @pytest.mark.distributed
 def test_qlora_does_not_go_with_zero3(recipe, launcher):
-    result = launcher.deepspeed({**recipe, "quantize": "nf4"}, "zero3")
+    result = launcher.together({**recipe, "quantize": "nf4"}, "zero3")
     assert result.returncode != 0
     sentence = "ZeRO-3 cannot shard 4-bit weights; give --deepspeed zero_configs/zero2.json"
-    assert f"error: --quantize nf4: {sentence}" in result.stdout
-    assert "Traceback" not in result.stdout.split("error: --quantize")[0]
+    assert f"error: --quantize nf4: {sentence}" in result.said
+    assert "Traceback" not in result.said.split("error: --quantize")[0]
     assert not Path(recipe["output_dir"]).exists()
 
 
