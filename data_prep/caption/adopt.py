@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass
 class Adopted:
-    """What became of the captions: a line for each picture that is there, and the reasons of those left out."""
+    """The outcome of adopting captions: a line for each picture that is there, and the reasons of those left out."""
 
     lines: dict[str, CaptionLine] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)

@@ -191,7 +191,7 @@ class _Mention:
 
     @property
     def is_surely_one(self) -> bool:
-        """Whether an object is meant, and not another sense of the word."""
+        """Say whether an object is meant, and not another sense of the word."""
         if self.text.lower() in _OFTEN_OTHER:
             return bool(self.before) and self.before[-1] in _ARTICLES
         return True

@@ -90,7 +90,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class Asking:
-    """What there is to ask about: a scene, the object whose turn it is, and where chance comes from.
+    """The subject of a question: a scene, the object whose turn it is, and where chance comes from.
 
     Attributes:
         phrasings: how many phrasings of a kind are in use, from the first on; 0 is all.

@@ -83,7 +83,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Scope:
-    """What a system is trained on and predicts: canonical names, or None for all; and the task."""
+    """The scope of a system's training and predictions: canonical names, or None for all; and the task."""
 
     train_categories: list[str] | None
     categories: list[str] | None

@@ -238,7 +238,7 @@ def _is_place(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number, Python's or numpy's."""
+    """Say whether it is a finite number, Python's or numpy's."""
     try:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond every float

@@ -75,7 +75,7 @@ class NeuralMeshRunConfig(NeuralMeshOptions, RunArguments):  # type: ignore[misc
 
     @property
     def shares_bank(self) -> bool:
-        """Whether all categories share one mesh and its features."""
+        """Say whether all categories share one mesh and its features."""
         return self.mesh == "sphere" and self.task == "pose"
 
 
