@@ -18,9 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from data_prep.scene.scenes import category_of
 from llava_pose.data.conversation import POSE_TOKEN
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
 from llava_pose.utils.openai_client import BadAnswer
