@@ -83,7 +83,7 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to know beside the file."""
+    """The knowledge that a worker needs beside the file."""
 
     root: Path
     out: Path

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ExportConfig:
-    """What ``llava-pose export`` reads and writes."""
+    """The options of ``llava-pose export``."""
 
     data: str = field(metadata={"help": "The prepared folder, as llava-pose prepare writes it."})
     out: str = field(metadata={"help": "The folder to write; the same command goes on where it was stopped."})

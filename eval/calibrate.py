@@ -85,7 +85,7 @@ class CalibrateConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a checkpoint without calibration said of n objects.
+    """The answers of a checkpoint without calibration for n objects.
 
     Attributes:
         logits: (n,) of the confidence.

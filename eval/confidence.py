@@ -1,4 +1,4 @@
-"""How far the confidences and the prediction sets of answers can be believed."""
+"""Measures of how far the confidences and the prediction sets of answers can be believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far predicted objects are from where they are: distance, principal point, reprojected corners, and ADD on the CAD model.
+"""Errors of where predicted objects are: distance, principal point, reprojected corners, and ADD on the CAD model.
 
 A camera that looks at its object (docs/POSE.md) has the object's origin on its axis. Two poses of one picture whose principal
 points differ are put into one camera by moving the predicted object sideways, by as much as its principal point is off at its
@@ -37,7 +37,7 @@ _UNIT = 1 / math.sqrt(3)  # the side of a cube of unit diagonal, which stands fo
 
 @dataclass(frozen=True)
 class Shape:
-    """What is measured of one object beside its pose: pixels are those of the prepared picture, lengths object units.
+    """The measurements of one object beside its pose: pixels are those of the prepared picture, lengths object units.
 
     Attributes:
         camera: viewport times focal length, pixels.

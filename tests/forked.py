@@ -70,14 +70,9 @@ def run(words: Sequence[str], log: Path, *, kill_at: str = "", environment: Mapp
 
 def run_together(words: Sequence[str], log: Path, *, kill_at: str = "", environment: Mapping[str, str] = NONE) -> Ended:
     """Run a command as two processes, as torchrun does: where one of them fails, the other is killed."""
-    port = free_port()
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = ({**environment, **shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01")
-    try:
-        return _end([start(words, log, kill_at=kill_at, environment=variables) for variables in ranks], log)
-    finally:
-        for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):
-            file.unlink()  # 66 MiB of memory, which a process that is killed leaves
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = ({**shared, **environment, "RANK": rank, "LOCAL_RANK": rank} for rank in "01")
+    return _end([start(words, log, kill_at=kill_at, environment=variables) for variables in ranks], log)
 
 
 def free_port() -> str:

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 from data_prep.caption.check import Mismatch, check_words, expect, names_before_tokens
 from data_prep.caption.lines import FAILED, OK, CaptionLine
-from data_prep.scene.scenes import Scene, category_of
+from data_prep.scene.scenes import Scene
 from llava_pose.data.conversation import POSE_TOKEN
 from llava_pose.data.jsonl import parse_json, read_jsonl
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 from llava_pose.errors import InputError
 from llava_pose.utils.files import read_text, shortened
 
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass
 class Adopted:
-    """What became of the captions: a line for each picture that is there, and the reasons of those left out."""
+    """The outcome of adopting captions: a line for each picture that is there, and the reasons of those left out."""
 
     lines: dict[str, CaptionLine] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)

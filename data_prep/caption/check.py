@@ -18,9 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from data_prep.scene.scenes import category_of
 from llava_pose.data.conversation import POSE_TOKEN
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 from llava_pose.pose import categories
 from llava_pose.pose.categories import Category
 from llava_pose.utils.openai_client import BadAnswer
@@ -191,7 +190,7 @@ class _Mention:
 
     @property
     def is_surely_one(self) -> bool:
-        """Whether an object is meant, and not another sense of the word."""
+        """Say whether an object is meant, and not another sense of the word."""
         if self.text.lower() in _OFTEN_OTHER:
             return bool(self.before) and self.before[-1] in _ARTICLES
         return True

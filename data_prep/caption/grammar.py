@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from data_prep.caption.check import Mismatch, expect
-from data_prep.questions.base import listing, sentence
 from data_prep.scene import relations
 from data_prep.scene.facts import ALL_ASPECTS
-from data_prep.scene.scenes import Scene, category_of, centre, noun
+from data_prep.scene.scenes import Scene, centre, noun
+from data_prep.scene.words import listing, sentence
 from llava_pose.data.conversation import POSE_TOKEN, object_words
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 from llava_pose.data.viewpoint_words import describe_viewpoint
 
 MOST_OBJECTS = 4

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.scene.scenes import Scene, box_text, category_of, noun
+from data_prep.scene.scenes import Scene, box_text, noun
 from llava_pose.data.conversation import POSE_TOKEN, describe_pose, object_words
 from llava_pose.data.images import picture_part
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 from llava_pose.data.viewpoint_words import describe_viewpoint
 
 RULES = f"""You write captions that train a vision-language model to tell how objects are turned in space.

@@ -126,7 +126,7 @@ def _settings(config: ImportConfig, kind: str, source: Path) -> dict[str, object
 
 
 def _kind(kind: str, source: Path) -> tuple[str, Path]:
-    """What the source is, and where it lies: a data set may be in a folder of the one that was named."""
+    """Return what the source is, and where it lies: a data set may be in a folder of the one that was named."""
     found = recognise(source) if kind == "auto" or source.is_dir() else None
     if kind != "auto":
         nested = found is not None and found.kind == kind and kind != "objectron"

@@ -1,4 +1,4 @@
-"""What every reader of a data set gives: an object that can be taken, or why one cannot."""
+"""The items that every reader of a data set gives: an object that can be taken, or why one cannot."""
 
 from __future__ import annotations
 

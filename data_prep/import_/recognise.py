@@ -1,4 +1,4 @@
-"""What a folder or a file looks like, and the command that reads it."""
+"""A folder or a file is recognised by what it looks like, and the command that reads it is named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORDS = {  # what stands in a JSON file -> kind; all words of a line, the first
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a path looks like.
+    """The kind of data that a path looks like.
 
     Attributes:
         kind: "imagenet3d", "prepared", "processed", "pictures", or what ``llava-pose import --kind`` takes.

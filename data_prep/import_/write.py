@@ -46,7 +46,7 @@ _LONGEST_NAME = 150  # letters of a picture's name in the raw layout; of longer 
 
 @dataclass
 class Account:
-    """What became of a data set's objects."""
+    """The account of what became of a data set's objects."""
 
     objects: Counter[str] = field(default_factory=Counter)  # by split
     pictures: int = 0

@@ -88,5 +88,5 @@ class Dataset:
 
     @property
     def is_text(self) -> bool:
-        """Whether its entries are texts with poses in them, not objects."""
+        """Say whether its entries are texts with poses in them, not objects."""
         return self.kind in ("instructions", "captions")

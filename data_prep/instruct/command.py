@@ -29,11 +29,11 @@ from data_prep.caption.lines import CaptionLine, read_captions
 from data_prep.instruct.report import InstructReport, report_path
 from data_prep.questions.base import Asking, Balance, Kind, Told, Turn
 from data_prep.questions.kinds import KIND_NAMES, make_kinds
-from data_prep.scene.scenes import Scene, category_of, make_scenes
+from data_prep.scene.scenes import Scene, make_scenes
 from llava_pose.data.conversation import CAPTION_QUESTIONS, IMAGE_TOKEN, JOINT_QUESTIONS, POSE_QUESTIONS, object_words
 from llava_pose.data.descriptions import read_descriptions
 from llava_pose.data.images import check_picture
-from llava_pose.data.records import METADATA_FILE, ObjectRecord, read_records
+from llava_pose.data.records import METADATA_FILE, ObjectRecord, category_of, read_records
 from llava_pose.errors import InputError, joined, left_out
 from llava_pose.pose import categories
 from llava_pose.utils.command import command, say_next
@@ -151,14 +151,14 @@ def instruct(config: InstructConfig) -> InstructResult:
         records = categories.only_of(config.categories, records, option="--categories", place=place)
     captions = None if config.captions is None else captions_of_split(config.captions, config.split)
 
-    writer = SampleWriter(config, records, captions)
+    maker = SampleMaker(config, records, captions)
     report = InstructReport(config.kinds)
 
     def counted() -> Iterator[dict[str, Any]]:
-        for record in tqdm(writer.order, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
-            hands = writer.hands(record)
-            report.add_object(record, writer.drawn, hands)
-            for sample in writer.samples(record, hands):
+        for record in tqdm(maker.order, desc=f"instruct {config.split}", unit="object", mininterval=1.0):
+            hands = maker.hands(record)
+            report.add_object(record, maker.drawn, hands)
+            for sample in maker.samples(record, hands):
                 report.add_sample(sample)
                 yield sample
 
@@ -175,8 +175,8 @@ def instruct(config: InstructConfig) -> InstructResult:
         out,
     )
     say_next(f"python train.py --model BASE --data {prepared} --train-json {out} --output-dir OUT")
-    what = "objects or captions" if writer.faults else "objects"
-    faults += writer.faults.values()
+    what = "objects or captions" if maker.faults else "objects"
+    faults += maker.faults.values()
     if faults:
         raise left_out(faults, f"{out}: {len(faults)} {what} cannot be used and are in no conversation")
     return result
@@ -213,12 +213,12 @@ def _is_usable(record: ObjectRecord, folder: Path, faults: list[InputError]) -> 
 
 
 def make_samples(record: ObjectRecord, config: InstructConfig) -> list[dict[str, Any]]:
-    """Make the training samples for one object that is alone in its picture; see :class:`SampleWriter`."""
-    writer = SampleWriter(config, [record], None)
-    return writer.samples(record, writer.hands(record))
+    """Make the training samples for one object that is alone in its picture; see :class:`SampleMaker`."""
+    maker = SampleMaker(config, [record], None)
+    return maker.samples(record, maker.hands(record))
 
 
-class SampleWriter:
+class SampleMaker:
     """Makes the samples of a data set, object by object, in the order of ``order``.
 
     Each sample is LLaVA's {"id", "image" (relative to the prepared folder), "conversations"} with "poses" (one for each

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.questions.base import Turn
-from data_prep.scene.scenes import category_of
 from llava_pose.data.conversation import POSE_TOKEN
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 
 
 def report_path(out: Path) -> Path:

@@ -18,10 +18,10 @@ from typing import Any
 from pydantic import PositiveInt
 from tqdm import tqdm
 
-from data_prep.scene.scenes import Scene, category_of, make_scenes, noun
+from data_prep.scene.scenes import Scene, make_scenes, noun
 from llava_pose.data.conversation import POSE_TOKEN, pictures_meant, pictures_of
 from llava_pose.data.images import check_picture
-from llava_pose.data.records import ObjectRecord, Pose, read_records
+from llava_pose.data.records import ObjectRecord, Pose, category_of, read_records
 from llava_pose.data.samples import read_samples
 from llava_pose.errors import InputError, listed
 from llava_pose.utils.command import command

@@ -1,1 +1,1 @@
-"""From raw images and annotations to crops and records."""
+"""Preparation makes crops and records of raw images and annotations."""

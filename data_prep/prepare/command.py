@@ -56,7 +56,7 @@ FORMAT = 1  # of records: raised where an output of an earlier version must not 
 
 @dataclass
 class PrepareConfig:
-    """What ``llava-pose prepare`` reads, how it crops, and who does the work."""
+    """The options of ``llava-pose prepare``: what it reads, how it crops, and who does the work."""
 
     data_root: str = field(
         metadata={"help": "The folder with images/, annotations/ and lists/ in ImageNet3D's raw layout."}

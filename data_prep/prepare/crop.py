@@ -1,4 +1,4 @@
-"""From a raw image to crops whose pixels are where the arithmetic says: decode, one crop and resize in one pass.
+"""Crops of a raw image whose pixels are where the arithmetic says: decode, one crop and resize in one pass.
 
 A :class:`Crop` is the exact mapping ``prepared = (raw - (left, top)) * scale`` in edge coordinates. Decoding at reduced
 size and the crop's fractional edges are hidden behind it: the pixels follow the mapping to a small part of a pixel.
@@ -29,7 +29,7 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Crop:
-    """How the raw image becomes a prepared one of ``size`` x ``size``: prepared = (raw - (left, top)) * scale."""
+    """The map by which the raw image becomes a prepared one of ``size`` x ``size``: prepared = (raw - (left, top)) * scale."""
 
     left: float
     top: float

@@ -65,7 +65,7 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What is the same for all images; the fields of PrepareConfig."""
+    """The options that are the same for all images; fields of PrepareConfig."""
 
     data_root: Path
     out: Path
@@ -79,7 +79,7 @@ class ImageOptions:
 
 @dataclass
 class ImageResult:
-    """What became of one listed image, ready for JSON.
+    """The outcome of one listed image, ready for JSON.
 
     Attributes:
         stamp: modification time (ns) and size of image and annotation when they were read; 0 for a missing file.

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from data_prep.scene.scenes import Scene, category_of
-from llava_pose.data.records import ObjectRecord, Pose
+from data_prep.scene.scenes import Scene
+from llava_pose.data.records import ObjectRecord, Pose, category_of
 
 LETTERS = "ABCDEFGH"
 CATEGORY = "category"
@@ -90,7 +90,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class Asking:
-    """What there is to ask about: a scene, the object whose turn it is, and where chance comes from.
+    """The subject of a question: a scene, the object whose turn it is, and where chance comes from.
 
     Attributes:
         phrasings: how many phrasings of a kind are in use, from the first on; 0 is all.
@@ -144,15 +144,5 @@ class Kind(Protocol):
         ...
 
 
-def sentence(text: str) -> str:
-    """Return a text with a capital."""
-    return text[:1].upper() + text[1:]
-
-
 def told(records: Iterable[ObjectRecord], *aspects: str) -> frozenset[Told]:
     return frozenset(Told(record.id, aspect) for record in records for aspect in aspects)
-
-
-def listing(parts: Sequence[str], last: str = "and") -> str:
-    """Join parts to "a, b and c"."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"

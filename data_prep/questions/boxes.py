@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_prep.questions.base import CATEGORY, Asking, Turn, listing, sentence, told
+from data_prep.questions.base import CATEGORY, Asking, Turn, told
 from data_prep.questions.single import draw_options
-from data_prep.scene.scenes import Scene, box_text, category_of, noun
+from data_prep.scene.scenes import Scene, box_text, noun
+from data_prep.scene.words import listing, sentence
 from llava_pose.data.conversation import POSE_TOKEN, object_words
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 
 _MOST_AT_ONCE = 4
 

@@ -9,10 +9,10 @@ from data_prep.caption.check import check_words, expect
 from data_prep.caption.grammar import CAPTION_ASPECTS, check_caption, scene_caption
 from data_prep.caption.lines import GRAMMAR, OK, CaptionLine
 from data_prep.questions.base import CATEGORY, Asking, Turn, told
-from data_prep.scene.scenes import Scene, category_of
+from data_prep.scene.scenes import Scene
 from data_prep.scene.viewpoint_captions import offline_caption
 from llava_pose.data.conversation import CAPTION_QUESTIONS
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 
 # what swapping left and right does not mirror
 HANDED = re.compile(

@@ -15,9 +15,9 @@ import numpy as np
 from data_prep.questions.base import CATEGORY, Asking, Turn, told
 from data_prep.questions.words import ask_choice, ask_yes_no
 from data_prep.scene.facts import ALL_ASPECTS
-from data_prep.scene.scenes import Scene, category_of, noun
+from data_prep.scene.scenes import Scene, noun
 from llava_pose.data.conversation import POSE_TOKEN, object_words
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord, Pose, category_of
 from llava_pose.pose.categories import Category
 from llava_pose.pose.metrics import symmetric_pose_error
 

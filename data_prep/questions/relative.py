@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from data_prep.questions.base import CATEGORY, Asking, Turn, told
 from data_prep.scene import relations
 from data_prep.scene.facts import DISTANCE, HEADING, HEIGHT
-from data_prep.scene.scenes import Scene, category_of
-from llava_pose.data.records import ObjectRecord, Pose
+from data_prep.scene.scenes import Scene
+from llava_pose.data.records import ObjectRecord, Pose, category_of
 
 
 @dataclass(frozen=True)

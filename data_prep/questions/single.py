@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from data_prep.questions.base import CATEGORY, LETTERS, Asking, Turn, listing, told
-from data_prep.scene.scenes import Scene, category_of, noun
+from data_prep.questions.base import CATEGORY, LETTERS, Asking, Turn, told
+from data_prep.scene.scenes import Scene, noun
+from data_prep.scene.words import listing
 from llava_pose.data.conversation import (
     DESCRIBED_ANSWER,
     DESCRIBED_QUESTIONS,
@@ -18,7 +19,7 @@ from llava_pose.data.conversation import (
     object_words,
 )
 from llava_pose.data.descriptions import description_of
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 from llava_pose.pose import categories
 
 _LIST_LENGTHS = (3, 4, 5, 6, 8)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from data_prep.questions.base import CATEGORY, LETTERS, Asking, Turn, told
 from data_prep.scene.facts import PREDICATES, Predicate, correction
-from data_prep.scene.scenes import Scene, category_of
+from data_prep.scene.scenes import Scene
 from data_prep.scene.topics import TOPICS
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord, Pose, category_of
 from llava_pose.pose.categories import Category
 
 _BRIEFLY_YES_NO = " Answer yes or no."

@@ -1,4 +1,4 @@
-"""Which way each category's CAD models have to be turned to stand in one frame with all others.
+"""The turns by which each category's CAD models stand in one frame with all others.
 
 The table (alignment.json beside this module, or a file of your own) holds what is turned; a category that it does not
 name stays as it is. It follows three rules, in this order: *semantic parts* (toe, blade, seat, handle: what means the
@@ -35,7 +35,7 @@ _CAD_FIELDS = ("turns", "reason")
 
 @dataclass(frozen=True)
 class CategoryAlignment:
-    """How the models of one category are turned.
+    """The turns of the models of one category.
 
     Attributes:
         rotation: (3, 3) of the whole category.

@@ -95,7 +95,7 @@ class AnnotatedObject:
 
 @dataclass(frozen=True)
 class RawLayout:
-    """Where things are under the root of a raw dataset."""
+    """The paths under the root of a raw dataset."""
 
     root: Path
 

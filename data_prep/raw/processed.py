@@ -40,7 +40,7 @@ _SOURCE_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ProcessedLayout:
-    """Where things are in one split of a processed folder."""
+    """The paths in one split of a processed folder."""
 
     root: Path
     split: str

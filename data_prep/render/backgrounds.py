@@ -1,4 +1,4 @@
-"""What stands behind the object: procedural pictures, or a folder of photographs."""
+"""Backgrounds behind the object: procedural pictures, or a folder of photographs."""
 
 from __future__ import annotations
 

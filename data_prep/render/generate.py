@@ -43,7 +43,7 @@ UNIT_SCALE = (0.2, 1.5)  # reaches that pass for unit scale; ImageNet3D's CADs h
 
 @dataclass(frozen=True)
 class RenderResult:
-    """Where the data is and what it holds.
+    """The rendered data: where it is and what it holds.
 
     Attributes:
         out: the folder.
@@ -62,7 +62,7 @@ class RenderResult:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to know beside the instance."""
+    """The knowledge that a worker needs beside the instance."""
 
     layout: RawLayout
     sources: dict[str, MeshSource]
@@ -84,7 +84,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Done:
-    """What became of a task: the object_status of each image made, and the mesh's reach or why it cannot be used."""
+    """The outcome of a task: the object_status of each image made, and the mesh's reach or why it cannot be used."""
 
     statuses: tuple[str, ...] = ()
     reach: float | None = None

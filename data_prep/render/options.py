@@ -27,7 +27,7 @@ _MOST_PIXELS = 2**16 - 1  # of a side, as annotations hold it
 
 @dataclass
 class RenderConfig:
-    """What ``llava-pose render`` draws: which objects, how they stand, and what is around them."""
+    """The options of ``llava-pose render``: which objects, how they stand, and what is around them."""
 
     out: str = field(
         metadata={"help": "The folder for images, annotations, lists and CAD, in the layout of ImageNet3D."}

@@ -1,4 +1,4 @@
-"""What a run renders: the instances of all sources together, each in one split, each with its number in CAD/."""
+"""The plan of a run: the instances of all sources together, each in one split, each with its number in CAD/."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """Which instances are taken, and which of them go to val.
+    """The selection of instances, and of those that go to val.
 
     Attributes:
         categories: which, in this order; all, as the sources have them, if empty.

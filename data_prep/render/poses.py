@@ -1,4 +1,4 @@
-"""How rotations are distributed: as photographs of standing objects, uniformly, or like those of a set of annotations."""
+"""Distributions of rotations: as photographs of standing objects, uniformly, or like those of a set of annotations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Angles = tuple[float, float, float]
 
 
 class PoseDistribution(Protocol):
-    """Where rotations are drawn from."""
+    """A distribution that rotations are drawn from."""
 
     def draw(self, rng: np.random.Generator, category: str) -> Angles:
         """Return azimuth, elevation and theta, in radians."""

@@ -1,4 +1,4 @@
-"""What varies from image to image: the camera, the light and the sensor's noise."""
+"""The drawing of what varies from image to image: the camera, the light and the sensor's noise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATUS_THRESHOLDS = (("status_good", 0.85), ("status_partially", 0.5), ("status_
 
 @dataclass(frozen=True)
 class ViewDistribution:
-    """How cameras are drawn.
+    """The distribution that cameras are drawn from.
 
     Attributes:
         poses: where rotations are drawn from.

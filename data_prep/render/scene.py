@@ -111,7 +111,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Rendering:
-    """What :func:`render` gives.
+    """The images that :func:`render` gives.
 
     Attributes:
         image: (H, W, 3) uint8 sRGB.

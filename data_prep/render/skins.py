@@ -1,4 +1,4 @@
-"""What gives the points of a mesh's faces their colours: pictures laid on by texture coordinates, or solid patterns."""
+"""Skins give the points of a mesh's faces their colours: pictures laid on by texture coordinates, or solid patterns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where meshes come from. A source lists the instances of its categories and gives the mesh of each.
+"""A source of meshes lists the instances of its categories and gives the mesh of each.
 
 A source is small and picklable: every worker process gets a copy.
 """
@@ -43,7 +43,7 @@ class Instance:
 
 
 class MeshSource(Protocol):
-    """What :func:`data_prep.render.generate.render` needs of a source."""
+    """The Protocol that :func:`data_prep.render.generate.render` wants of a source."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What stands before, beside and behind the object: plain solids, and other objects of the data set."""
+"""Surroundings stand before, beside and behind the object: plain solids, and other objects of the data set."""
 
 from __future__ import annotations
 

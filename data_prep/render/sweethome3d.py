@@ -65,7 +65,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Placement:
-    """How a library places one of its models.
+    """The way in which a library places one of its models.
 
     Attributes:
         rotation: (3, 3), before everything else.

@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llava_pose.data.conversation import object_words
-from llava_pose.data.records import ObjectRecord
-from llava_pose.pose import categories
-from llava_pose.pose.categories import Category
+from llava_pose.data.records import ObjectRecord, category_of
 from llava_pose.pose.geometry import crop_principal
 
 logger = logging.getLogger(__name__)
@@ -31,11 +29,6 @@ _DECIMALS = 9  # of what is compared with an edge, so that a mirrored picture fa
 _IN_BOX = " in the box "
 
 Box = tuple[float, float, float, float]
-
-
-def category_of(record: ObjectRecord) -> Category:
-    """Return the category of a record; which categories of the user's own are welcome was settled when records were made."""
-    return categories.get(record.category, allow_custom=True, source=record.id)
 
 
 def noun(record: ObjectRecord) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark.command import BenchmarkConfig, Scope
+from eval.benchmark.scope import BenchmarkConfig, Scope
 from eval.systems.system import KINDS, PREDICTIONS, System, load_kind
 from llava_pose.data.records import METADATA_FILE
 from llava_pose.errors import InputError

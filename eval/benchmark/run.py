@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.benchmark.command import BenchmarkConfig, known_and_novel
 from eval.benchmark.entries import DONE_MARK, Entry
+from eval.benchmark.scope import BenchmarkConfig, known_and_novel
 from eval.systems.system import asked_records, write_answers
 from eval.tables import TablesConfig, make_and_show
 from llava_pose.errors import InputError, NonFiniteLossError

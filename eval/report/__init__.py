@@ -1,1 +1,1 @@
-"""What scores look like: tables of text, plots, sheets of pictures."""
+"""Reports show scores: tables of text, plots, sheets of pictures."""

@@ -32,7 +32,7 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TableKind:
-    """What one of the report's tables shows.
+    """The columns and rows of one of the report's tables.
 
     Attributes:
         title: the title of the task.

@@ -11,12 +11,12 @@ from pydantic import PositiveInt
 
 from eval.predict import PredictConfig, predict
 from eval.systems.options import SystemOptions, Task
-from eval.systems.record_choice import category_of, select_records
+from eval.systems.record_choice import select_records
 from eval.systems.system import PREDICTIONS
 from llava_pose import cli
 from llava_pose.backbones.assemble import AssembleConfig, assemble
 from llava_pose.data.dataset import read_samples
-from llava_pose.data.records import ObjectRecord, Prediction, read_predictions
+from llava_pose.data.records import ObjectRecord, Prediction, category_of, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.pose import categories
 from llava_pose.train.arguments import DataArguments, ModelArguments

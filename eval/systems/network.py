@@ -1,4 +1,4 @@
-"""What baselines that train a network share: a backbone to start from, the training run, a trained network, its answers."""
+"""Baselines that train a network share this: a backbone to start from, the training run, a trained network, its answers."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 from eval.systems.options import SystemOptions
-from eval.systems.record_choice import category_of, require_pictures
+from eval.systems.record_choice import require_pictures
 from eval.systems.system import PREDICTIONS, run_system
 from llava_pose.data.images import load_rgb
-from llava_pose.data.records import ObjectRecord, Pose, Prediction
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, category_of
 from llava_pose.errors import InputError
 from llava_pose.pose.box_keypoints import pose_of_box
 from llava_pose.pose.conventions import CONVENTIONS, pose_of_camera

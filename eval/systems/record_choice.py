@@ -11,11 +11,6 @@ from llava_pose.errors import InputError, joined
 from llava_pose.pose import categories
 
 
-def category_of(record: ObjectRecord) -> categories.Category:
-    """Return a record's category as the taxonomy has it, whatever alias it was filed under."""
-    return categories.get(record.category, allow_custom=True, source=record.id)
-
-
 def select_records(
     data: str | Path,
     split: str,

@@ -11,10 +11,10 @@ import torch
 from PIL import ImageOps
 from torch.utils.data import Dataset
 
-from eval.systems.record_choice import category_of, require_pictures
+from eval.systems.record_choice import require_pictures
 from llava_pose.data.augmentation import UNCHANGED, Augmentation
 from llava_pose.data.images import load_rgb
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord, Pose, category_of
 from llava_pose.pose.geometry import flip_pose
 from llava_pose.utils.files import inside
 

@@ -1,1 +1,1 @@
-"""What a LLaVA-pose is assembled from, and how an adapter is merged into its base."""
+"""The backbones of LLaVA-pose: assembling and probing a base, and merging an adapter into it."""

@@ -206,7 +206,7 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def probe(model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor) -> dict[str, Tensor]:
-    """What a model, bare or behind an adapter, makes of a random picture and the first question for a pose.
+    """Return what a model, bare or behind an adapter, makes of a random picture and the first question for a pose.
 
     Returns:
         logits (length, vocabulary), and the pose head's raw rotation, location and confidence (1, …), float32.

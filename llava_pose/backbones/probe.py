@@ -1,4 +1,4 @@
-"""What a backbone is and can, found out by running it: nothing is believed that one small picture can show."""
+"""A backbone is run to find out what it is and can do: nothing is believed that one small picture can show."""
 
 from __future__ import annotations
 

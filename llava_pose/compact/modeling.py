@@ -62,7 +62,7 @@ class CompactLlavaProjector(nn.Module):
 
 
 class CompactLlavaPreTrainedModel(PreTrainedModel):
-    """What both classes below have in common."""
+    """The base class of both classes below."""
 
     config: CompactLlavaConfig
     config_class = CompactLlavaConfig
@@ -207,7 +207,7 @@ class CompactLlavaForConditionalGeneration(CompactLlavaPreTrainedModel, Generati
         self.model.causal_lm.set_output_embeddings(new_embeddings)
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """As :meth:`CompactLlavaModel.get_image_features`."""
+        """Return what :meth:`CompactLlavaModel.get_image_features` does."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def forward(

@@ -161,7 +161,7 @@ class PoseDataset(Dataset):
 
     @cached_property
     def _tokens_a_picture(self) -> int:
-        """Of a picture, at most one for each byte of what stands for it."""
+        """Return the tokens of a picture, at most one for each byte of what stands for it."""
         return len((self.processor.expanded_image or "").encode())
 
     @cached_property

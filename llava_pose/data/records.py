@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 
 from llava_pose.data.jsonl import read_jsonl, write_jsonl
 from llava_pose.errors import InputError, joined
+from llava_pose.pose import categories
 from llava_pose.pose.geometry import canonicalize
 from llava_pose.utils.files import is_plain_name, is_regular, shortened, unsafe_name
 
@@ -238,7 +239,7 @@ def _is_place(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number, Python's or numpy's."""
+    """Say whether it is a finite number, Python's or numpy's."""
     try:
         return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond every float
@@ -421,6 +422,11 @@ def read_records(
     elif found:
         raise joined(found, f"{path}: {len(found)} lines cannot be used; mend or drop them")
     return list(records.values())
+
+
+def category_of(record: ObjectRecord) -> categories.Category:
+    """Return a record's category as the taxonomy has it, whatever alias it was filed under, or one of the user's own."""
+    return categories.get(record.category, allow_custom=True, source=record.id)
 
 
 def write_records(prepared: str | os.PathLike[str], split: str, records: Iterable[ObjectRecord]) -> Path:

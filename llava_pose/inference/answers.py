@@ -1,4 +1,4 @@
-"""What a checkpoint answers: the pose of an object, and a turn of a chat."""
+"""The answers of a checkpoint: the pose of an object, and a turn of a chat."""
 
 from __future__ import annotations
 

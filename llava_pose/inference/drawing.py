@@ -41,7 +41,7 @@ _LABELS_FROM = 160  # pixels: smaller pictures have no room for words
 
 @dataclass(frozen=True)
 class ProjectedAxes:
-    """Where the axes fall in the image.
+    """The axes of an object as they fall in the image.
 
     Attributes:
         origin: (2,) pixels, edge coordinates.

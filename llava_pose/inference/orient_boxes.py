@@ -158,7 +158,7 @@ def _load(pictures: Path, name: str) -> Image.Image:
 
 
 def _crop(item: PosedObject, load: Callable[[str], Image.Image]) -> Image.Image:
-    """What the picture shows of a box, with a margin.
+    """Cut out what the picture shows of a box, with a margin.
 
     Raises:
         InputError: the box has no size, or lies outside of its picture, or the picture cannot be read.

@@ -57,7 +57,7 @@ _MOST_LOGITS = 1 << 27  # numbers at a time: half a gigabyte, and as much again 
 
 @dataclass(frozen=True)
 class _Frame:
-    """How a picture became the square that the model sees: square = picture * scale + (left, top).
+    """The map from a picture to the square that the model sees: square = picture * scale + (left, top).
 
     Attributes:
         side: of the square, pixels.
@@ -397,7 +397,7 @@ class PosePredictor:
 
     @cached_property
     def _can_search(self) -> bool:
-        """Whether the likeliest answer can be searched for: pictures have as many tokens, and a cache goes with a tree."""
+        """Say whether the likeliest answer can be searched for: pictures have as many tokens, and a cache goes with a tree."""
         if self._scores is not tree_scores or self._processor.expanded_image is None:
             return False
         answers, token = self._probed_answers(), self._processor.pose_token_id
@@ -545,7 +545,7 @@ class PosePredictor:
     def _squares(
         self, images: Sequence[Image.Image], viewports: Sequence[float] | None
     ) -> tuple[list[_Frame], list[Image.Image]]:
-        """How each picture became a square, and the squares."""
+        """Return how each picture became a square, and the squares."""
         frames, squares = [], []
         for index, image in enumerate(images):
             square, scale, left, top = square_picture(image)
@@ -555,7 +555,7 @@ class PosePredictor:
         return frames, squares
 
     def _pictures(self, squares: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """What the backbone is given of pictures."""
+        """Return what the backbone is given of pictures."""
         inputs = joined_pictures([self._processor.picture_inputs(square) for square in squares])
         return {name: value.to(self._device) for name, value in inputs.items()}
 

@@ -1,4 +1,4 @@
-"""How far a checkpoint's answers can be believed, found on held-out objects: calibration.json beside its weights."""
+"""The calibration of a checkpoint's confidence, found on held-out objects: calibration.json beside its weights."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _along(features: np.ndarray, directions: np.ndarray) -> np.ndarray:
 
 @dataclass(kw_only=True)
 class Calibration:
-    """What ``llava-pose calibrate`` finds.
+    """The findings of ``llava-pose calibrate``.
 
     Attributes:
         scale, shift: of the head's confidence logit, so that its sigmoid is the share of answers within the head's threshold

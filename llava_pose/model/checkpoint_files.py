@@ -80,7 +80,7 @@ _OBJECTS = (
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """How much a folder's weights are.
+    """The amount of a folder's weights.
 
     Attributes:
         size: bytes of all files.
@@ -235,7 +235,7 @@ def _require_fields(values: Mapping[str, Any], file: str, above: str, most: floa
 
 
 def stored_weights(folder: Path) -> StoredWeights:
-    """How much the safetensors files of a folder hold, by their headers.
+    """Return how much the safetensors files of a folder hold, by their headers.
 
     Raises:
         InputError: there are none, one cannot be read, or the index leads out of the folder.

@@ -31,7 +31,7 @@ def fits_attention_heads(heads: int, width: int) -> bool:
 
 @dataclass(kw_only=True)
 class LlavaPoseConfig:
-    """What the pose parts are made for, and how they learn.
+    """The settings of the pose parts: what they are made for, and how they learn.
 
     Attributes:
         pose_token_id, image_token_id: the ids of `<pose6D>` and of an image token in the backbone's vocabulary.

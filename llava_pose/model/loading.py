@@ -253,7 +253,7 @@ def _set_pose_parts(
 
 
 def _differences(wanted: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What :func:`require_complete` takes, of names and shapes."""
+    """Compare names and shapes, and return what :func:`require_complete` takes."""
     return {
         "missing_keys": wanted.keys() - stored.keys(),
         "unexpected_keys": stored.keys() - wanted.keys(),

@@ -43,7 +43,7 @@ POSE_PARTS = ("pose_head", "pose_encoder", "pose_token_embedding", "pose_token_o
 
 @dataclass(frozen=True)
 class _Given:
-    """What the embedding is handed for one forward pass; see :meth:`LlavaPoseForConditionalGeneration._running`."""
+    """The inputs that the embedding is handed for one forward pass; see :meth:`LlavaPoseForConditionalGeneration._running`."""
 
     poses: Tensor | None
     mask: Tensor | None
@@ -92,7 +92,7 @@ class LlavaPoseForConditionalGeneration(nn.Module):
 
     @property
     def tower(self) -> nn.Module:
-        """What sees pictures."""
+        """The tower, which sees pictures."""
         return self.vlm.get_encoder(modality="image")
 
     @property
@@ -102,7 +102,7 @@ class LlavaPoseForConditionalGeneration(nn.Module):
 
     @property
     def connector(self) -> nn.Module | None:
-        """What makes image tokens of patches, where the backbone has such a module."""
+        """The module that makes image tokens of patches, where the backbone has one."""
         name = self.pose_config.connector
         return None if name is None else cast(nn.Module, self.vlm.base_model.get_submodule(name))
 
@@ -112,7 +112,7 @@ class LlavaPoseForConditionalGeneration(nn.Module):
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     def train(self, mode: bool = True) -> LlavaPoseForConditionalGeneration:
-        """As torch's, but a frozen tower stays in evaluation mode: batch norms and dropout would change what it sees."""
+        """Set the mode, but leave a frozen tower in evaluation: batch norms and dropout would change what it sees."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.tower.parameters()):
             self.tower.eval()
@@ -216,7 +216,7 @@ class LlavaPoseForConditionalGeneration(nn.Module):
         return connect_patches(self.connector, patches, listed=self.pose_config.listed_tokens)
 
     def see_at_rest(self, inputs: Mapping[str, Any]) -> Pictures:
-        """As :meth:`see`, in evaluation mode whatever the mode is: blank pictures must not move a tower's statistics."""
+        """Do :meth:`see` in evaluation mode whatever the mode is: blank pictures must not move a tower's statistics."""
         if not self.tower.training:
             return self.see(inputs)
         self.tower.eval()

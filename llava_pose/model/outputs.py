@@ -1,4 +1,4 @@
-"""What the model gives back: of a forward pass, and of an answer that it has written."""
+"""The outputs of the model: of a forward pass, and of an answer that it has written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LlavaPoseOutput(ModelOutput):
 
 @dataclass
 class GeneratedAnswer:
-    """What a backbone has written.
+    """An answer that a backbone has written.
 
     Attributes:
         tokens: (batch, steps) new tokens.

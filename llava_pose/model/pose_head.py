@@ -22,7 +22,7 @@ _LOCATION_SIZE = 3
 
 @dataclass
 class PoseHeadOutput:
-    """What the head says of n poses.
+    """The output of the head for n poses.
 
     Attributes:
         raw_rotation: (n, representation size), for the loss.
@@ -74,7 +74,7 @@ class PoseHeadOutput:
 
 @dataclass
 class ImageTokens:
-    """What a pose head may see of the pictures, row by row of a batch.
+    """The image tokens that a pose head may see, row by row of a batch.
 
     Attributes:
         tokens: (rows, T, embedding size), what the language model is given of them, in the order they stand in.
@@ -123,7 +123,7 @@ class ImageTokens:
         )
 
     def of(self, rows: Tensor) -> ImageTokens:
-        """Of these rows, one for each of n states."""
+        """Return those of these rows, one for each of n states."""
         return ImageTokens(self.tokens[rows], self.there[rows], self.pooled[rows])
 
 
@@ -181,7 +181,7 @@ class ZeroStartLinear(nn.Linear):
 
 
 class PooledFeatures(nn.Module):
-    """What a pose classifier with mean pooling and a linear head would say, starting at nothing. The shortest way from the
+    """A pose classifier with mean pooling and a linear head, which starts at nothing. The shortest way from the
     tower to a pose: a tower that is trained learns by it what turns an object, long before the other ways teach it.
     """
 
@@ -217,7 +217,7 @@ class PoseHead(nn.Module):
 
     @property
     def looks(self) -> bool:
-        """Whether it needs to see the picture."""
+        """Say whether it needs to see the picture."""
         return self.look is not None or self.pooled is not None
 
     def forward(self, states: Tensor, seen: ImageTokens | None = None) -> PoseHeadOutput:

@@ -121,7 +121,7 @@ class LlavaPoseProcessor:
 
     @property
     def has_own_template(self) -> bool:
-        """Whether the chat template is one of ``llava-pose assemble``'s own, which hold all special tokens."""
+        """Say whether the chat template is one of ``llava-pose assemble``'s own, which hold all special tokens."""
         return self.chat_template in CHAT_TEMPLATES.values()
 
     def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -132,13 +132,13 @@ class LlavaPoseProcessor:
 
     @cached_property
     def expanded_image(self) -> str | None:
-        """What a picture's token becomes in a text, where it is the same for every picture, and None elsewhere."""
+        """Return what a picture's token becomes in a text, where it is the same for every picture, and None elsewhere."""
         found = {self._seen([picture])[0][0] for picture in _pictures_to_try()}
         return found.pop() if len(found) == 1 else None
 
     @cached_property
     def _image_processor_suffices(self) -> bool:
-        """Whether the image processor gives by itself what the processor gives of a picture. It takes a third of the time."""
+        """Say whether the image processor alone gives what the processor gives of a picture, in a third of the time."""
         if self.expanded_image is None:
             return False
         for picture in _pictures_to_try():

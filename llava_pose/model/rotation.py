@@ -46,7 +46,7 @@ def _steps(device: torch.device) -> Tensor:
 
 
 class RotationRepresentation(ABC):
-    """How raw network outputs mean a rotation."""
+    """A representation of rotations by raw network outputs."""
 
     size: int
 

@@ -127,12 +127,12 @@ class Category:
 
     @property
     def chiral(self) -> bool:
-        """Whether a mirror image is no object of this kind, so that its images must not be flipped."""
+        """Say whether a mirror image is no object of this kind, so that its images must not be flipped."""
         return self.mirror_axis is None
 
     @property
     def has_front(self) -> bool:
-        """Whether front and rear can be told apart in a picture: a bottle, which turns into itself, has no front, nor has
+        """Say whether front and rear can be told apart in a picture: a bottle, which turns into itself, has no front, nor has
         a table. A cup, whose front and rear are mirror images of each other, has one by convention only, which no picture
         shows."""
         about_x, _, about_z = (kind != "none" for kind in self.symmetry)
@@ -140,13 +140,13 @@ class Category:
 
     @property
     def has_up(self) -> bool:
-        """Whether no symmetry turns its top elsewhere."""
+        """Say whether no symmetry turns its top elsewhere."""
         about_x, about_y, _ = (kind != "none" for kind in self.symmetry)
         return not (about_x or about_y)
 
     @property
     def is_plural(self) -> bool:
-        """Whether the display name takes a plural verb: "the scissors are"."""
+        """Say whether the display name takes a plural verb: "the scissors are"."""
         return self.display_name == self.plural
 
     @property
@@ -300,7 +300,7 @@ def _symmetry_group(symmetry: tuple[str, str, str]) -> SymmetryGroup:
 
 
 def _same(a: np.ndarray, b: np.ndarray, axis: np.ndarray | None) -> bool:
-    """Whether two rotations are the same, or with an axis: the same up to a turn about it."""
+    """Say whether two rotations are the same, or with an axis: the same up to a turn about it."""
     return np.allclose(a, b) if axis is None else np.allclose(a @ axis, b @ axis)
 
 

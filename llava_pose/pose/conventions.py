@@ -32,7 +32,7 @@ _AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
 @dataclass(frozen=True)
 class Convention:
-    """Where the axes of a program, a data set or a file format point.
+    """A convention of axes: that of a program, a data set or a file format.
 
     Attributes:
         title: what people call it.

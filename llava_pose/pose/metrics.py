@@ -186,7 +186,7 @@ def cumulative_curve(errors: Any, degrees: Any) -> np.ndarray:
 
 
 def reliability(confidence: Any, hits: Any, *, bins: int = CONFIDENCE_BINS) -> np.ndarray:
-    """What a confidence promises and what came of it, in equal bins of the confidence.
+    """Return what a confidence promises and what came of it, in equal bins of the confidence.
 
     Args:
         confidence: (n,) in [0, 1]. hits: (n,) booleans.

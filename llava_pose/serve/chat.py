@@ -163,7 +163,7 @@ def _typed(talk: Talk, path: str, known: str) -> None:
 
 
 class Talk:
-    """What is typed, and what is said to it: questions about one picture at a time, and commands.
+    """A talk at the terminal: questions about one picture at a time, and commands.
 
     Attributes:
         session: the chat about the present picture.

@@ -1,4 +1,4 @@
-"""What stands before the demo's server: it lets through what the page needs, and nothing else.
+"""The gate before the demo's server lets through what the page needs, and nothing else.
 
 Gradio has some eighty addresses, a few of which fetch what a visitor names, hand uploads to other programs or take bodies
 of any length. Here each request has one of the addresses of :data:`PAGES`, is a file that a visitor uploaded or that was

@@ -38,7 +38,7 @@ NO_QUESTION = "What would you like to know about the picture? Type a question, o
 
 @dataclass(frozen=True)
 class Limits:
-    """How long an answer may become, and how many questions may wait.
+    """The limits of the demo: how long an answer may become, and how many questions may wait.
 
     Attributes:
         new_tokens, seconds: of an answer, after which it is cut off.

@@ -32,7 +32,7 @@ NewChats = Callable[[Image.Image, Sequence[float] | None], tuple[ChatSession, ..
 
 
 class Desk:
-    """What the demo remembers of one visitor, several of whose requests may be at work at once.
+    """The demo's memory of one visitor, several of whose requests may be at work at once.
 
     Attributes:
         name: of the picture, as the visitor calls it.

@@ -1,4 +1,4 @@
-"""What the demo's page shows of one checkpoint: its answers, the drawn picture, the poses, and sliders that turn them."""
+"""The part of the demo's page for one checkpoint: its answers, the drawn picture, the poses, and sliders that turn them."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ _IN_DATA = "data:image/"
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What one request may ask for, and how many may wait.
+    """The limits of the server: what one request may ask for, and how many may wait.
 
     Attributes:
         body_bytes: of a request.
@@ -239,7 +239,7 @@ def _one(chat: Callable[[], ChatAnswer]) -> list[ChatAnswer]:
 
 
 class _Share:
-    """What requests that are not answered yet may hold of something, all together."""
+    """An amount of something that requests which are not answered yet may hold all together."""
 
     def __init__(self, most: int):
         self._most = most

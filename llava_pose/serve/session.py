@@ -254,7 +254,7 @@ class ChatSession:
         return drawn
 
     def scale(self, at_least: int) -> float:
-        """How many times larger than the picture :meth:`overlay` is."""
+        """Return how many times larger than the picture :meth:`overlay` is."""
         return max(1.0, at_least / max(self.picture.size))
 
 

@@ -37,7 +37,7 @@ _JOINT = "joint"  # the kind of question whose answer names the category
 
 @dataclass
 class Measured:
-    """What some validation samples gave.
+    """The measurements of some validation samples.
 
     Attributes:
         errors: of each pose, radians.

@@ -42,7 +42,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Way:
-    """How the GPUs of a run share out what they hold.
+    """A way in which the GPUs of a run share out what they hold.
 
     Attributes:
         name: for people.

@@ -13,7 +13,7 @@ _BATCHES_SORTED = (
 
 
 class LengthGroups(Sampler[int]):
-    """By lot, but for this: samples of one batch are of like length, so that little of it is padding.
+    """A sampler by lot, but for this: samples of one batch are of like length, so that little of it is padding.
 
     An epoch's order is decided by the seed and the epoch's number alone, so that processes agree on it and a run that was
     stopped goes on with it. The batch with the longest sample comes first, so that memory that is too small is found at once;

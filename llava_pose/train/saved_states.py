@@ -55,7 +55,7 @@ def _damage(value: Any, name: str, seen: set[int]) -> str | None:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether each place of memory is one number of the tensor, in whatever order its dimensions lie."""
+    """Say whether each place of memory is one number of the tensor, in whatever order its dimensions lie."""
     order = sorted(range(tensor.dim()), key=lambda dim: (tensor.stride(dim), tensor.shape[dim]), reverse=True)
     return tensor.permute(order).is_contiguous()
 

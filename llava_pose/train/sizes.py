@@ -37,7 +37,7 @@ _ATTENTION = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What memory, disk and time are computed from.
+    """The sizes that memory, disk and time are computed from.
 
     Attributes:
         trains, frozen: parameters by part.

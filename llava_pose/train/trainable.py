@@ -1,4 +1,4 @@
-"""What trains: all of the language model, LoRA on it, or nothing; the tower on request; connector and pose parts always.
+"""The choice of what trains: all of the language model, LoRA on it, or nothing; the tower on request; connector and pose parts.
 
 The parts are the backbone's own: its decoder, its encoder of images, and the connector, which is what is neither.
 """

@@ -57,13 +57,13 @@ class _WithLengths(Protocol):
 
 
 class _WithEpochs(Protocol):
-    """What differs from epoch to epoch."""
+    """A source of samples that differ from epoch to epoch."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
 
 class LostWeightsError(RunError):
-    """What was saved is not what was trained; the message names the file and the first weight."""
+    """An error: what was saved is not what was trained; the message names the file and the first weight."""
 
 
 class StoppedEarlyError(RunError):
@@ -87,7 +87,7 @@ class ResumableTrainer(Trainer):
             self.add_callback(StopAtSignal())
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As Trainer's.
+        """Train as Trainer does.
 
         Raises:
             InputError: an epoch holds no whole batch, where others are dropped.
@@ -114,7 +114,7 @@ class ResumableTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """As Trainer's; nothing once all steps are done."""
+        """Return what Trainer does, and nothing once all steps are done."""
         self._lap = self._lap or (self.state.global_step, time.monotonic())
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -131,7 +131,7 @@ class ResumableTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's; the time of evaluating and saving, which follow a line of the log, is none of the steps."""
+        """Do as Trainer does; the time of evaluating and saving, which follow a line of the log, is none of the steps."""
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self._globalstep_last_logged == self.state.global_step:
             self._lap = (self.state.global_step, time.monotonic())
@@ -159,12 +159,12 @@ class ResumableTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """As Trainer's; weights that do not suit the model are a sentence."""
+        """Do as Trainer does; weights that do not suit the model are a sentence."""
         with _resuming(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As Trainer's; states that do not suit the model are a sentence."""
+        """Do as Trainer does; states that do not suit the model are a sentence."""
         with _resuming(checkpoint):
             if checkpoint is not None and not self.is_deepspeed_enabled:
                 optimizer: Any = self.optimizer
@@ -173,7 +173,7 @@ class ResumableTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """As Trainer's; states that are none are a sentence."""
+        """Do as Trainer does; states that are none are a sentence."""
         with _resuming(checkpoint):
             super()._load_rng_state(checkpoint)
 
@@ -203,7 +203,7 @@ class PoseTrainer(ResumableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """As Trainer's, and the number of poses in the step goes into each batch, as that of the tokens does."""
+        """Return what Trainer does, with the number of poses in the step in each batch, as that of the tokens is."""
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             poses = torch.tensor(float(sum(batch["pose_targets"].shape[0] for batch in batches)), device=device)
@@ -213,7 +213,7 @@ class PoseTrainer(ResumableTrainer):
         return batches, tokens
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """As Trainer's, whose own way to group by length wants datasets of another kind."""
+        """Return Trainer's sampler, or our own by length: Trainer's way to group wants datasets of another kind."""
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -225,7 +225,7 @@ class PoseTrainer(ResumableTrainer):
         return groups
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """As Trainer's, but poses stay exact: DeepSpeed's bfloat16 would round an azimuth by up to a degree."""
+        """Do as Trainer does, but leave poses exact: DeepSpeed's bfloat16 would round an azimuth by up to a degree."""
         exact = {name: inputs[name].to(self.args.device) for name in _EXACT if name in inputs}
         return super()._prepare_inputs(inputs) | exact
 
@@ -236,7 +236,7 @@ class PoseTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As the trainer's above; the terms of the loss are kept for the log."""
+        """Return what the trainer above does; the terms of the loss are kept for the log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if not self._terms:
             self._terms_since = self.state.global_step
@@ -274,7 +274,7 @@ class PoseTrainer(ResumableTrainer):
         super().log(logs, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """As Trainer's, which knows models of transformers and PEFT alone."""
+        """Save in the place of Trainer, which knows models of transformers and PEFT alone."""
         if self.args.should_save:
             model: Any = self.accelerator.unwrap_model(self.model)
             folder = output_dir or self.args.output_dir
@@ -282,12 +282,12 @@ class PoseTrainer(ResumableTrainer):
             cast(Any, self.processing_class).save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """As Trainer's, of a checkpoint of ours."""
+        """Do as Trainer does with a checkpoint of ours."""
         with _resuming(resume_from_checkpoint):
             load_weights(cast(LlavaPoseForConditionalGeneration, model or self.model), Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        """As Trainer's, of a checkpoint of ours."""
+        """Do as Trainer does with a checkpoint of ours."""
         if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
@@ -295,7 +295,7 @@ class PoseTrainer(ResumableTrainer):
         logger.info(f"the weights are those of the best checkpoint, {self.state.best_model_checkpoint}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As Trainer's, with learning rates of their own for parts of the model."""
+        """Make Trainer's optimizer, with learning rates of their own for parts of the model."""
         if self.optimizer is None and self.learning_rates:
             source: Any = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(source))

@@ -1,1 +1,1 @@
-"""What every command needs of the machine: files, folders that it owns, and text for a terminal."""
+"""The tools of every command: files, folders that it owns, options, and text for a terminal."""

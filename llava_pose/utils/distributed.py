@@ -1,4 +1,4 @@
-"""What the processes of one run do together. In a run of one process, nothing here waits or communicates.
+"""The processes of one run work together by these functions. In a run of one process, nothing here waits or communicates.
 
 Commands import this before they know whether they are only asked for ``--help``: torch and accelerate are imported by the
 functions that need them.
@@ -84,7 +84,7 @@ def _free_shared_memory() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes what all have done."""
+    """Say whether this process is the one that writes what all have done."""
     return _rank() == 0
 
 

@@ -100,7 +100,7 @@ def _package(requirement: Any) -> Package:
 
 @dataclass(frozen=True)
 class Machine:
-    """What torch sees of this machine, and what it has.
+    """The machine as torch sees it, and what it has.
 
     Attributes:
         gpus: the name and the bytes of memory of each.

@@ -91,7 +91,7 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True)
 class Reply(Generic[Result]):
-    """What came of one question.
+    """The outcome of one question.
 
     Attributes:
         value: the answer as it was read; None if none could be used.

@@ -111,7 +111,7 @@ def takes_list(hint: Any) -> bool:
 
 
 def holds_mappings(hint: Any) -> bool:
-    """Whether only YAML can say it."""
+    """Say whether only YAML can give it."""
     return all(
         (get_origin(part) or part) is dict or (takes_list(part) and dict in _parts((get_args(part) or (str,))[0]))
         for part in _parts(hint)

@@ -1,4 +1,4 @@
-"""How time and memory of each stage grow with the number of objects.
+"""Measure how time and memory of each stage grow with the number of objects.
 
     python scripts/benchmarks/growth.py [--sizes 10000 100000 1000000] [--stages score instruct …] [--out figures.json]
 

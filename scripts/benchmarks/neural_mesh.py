@@ -1,4 +1,4 @@
-"""What the pose search of a neural mesh model costs: one class, many classes, with and without pruning by votes.
+"""Measure what the pose search of a neural mesh model costs: one class, many classes, with and without pruning by votes.
 
     python scripts/benchmarks/neural_mesh.py --classes 1 6 40 189 --out figures.json
 
@@ -31,7 +31,7 @@ from llava_pose.utils.files import write_json
 
 @dataclass
 class NeuralMeshBenchmarkConfig:
-    """What the benchmark measures."""
+    """The options of the benchmark."""
 
     classes: list[int] = field(default_factory=lambda: [1, 6, 40], metadata={"help": "numbers of classes"})
     vertices: int = field(default=1000, metadata={"help": "of a mesh; refinement uses three times as many"})

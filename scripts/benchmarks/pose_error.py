@@ -1,4 +1,4 @@
-"""How fast pose errors are computed, beside the published way (scipy's matrix logarithm, a sample at a time).
+"""Measure how fast pose errors are computed, beside the published way (scipy's matrix logarithm, a sample at a time).
 
 All ways run in one process on the same random poses, each on as many of them as its speed allows. The arithmetic is
 single-threaded: errors a second are those of one core.
@@ -27,7 +27,7 @@ HALF_TURNS = 200
 
 @dataclass
 class BenchmarkConfig:
-    """What the benchmark measures."""
+    """The options of the benchmark."""
 
     errors: int = field(default=1_000_000, metadata={"help": "pose errors a repetition"})
     logm_errors: int = field(default=1_000, metadata={"help": "of them, how many go through the matrix logarithm"})

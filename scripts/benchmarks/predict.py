@@ -1,4 +1,4 @@
-"""How long a prediction takes: a category and a pose among many candidates, and a pose alone, beside the plain ways.
+"""Measure how long a prediction takes: a category and a pose among many candidates, and a pose alone, beside the plain ways.
 
 The joint task is measured as the search for the winner (``probabilities=False``), as the scores of all candidates in the way
 that the backbone can (over a tree, mostly), and as a forward pass for each candidate. A pose is one forward pass; beside it

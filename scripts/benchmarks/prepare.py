@@ -1,4 +1,4 @@
-"""How fast `llava-pose prepare` is beside the published order of work, and how near to bare JPEG decoding and encoding.
+"""Measure how fast `llava-pose prepare` is beside the published order of work, and how near to bare JPEG decoding and encoding.
 
     python scripts/benchmarks/prepare.py [--images 1000] [--side 1500] [--size 256] [--out figures.json]
 
@@ -206,7 +206,7 @@ def reductions(layout: RawLayout, names: list[str], config: BenchmarkConfig) -> 
 
 
 def bare_jpeg(layout: RawLayout, names: list[str], reduced: list[int], out: Path, crop: Image.Image) -> None:
-    """What no way that reads and writes these files with this library can do without."""
+    """Do what no way that reads and writes these files with this library can do without."""
     for name, reduction in zip(names, reduced, strict=True):
         image = Image.open(layout.image("car", name))
         image.draft(None, (image.width // reduction, image.height // reduction))
@@ -233,7 +233,7 @@ def _speedup(stage: PrepareConfig, alone: float, workers: int, out: Path) -> flo
 
 
 def _difference(prepared: Path, published: Path) -> float:
-    """Of the two ways' pixels inside of the picture, on up to 50 crops: they are to have done the same work."""
+    """Return how the two ways' pixels differ inside of the picture, on up to 50 crops: they are to have done the same work."""
     differences = []
     for record in read_records(prepared, "train")[:50]:
         ours = np.asarray(Image.open(prepared / "train" / record.file_name)).astype(float)

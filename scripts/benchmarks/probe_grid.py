@@ -1,4 +1,4 @@
-"""How much sooner the grid of linear probes is trained at once than cell after cell, on the same features and batches.
+"""Measure how much sooner the grid of linear probes is trained at once than cell after cell, on the same features and batches.
 
 The other way is a plain loop with autograd, three ``nn.Linear``, ``torch.optim.SGD`` and ``CosineAnnealingLR`` on features
 that are in memory already joined: no loader, no disk. Both train every cell and predict held-out objects with it, on as many
@@ -43,7 +43,7 @@ USED_BINS = (40, 12, 9)
 
 @dataclass
 class BenchmarkConfig:
-    """What the benchmark measures."""
+    """The options of the benchmark."""
 
     samples: int = field(default=2000, metadata={"help": "training objects"})
     held_out: int = field(default=500, metadata={"help": "objects that every cell predicts"})

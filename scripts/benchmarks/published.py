@@ -1,4 +1,4 @@
-"""How much the published code's steps change poses, boxes and labels of a data set in the raw layout, without any training.
+"""Measure how the published code's steps change poses, boxes and labels of a data set in the raw layout, without any training.
 
     python scripts/benchmarks/published.py --data-root ../shared/data/photos --out differences.json
 
@@ -40,7 +40,7 @@ BIN = 2 * math.pi / 40
 
 @dataclass
 class DifferencesConfig:
-    """What is measured, and where the figures go."""
+    """The options of the benchmark, and where the figures go."""
 
     data_root: str = field(metadata={"help": "The folder of a data set in ImageNet3D's raw layout."})
     out: str | None = field(default=None, metadata={"help": "A JSON file for the figures."})

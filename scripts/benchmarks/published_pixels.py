@@ -1,4 +1,4 @@
-"""How much the pixels of the published preprocessing change what a classifier answers that was trained on this project's.
+"""Measure how the pixels of the published preprocessing change what a classifier answers that was trained on this project's.
 
     python scripts/benchmarks/published_pixels.py --data-root photos --data prepared --checkpoint runs/tower --out pixels.json
 
@@ -36,7 +36,7 @@ PUBLISHED = {"quality": 75, "subsampling": "4:2:0"}
 
 @dataclass
 class PixelsConfig:
-    """What is measured, and where the figures go."""
+    """The options of the benchmark, and where the figures go."""
 
     data_root: str = field(metadata={"help": "The folder of the raw data set."})
     data: str = field(metadata={"help": "The folder that was prepared of it."})

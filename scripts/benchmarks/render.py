@@ -1,4 +1,4 @@
-"""How fast the renderer is: whole images written to disk, and the parts of one image.
+"""Measure how fast the renderer is: whole images written to disk, and the parts of one image.
 
     python scripts/benchmarks/render.py [--sources parametric] [--size 256] [--samples 2] [--workers 0] [--images 400]
                                         [--profile]
@@ -66,7 +66,7 @@ def _config(sources: list[str], size: int, samples: int, out: Path, images: int,
 
 
 def hot_spots(sources: list[str], size: int, samples: int, images: int) -> str:
-    """Where one process spends its time."""
+    """Return where one process spends its time."""
     profile = cProfile.Profile()
     with tempfile.TemporaryDirectory() as folder:
         config = _config(sources, size, samples, Path(folder) / "set", images, views=8)

@@ -1,4 +1,4 @@
-"""How fast llava-pose serve answers: requests a second and latencies at several numbers of clients, beside one at a time.
+"""Measure how fast llava-pose serve answers: requests a second and latencies at several numbers of clients and at one.
 
 llava-pose serve --checkpoint runs/quickstart/checkpoint &
 python scripts/benchmarks/serve.py --picture car.jpg --category car --out serve.json

@@ -1,4 +1,4 @@
-"""Which frozen vision tower, and which of its layers, knows most about pose: a small head trained on each.
+"""Find the frozen vision tower, and the layer of it, that knows most about pose: a small head is trained on each.
 
     llava-pose prepare --data-root ../shared/data/photos --out prepared --crop box --size 224 --margin 0.025
     python scripts/fetch_small_weights.py --out weights
@@ -54,7 +54,7 @@ BATCH = 32
 
 @dataclass
 class TowersConfig:
-    """What the benchmark measures."""
+    """The options of the benchmark."""
 
     data: str = field(metadata={"help": "prepared folder, best cropped to the box"})
     towers: list[str] = field(metadata={"help": "FOLDER:LAYERS of each candidate, e.g. weights/efficientnet-lite0:5,7"})

@@ -1,4 +1,4 @@
-"""How fast a step of training is and how much memory it takes, beside the plain Trainer on the same backbone with PEFT.
+"""Measure how fast a step of training is and how much memory it takes, beside the plain Trainer on the same backbone with PEFT.
 
 Each way runs in a process of its own on the same random weights, pictures and tokens, with the same LoRA on the same layers:
 

@@ -246,11 +246,14 @@ class Launcher:
 
     def together(self, values: Mapping[str, Any], zero: str | None = None, *, kill_at: str = "") -> Ended:
         """Two processes under DDP, or with a config of DeepSpeed; as a launcher starts them."""
-        variables = {name: self.environment()[name] for name in ("PATH", "DS_ACCELERATOR")}
-        return run_together(self._words(values, zero), self._log(), kill_at=kill_at, environment=variables)
+        port = free_port()
+        variables = {name: self.environment()[name] for name in ("PATH", "DS_ACCELERATOR")} | {"MASTER_PORT": port}
+        done = run_together(self._words(values, zero), self._log(), kill_at=kill_at, environment=variables)
+        free_shared_memory(port)  # a fork ends without what is done at exit
+        return done
 
     def launched(self, values: Mapping[str, Any], zero: str | None = None) -> Ended:
-        """Two processes by the real launcher: torchrun, or with a config of DeepSpeed its own. They leave no shared memory."""
+        """Two processes by the real launcher: torchrun, or with a config of DeepSpeed its own; no shared memory is left."""
         port = free_port()
         if zero is None:
             launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -271,7 +274,7 @@ class Launcher:
                 os.killpg(process.pid, signal.SIGKILL)  # a launcher and its workers
                 output, _ = process.communicate()
                 pytest.fail(f"did not end within ten minutes:\n{output[-4000:]}")
-        assert list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*")) == []
+        assert free_shared_memory(port) == 0
         return Ended(process.returncode, output)
 
     def _words(self, values: Mapping[str, Any], zero: str | None = None) -> list[str]:
@@ -280,6 +283,14 @@ class Launcher:
 
     def _log(self) -> Path:
         return self._folder / f"log{len(list(self._folder.glob('log*')))}"
+
+
+def free_shared_memory(port: str) -> int:
+    """Delete what DeepSpeed's processes of that port have left of their shared memory; return how many pieces it was."""
+    left = list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
+    for file in left:
+        file.unlink()
+    return len(left)
 
 
 @pytest.fixture

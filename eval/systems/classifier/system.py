@@ -26,12 +26,12 @@ from eval.systems.network import (
     start_from,
 )
 from eval.systems.options import SystemOptions, Task
-from eval.systems.record_choice import category_of, select_records
+from eval.systems.record_choice import select_records
 from eval.systems.record_images import RecordImages
 from eval.systems.system import run_system
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
 from llava_pose.data.jsonl import parse_json
-from llava_pose.data.records import ObjectRecord, Pose, Prediction
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, category_of
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.processing import input_size, keep_borders, set_input_size

@@ -1,4 +1,4 @@
-"""What is probed, and how. Nothing heavy is imported here, so that ``--help`` is there at once."""
+"""The options of a linear probe. Nothing heavy is imported here, so that ``--help`` is there at once."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ from eval.systems.linear_probe.features import ProbeFeatures, build_features
 from eval.systems.linear_probe.options import GRID_FILE, LinearProbeOptions
 from eval.systems.linear_probe.retrieval import neighbour_scores
 from eval.systems.linear_probe.training import ProbeTrainer, ProbeWeights, batch_order, half_mirrored
-from eval.systems.record_choice import category_of, select_records
+from eval.systems.record_choice import select_records
 from eval.systems.system import PREDICTIONS, run_system
 from llava_pose.data.jsonl import write_jsonl
-from llava_pose.data.records import ObjectRecord, Pose, Prediction, read_predictions
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, category_of, read_predictions
 from llava_pose.errors import InputError
 from llava_pose.model.rotation import BINS
 from llava_pose.pose.geometry import angles_to_bins, bins_to_angles, flip_pose

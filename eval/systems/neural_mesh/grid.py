@@ -16,7 +16,7 @@ _NEAR = math.radians(15)  # width of the kernel that expected cameras are averag
 
 
 class Cameras(NamedTuple):
-    """Where training objects stand in their pictures.
+    """The cameras of training objects: where they stand in their pictures.
 
     ``values`` are (n, 3): the logarithm of the share of the longer side of the picture that one object unit takes, and
     the principal point's offset from the picture's middle in shares of width and height.

@@ -36,10 +36,10 @@ from eval.systems.neural_mesh.grid import (
 )
 from eval.systems.neural_mesh.model import NeuralMesh, NeuralMeshConfig
 from eval.systems.neural_mesh.search import Meshes, PoseSearch, Starts, classify_and_search, interpolated
-from eval.systems.record_choice import category_of, select_records
+from eval.systems.record_choice import select_records
 from eval.systems.system import run_system
 from llava_pose.backbones.tiny import TINY_IMAGE_SIZE, tiny_vision_config
-from llava_pose.data.records import ObjectRecord, Pose, Prediction
+from llava_pose.data.records import ObjectRecord, Pose, Prediction, category_of
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.processing import input_size
@@ -75,7 +75,7 @@ class NeuralMeshRunConfig(NeuralMeshOptions, RunArguments):  # type: ignore[misc
 
     @property
     def shares_bank(self) -> bool:
-        """Whether all categories share one mesh and its features."""
+        """Say whether all categories share one mesh and its features."""
         return self.mesh == "sphere" and self.task == "pose"
 
 

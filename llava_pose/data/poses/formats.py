@@ -35,7 +35,7 @@ Writer = Callable[[Path, Sequence[PosedObject]], list[Path]]
 
 @dataclass(frozen=True)
 class Format:
-    """How files of a format are read and written.
+    """A format of files of poses, with its reader and its writer.
 
     Attributes:
         read: (path, intrinsics of all pictures or None, a list that gets what is wrong with single objects) -> objects.

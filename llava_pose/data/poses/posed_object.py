@@ -322,7 +322,7 @@ def _cell(name: str, text: Any) -> Any:
 
 
 def line_fields(value: Mapping[str, Any], camera: tuple[float, ...] | None) -> dict[str, Any]:
-    """What a line of ours in another convention holds beside rotation and translation."""
+    """Return the fields that a line of ours in another convention holds beside rotation and translation."""
     given = value.get("intrinsics")
     return {
         "camera": camera or (number_list(given, 4, "'intrinsics'") if given is not None else None),

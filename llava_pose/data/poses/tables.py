@@ -49,12 +49,12 @@ def read_bop(path: Path, camera: tuple[float, ...] | None, faults: Faults) -> It
 
 
 def bop_names(path: Path) -> Path:
-    """Where the names stand that the numbers of a results file are for."""
+    """Return the file that names the numbers of a results file."""
     return path.with_name(f"{path.stem}_names.json")
 
 
 def _read_bop_names(path: Path) -> dict[str, dict[str, str]]:
-    """What the numbers of a results file stand for, where a file beside it says so."""
+    """Return the names of the numbers of a results file, where a file beside it says them."""
     value = read_json(path) if path.is_file() else {}
     tables = (value.get(name) if isinstance(value, dict) else None for name in ("pictures", "categories"))
     pictures, categories = (
@@ -112,7 +112,7 @@ def read_colmap(path: Path, camera: tuple[float, ...] | None, faults: Faults) ->
 
 
 def colmap_cameras(path: Path) -> Path:
-    """Where the cameras of an images.txt stand."""
+    """Return the file with the cameras of an images.txt."""
     return path.with_name("cameras.txt")
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from data_prep.caption.check import Mismatch
 from data_prep.caption.grammar import check_caption
-from data_prep.questions.base import LETTERS, listing, sentence
+from data_prep.questions.base import LETTERS
 from data_prep.questions.boxes import BoxJointKind, BoxKind, LocateKind, SeveralKind
 from data_prep.questions.captioned import HANDED
 from data_prep.questions.given import WRONG_FROM, GivenKind, VerifyKind, WhichKind, rotation_error
@@ -23,9 +23,10 @@ from data_prep.questions.relative import RELATIONS
 from data_prep.questions.single import DescribedKind, JointKind, ListedKind, PoseKind, joint_answer
 from data_prep.questions.words import yes_no_answers
 from data_prep.scene.facts import PREDICATES
-from data_prep.scene.scenes import Scene, box_text, category_of, noun
+from data_prep.scene.scenes import Scene, box_text, noun
 from data_prep.scene.topics import TOPICS, Topic
 from data_prep.scene.viewpoint_captions import caption_templates, caption_words
+from data_prep.scene.words import listing, sentence
 from llava_pose.data.conversation import (
     CAPTION_QUESTIONS,
     IMAGE_TOKEN,
@@ -35,7 +36,7 @@ from llava_pose.data.conversation import (
     object_words,
     validate_sample,
 )
-from llava_pose.data.records import ObjectRecord, Pose
+from llava_pose.data.records import ObjectRecord, Pose, category_of
 from llava_pose.errors import InputError
 from llava_pose.pose.categories import Category
 from tests.data_prep.questions.reading import (

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.caption.command import grammar_line
-from data_prep.instruct.command import InstructConfig, SampleWriter
+from data_prep.instruct.command import InstructConfig, SampleMaker
 from data_prep.questions.kinds import KIND_NAMES
 from llava_pose.data.conversation import POSE_TOKEN
 from llava_pose.data.records import ObjectRecord, Pose
@@ -65,7 +65,7 @@ def objects(draw: st.DrawFn) -> list[ObjectRecord]:
 
 def hold(records: list[ObjectRecord], config: InstructConfig) -> Counter[str]:
     """Hold all samples of some pictures against the records; how often each kind was asked."""
-    writer = SampleWriter(config, records, None)
+    writer = SampleMaker(config, records, None)
     asked: Counter[str] = Counter()
     for record in writer.order:
         for sample in writer.samples(record, writer.hands(record)):

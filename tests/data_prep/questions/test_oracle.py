@@ -10,10 +10,10 @@ from functools import cache
 
 import pytest
 
-from data_prep.instruct.command import InstructConfig, SampleWriter
-from data_prep.questions.base import listing
+from data_prep.instruct.command import InstructConfig, SampleMaker
 from data_prep.questions.kinds import KIND_NAMES
 from data_prep.scene.scenes import Scene
+from data_prep.scene.words import listing
 from llava_pose.data.conversation import POSE_TOKEN
 from llava_pose.data.records import ObjectRecord
 from llava_pose.pose import categories
@@ -29,7 +29,7 @@ def made() -> tuple[list[dict], dict[str, ObjectRecord], dict[str, Scene]]:
     """Samples of all kinds, and what they were made of."""
     records = make_records(24)
     config = InstructConfig("", "", kinds=["all"], questions_per_object=8, turns_per_conversation=2)
-    writer = SampleWriter(config, records, None)
+    writer = SampleMaker(config, records, None)
     samples = [sample for record in writer.order for sample in writer.samples(record, writer.hands(record))]
     return samples, {record.id: record for record in records}, writer.scenes
 

@@ -9,23 +9,23 @@ from functools import cache
 
 import pytest
 
-from data_prep.instruct.command import InstructConfig, SampleWriter, deal, instruct, main
+from data_prep.instruct.command import InstructConfig, SampleMaker, deal, instruct, main
 from data_prep.questions import boxes, captioned, given, relative, single
 from data_prep.questions.base import LETTERS, Balance, Turn, told
 from data_prep.questions.kinds import KIND_NAMES
-from data_prep.scene.scenes import category_of, noun
+from data_prep.scene.scenes import noun
 from llava_pose.data.conversation import POSE_TOKEN, mirror_sides, object_words
-from llava_pose.data.records import ObjectRecord
+from llava_pose.data.records import ObjectRecord, category_of
 from tests.data_prep.made_scenes import make_prepared, make_records
 from tests.data_prep.questions.reading import slots_of, split_listing
 
 
 @cache
-def everything() -> tuple[SampleWriter, list[tuple[ObjectRecord, list[list[Turn]], list[dict]]]]:
+def everything() -> tuple[SampleMaker, list[tuple[ObjectRecord, list[list[Turn]], list[dict]]]]:
     """All kinds, asked of 100 objects."""
     records = make_records(40)
     config = InstructConfig("", "", kinds=["all"], questions_per_object=10, turns_per_conversation=4, seed=2)
-    writer = SampleWriter(config, records, None)
+    writer = SampleMaker(config, records, None)
     made = []
     for record in writer.order:
         hands = writer.hands(record)
@@ -160,7 +160,7 @@ def test_balance_holds_where_the_data_is_one_sided():
         ObjectRecord(**{**vars(r), "pose": type(r.pose)(r.pose.azimuth, 0.5, 0.0, 5.0, r.pose.px, r.pose.py)})
         for r in make_records(60, most=1)
     ]
-    writer = SampleWriter(InstructConfig("", "", kinds=["yesno"], questions_per_object=4), records, None)
+    writer = SampleMaker(InstructConfig("", "", kinds=["yesno"], questions_per_object=4), records, None)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record in writer.order:
         for hand in writer.hands(record):
@@ -184,7 +184,7 @@ def test_a_wrong_pose_is_as_likely_as_a_true_one():
         ObjectRecord(**{**vars(r), "category": "car", "pose": type(r.pose)(r.pose.azimuth, 0.2, 0.1, 5.0, 9.0, 9.0)})
         for r in make_records(40, most=1)
     ]
-    writer = SampleWriter(InstructConfig("", "", kinds=["verify"], questions_per_object=2), records, None)
+    writer = SampleMaker(InstructConfig("", "", kinds=["verify"], questions_per_object=2), records, None)
     poses = [turn.poses[0] for record in writer.order for hand in writer.hands(record) for turn in hand]
     assert len(poses) > 60
     assert {(pose.elevation, pose.theta) for pose in poses} == {(0.2, 0.1)}

@@ -16,11 +16,12 @@ import torch
 import yaml
 from PIL import Image
 
-from eval.benchmark.command import JointConfig, OpenVocabularyConfig, known_and_novel, scope_of
+from eval.benchmark.command import JointConfig, OpenVocabularyConfig
 from eval.benchmark.command import joint as joint_main
 from eval.benchmark.command import main as benchmark_main
 from eval.benchmark.command import open_vocabulary as open_vocabulary_main
 from eval.benchmark.entries import build_entries
+from eval.benchmark.scope import known_and_novel, scope_of
 from eval.systems.classifier.system import load_classifier
 from eval.systems.system import KINDS, load_kind
 from llava_pose import cli
