@@ -61,11 +61,12 @@ def merge(config: MergeConfig) -> Path:
     """Write the merged checkpoint and return its folder.
 
     The sums are worked out in float32. What was written is read back and asked beside what was merged: a random picture and
-    the first question for a pose.
+    the first question for a pose. Since it answers the same, a calibration of the checkpoint is one of it, too, and goes along.
 
     Raises:
         InputError: there is nothing to merge, an adapter's base is not there or is quantised, the folder is taken, the hub
-            does not take the checkpoint, or what was written answers otherwise; then nothing is left under ``out``.
+            does not take the checkpoint, calibration.json is damaged, or what was written answers otherwise; then nothing is
+            left under ``out``.
         RunError: the upload failed; the folder is whole.
     """
     from llava_pose.backbones.hub import push, require_repository  # seconds, which --help does without
@@ -91,6 +92,7 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     """Write the merged checkpoint, and return the largest share by which its outputs differ, and its type of numbers."""
     import torch
 
+    from llava_pose.model.calibration import Calibration
     from llava_pose.model.card import bases_of, part_of, write_card
     from llava_pose.model.checkpoint_files import ADAPTER_CONFIG, require_finite
     from llava_pose.model.loading import load_full, load_model
@@ -99,7 +101,7 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     if config.base is not None and not is_adapter:
         raise InputError(f"--base {config.base}: {folder} is a full checkpoint and needs no base; leave it out")
-    processor = load_processor(folder)
+    processor, calibration = load_processor(folder), Calibration.load(folder)
     base = _whole_base(folder, config.base) if is_adapter else None
 
     model = load_model(folder, base=base, dtype=torch.float32)
@@ -115,6 +117,8 @@ def _merge(config: MergeConfig, folder: Path, out: Path) -> tuple[float, str]:
     require_finite(merged.to(dtype), config.out, remedy="nothing was written; try --dtype float32")
     merged.save_pretrained(out)
     processor.save_pretrained(out)
+    if calibration is not None:
+        calibration.save(out)
     parts = {part: text for part in ("learning", "scores") if (text := part_of(folder, part)) is not None}
     write_card(out, bases_of(folder), name=config.push_to, **parts)
     save_config(vars(config) | ({"base": base} if base else {}), out / "merge.yaml")

@@ -22,7 +22,7 @@ from transformers import (
 
 from llava_pose.backbones.vocabulary import add_token
 from llava_pose.compact import CompactLlavaConfig, CompactLlavaForConditionalGeneration, CompactLlavaProcessor
-from llava_pose.compact.modeling import tower_patches
+from llava_pose.compact.modeling import first_patches, tower_patches
 from llava_pose.data.conversation import IMAGE_TOKEN
 from llava_pose.errors import InputError
 from llava_pose.model.checkpoint_files import (
@@ -53,6 +53,11 @@ def from_parts(config: AssembleConfig) -> tuple[PreTrainedModel, ProcessorMixin]
     require(config.language, "--language")
     vision = _load_tower(config.vision)
     language = _load_part(AutoModelForCausalLM, config.language, "--language")
+    if language.config.get_text_config(decoder=True) is not language.config:
+        raise InputError(
+            f"--language {config.language}: a {language.config.model_type} model is more than a language model; give it with "
+            "--vlm, or give its language model alone"
+        )
     tokenizer = _load_part(AutoTokenizer, config.language, "--language", weights=False)
     image_processor = _load_part(AutoImageProcessor, config.vision, "--vision", weights=False)
     if config.language_layers is not None:
@@ -211,13 +216,15 @@ def _measure_tower(model_config: CompactLlavaConfig, tower: PreTrainedModel, ima
     """Set the channels of a patch and the tokens of a picture by running the tower once."""
     height, width = input_size(image_processor)
     tower = tower.eval().float()
-    try:
-        with torch.inference_mode():
-            patches = tower_patches(tower, model_config, torch.zeros(1, 3, height, width))
-    except (IndexError, ValueError) as error:
-        raise InputError(
-            f"--vision-layers {model_config.vision_feature_layer}: does not suit the tower: {error}"
-        ) from error
+    with (
+        torch.inference_mode(),
+        blaming(
+            f"--vision-layers {model_config.vision_feature_layer}: a {tower.config.model_type} model gives no such map of "
+            f"patches of {height}x{width} pixels; give other layers, another --image-size or another --vision"
+        ),
+    ):
+        patches = tower_patches(tower, model_config, torch.zeros(1, 3, height, width))
+        _require_places(tower, model_config, height, width)
     _, rows, columns, channels = patches.shape
     merge = model_config.vision_merge
     if rows % merge or columns % merge:
@@ -226,6 +233,28 @@ def _measure_tower(model_config: CompactLlavaConfig, tower: PreTrainedModel, ima
         )
     model_config.vision_feature_size = channels
     model_config.image_seq_length = rows * columns // merge**2
+
+
+def _require_places(tower: PreTrainedModel, model_config: CompactLlavaConfig, height: int, width: int) -> None:
+    """Refuse a tower whose tokens are not one for each patch in their order, the last at the end.
+
+    Before the first layer a token knows of its own patch alone: a picture that differs in one corner differs in that one.
+
+    Raises:
+        ValueError: it differs elsewhere.
+    """
+    plain = torch.zeros(1, 3, height, width)
+    before = first_patches(tower, model_config, plain)
+    if before is None:
+        return
+    _, rows, columns, _ = before.shape
+    down, right = height // rows, width // columns
+    for place, at in ((0, (slice(down), slice(right))), (-1, (slice(-down, None), slice(-right, None)))):
+        pixels = plain.clone()
+        pixels[..., at[0], at[1]] = 1.0
+        changed = cast(torch.Tensor, first_patches(tower, model_config, pixels)) - before
+        if int(changed.norm(dim=-1).argmax()) != place % (rows * columns):
+            raise ValueError("its tokens do not end with those of the patches in their order")
 
 
 def _make_processor(

@@ -143,27 +143,50 @@ def _on(backbone: PreTrainedModel, pictures: dict[str, Tensor]) -> dict[str, Ten
     }
 
 
-@torch.inference_mode()
 def require_same_as_plain(model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor) -> None:
     """Compare fresh pose parts on a backbone with the backbone by itself: they change nothing before they have learned.
 
+    The backbone is asked whether it looks ahead, too: one that does would be taught an answer that it reads.
+
     Raises:
-        InputError: logits differ, or the state that predicts the token is not the one that the output layer is given.
+        InputError: logits differ, or depend on later tokens, or the state that predicts the token is not the one that the
+            output layer is given.
     """
     vlm = model.vlm
+    with torch.inference_mode(), blaming(f"a {vlm.config.model_type} model: cannot be a backbone"):
+        _compare_with_plain(model, vlm, processor)
+
+
+def _compare_with_plain(
+    model: LlavaPoseForConditionalGeneration, vlm: PreTrainedModel, processor: LlavaPoseProcessor
+) -> None:
     chat = probe_chat(processor)
     ids = torch.from_numpy(chat.input_ids)[None].to(vlm.device)
     pictures = {name: value.to(vlm.device) for name, value in chat.pictures.items()}
     keep = torch.zeros_like(ids, dtype=torch.bool)
     keep[:, -6:] = True
-    plain = vlm(**plain_inputs(vlm, chat, model.pose_config.image_token_id)).logits[keep]
+    inputs = plain_inputs(vlm, chat, model.pose_config.image_token_id)
+    whole = vlm(**inputs).logits
+    other = torch.cat([ids[:, :-6], ids[:, -6:].flip(1)], 1)
+    ahead = _difference(vlm(**{**inputs, "input_ids": other}).logits[~keep], whole[~keep])
+    if not ahead <= TOLERANCE:
+        raise InputError(
+            f"a {vlm.config.model_type} model: its language model ({vlm.config.get_text_config().model_type}) looks ahead, for "
+            f"what it makes of a word depends on later words, by {ahead:.1e} of its logits; it cannot be a backbone"
+        )
+    plain = whole[keep]
     ours = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, **pictures)
-    difference = float((plain - ours.logits).abs().max()) / max(float(plain.abs().max()), 1e-6)
+    difference = _difference(ours.logits, plain)
     if not difference <= TOLERANCE or ours.states.shape[:-1] != (6,):
         raise InputError(
             f"a {vlm.config.model_type} model: with image tokens handed over it answers otherwise than with pixels, by "
             f"{difference:.1e} of its logits; it cannot be a backbone"
         )
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a share of the largest number."""
+    return float((found - expected).abs().max()) / max(float(expected.abs().max()), 1e-6)
 
 
 def look_again(

@@ -7,6 +7,7 @@ whatever it does to them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -168,6 +169,12 @@ class CompactLlavaModel(CompactLlavaPreTrainedModel):
         )
 
 
+def first_patches(tower: nn.Module, config: CompactLlavaConfig, pixel_values: Tensor) -> Tensor | None:
+    """Return a tower's patches before its first layer, as :func:`tower_patches`; None where they are no list of tokens."""
+    features = tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states[0]
+    return _as_map(features, config, pixel_values.shape[-2:]) if features.dim() == 3 else None
+
+
 def tower_patches(tower: nn.Module, config: CompactLlavaConfig, pixel_values: Tensor) -> Tensor:
     """Return a tower's patches of pictures as the config has them: (batch, rows, columns, channels)."""
     hidden_states = tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
@@ -179,13 +186,23 @@ def tower_patches(tower: nn.Module, config: CompactLlavaConfig, pixel_values: Te
 
 
 def _as_map(features: Tensor, config: CompactLlavaConfig, image_size: torch.Size) -> Tensor:
-    if features.dim() == 4:  # a convolutional tower: (batch, channels, rows, columns)
-        return features.permute(0, 2, 3, 1)
-    patch = config.vision_config.patch_size
-    rows, columns = image_size[0] // patch, image_size[1] // patch
+    if features.dim() == 4:  # a map: (batch, channels, rows, columns), or with the channels last
+        one, two, three = features.shape[1:]
+        height, width = image_size
+        channels_last = one * width == two * height and two * width != three * height
+        return features if channels_last else features.permute(0, 2, 3, 1)
     if config.vision_feature_select_strategy == "full":
         return features[:, None]  # class token and all, as one row
+    patch = config.vision_config.patch_size
+    rows, columns = (side // size for side, size in zip(image_size, _pair(patch), strict=True))
+    while rows * columns > features.shape[1] and rows % 2 == columns % 2 == 0:  # later stages have larger patches
+        rows, columns = rows // 2, columns // 2
     return features[:, features.shape[1] - rows * columns :].unflatten(1, (rows, columns))
+
+
+def _pair(size: int | Sequence[int]) -> Sequence[int]:
+    """Return a patch's height and width, of one number or of several, of which the first may be pictures of a film."""
+    return (size, size) if isinstance(size, int) else size[-2:]
 
 
 class CompactLlavaForConditionalGeneration(CompactLlavaPreTrainedModel, GenerationMixin):
@@ -209,6 +226,14 @@ class CompactLlavaForConditionalGeneration(CompactLlavaPreTrainedModel, Generati
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Return what :meth:`CompactLlavaModel.get_image_features` does."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers', but a language model numbers the places of a whole text itself: a RoBERTa begins with another."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        mask = inputs.get("attention_mask")
+        if not inputs.get("use_cache") and (mask is None or bool(mask.all())):
+            inputs.pop("position_ids", None)
+        return inputs
 
     def forward(
         self,

@@ -41,7 +41,7 @@ from llava_pose.errors import InputError
 from llava_pose.inference.answer_trie import AnswerTrie
 from llava_pose.inference.answers import ChatAnswer, Mode, PoseAnswer
 from llava_pose.inference.best_first import best_answers, finds_the_best
-from llava_pose.inference.scoring import PROBED, Scores, best_scores, tree_scores
+from llava_pose.inference.scoring import PROBED, Scores, answers_by_cache, best_scores, tree_scores
 from llava_pose.model.calibration import Calibration
 from llava_pose.model.checkpoint_files import blaming
 from llava_pose.model.loading import load_model, require_fit, require_tower
@@ -405,6 +405,11 @@ class PosePredictor:
         scores = tree_scores(self._model, trie, answers, token, inputs, 1)
         return finds_the_best(self._model, trie, token, inputs, scores)
 
+    @cached_property
+    def _can_cache(self) -> bool:
+        """Whether an answer is written with kept keys and values, found out at the first one."""
+        return answers_by_cache(self._model, self._processor, f"{IMAGE_TOKEN}\n{JOINT_QUESTIONS[0]}", self._never_said)
+
     def _probed_answers(self) -> list[np.ndarray]:
         return self._joint_answers(PROBED, ["a car", "a pair of scissors", "an armchair"])
 
@@ -466,10 +471,9 @@ class PosePredictor:
             max_time=max_seconds,
             stopping_criteria=StoppingCriteriaList([watch]),
             do_sample=False,
-            use_cache=True,
+            use_cache=self._can_cache,
             pad_token_id=self._processor.tokenizer.pad_token_id,
-            # an answer is text: the next turn would want a picture
-            suppress_tokens=sorted({self._model.pose_config.image_token_id, self._image_token_id}),
+            suppress_tokens=self._never_said,
         )
         tokens = generated.tokens[0].tolist()
         if watch.has_stopped:
@@ -514,6 +518,11 @@ class PosePredictor:
     def _room(self) -> int | None:
         """Tokens that the language model can take."""
         return self._model.positions
+
+    @property
+    def _never_said(self) -> list[int]:
+        """Tokens that no answer has, which is text: the next turn would want a picture for each."""
+        return sorted({self._model.pose_config.image_token_id, self._image_token_id})
 
     @property
     def _image_token_id(self) -> int:

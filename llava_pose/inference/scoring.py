@@ -182,10 +182,43 @@ def best_scores(
     return each_scores
 
 
+@torch.inference_mode()
+def answers_by_cache(
+    model: LlavaPoseForConditionalGeneration, processor: LlavaPoseProcessor, question: str, never: Sequence[int]
+) -> bool:
+    """Return whether an answer that is written with kept keys and values has the states that a pass over the whole of it has.
+
+    Args:
+        question: about a picture.
+        never: ids of tokens that no answer has.
+    """
+    device = model.pose_token_embedding.change.device
+    turns, picture = [{"role": "user", "content": question}], PROBED.resize((160, 120))
+    chat = processor.encode_chat(turns, picture, add_generation_prompt=True)
+    ids = torch.from_numpy(chat.input_ids)[None].to(device)
+    inputs = {name: value.to(device) for name, value in chat.pictures.items()}
+    steps = 3
+    options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "suppress_tokens": list(never)}
+    pad = processor.tokenizer.pad_token_id
+    try:
+        answer = model.answer(ids, inputs=inputs, use_cache=True, pad_token_id=pad, **options)
+        whole = torch.cat([ids, answer.tokens], 1)
+        forced = model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False, **inputs).states
+        start = ids.shape[1] - 1
+        if is_close(answer.states[0], forced[0, start : start + steps]):
+            return True
+    except Exception as error:  # noqa: BLE001  # whatever a family raises at what it does not know
+        logger.debug(f"an answer with a cache: {error}")
+    logger.info(
+        "each word of an answer takes a pass over all before it: this backbone's kept keys and values are not exact"
+    )
+    return False
+
+
 def is_close(one: Tensor, other: Tensor) -> bool:
     """Return whether scores or states are the same but for rounding, in their type."""
     difference = float((one - other).abs().max()) / max(1.0, float(other.abs().max()))
     return difference <= TOLERANCES.get(one.dtype, _IN_HALF)
 
 
-__all__ = ["Scores", "best_scores", "cached_scores", "each_scores", "is_close", "tree_scores"]
+__all__ = ["Scores", "answers_by_cache", "best_scores", "cached_scores", "each_scores", "is_close", "tree_scores"]

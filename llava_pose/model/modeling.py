@@ -360,9 +360,8 @@ class LlavaPoseForConditionalGeneration(nn.Module):
                     logits_to_keep=logits_to_keep,
                     **text,
                 )
-            return LlavaPoseOutput(
-                logits=output.logits, states=kept[0], past_key_values=output.past_key_values, image_tokens=seen
-            )
+            cache = getattr(output, "past_key_values", None)  # a Mamba's is of another name, and stays with it
+            return LlavaPoseOutput(logits=output.logits, states=kept[0], past_key_values=cache, image_tokens=seen)
 
         shifted = labels[:, 1:]
         supervised = shifted != IGNORE_INDEX

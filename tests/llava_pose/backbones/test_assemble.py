@@ -446,7 +446,7 @@ def test_a_llava_in_half_precision_stays_so(tmp_path: Path):
         ({"preset": "tiny", "rotation": "euler"}, "--rotation euler: not known; choose one of svd9d"),
         ({"preset": "tiny", "chat_template": "alpaca"}, "--chat-template alpaca: not known; choose one of chatml"),
         ({"preset": "tiny", "vision_layers": "last"}, "--vision-layers last: expected whole numbers"),
-        ({"preset": "tiny", "vision_layers": "17"}, "--vision-layers 17: does not suit the tower"),
+        ({"preset": "tiny", "vision_layers": "17"}, "--vision-layers 17: a bit model gives no such map of patches"),
         ({"preset": "tiny", "vision_merge": 2}, "--vision-merge 2: the tower gives 3x3 patches"),
         ({"preset": "tiny", "image_size": 65}, "9 tokens do not tile its 65x65 input; choose another --image-size"),
         ({"preset": "tiny", "image_size": 0}, "--image-size 0: must be at least 1"),

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig
 from llava_pose.backbones.merge import MergeConfig, has_vectors, main, merge, probe, require_same_outputs
 from llava_pose.errors import InputError
 from llava_pose.inference.predictor import PosePredictor
+from llava_pose.model.calibration import Calibration
 from llava_pose.model.loading import load_full, load_model
 from llava_pose.model.processors import load_processor
 from llava_pose.train.trainable import add_lora
@@ -66,6 +67,29 @@ def test_a_merged_checkpoint_is_whole_and_answers_as_the_adapter(request, tmp_pa
         PosePredictor.from_checkpoint(path, device="cpu").predict(picture, ["car"]) for path in (adapter, out)
     )
     assert one[0].pose.angles == pytest.approx(other[0].pose.angles, abs=1e-3)
+
+
+def test_a_calibration_goes_along_and_gives_the_same_confidence(base: Path, tmp_path: Path):
+    adapter = save_adapter(base, tmp_path / "adapter")
+    Calibration(scale=0.4, shift=-1.0, coverage=0.9, mass=0.7, objects=9, instances=3, data="held out").save(adapter)
+    out = merge(MergeConfig(checkpoint=str(adapter), out=str(tmp_path / "merged")))
+    assert Calibration.load(out) == Calibration.load(adapter)
+    picture = [Image.linear_gradient("L").convert("RGB")]
+    [[one], [other]] = (
+        PosePredictor.from_checkpoint(path, device="cpu").predict(picture, ["car"]) for path in (adapter, out)
+    )
+    [plain] = PosePredictor.from_checkpoint(out, device="cpu", calibrated=False).predict(picture, ["car"])
+    assert other.confidence == pytest.approx(one.confidence, abs=1e-4)
+    assert other.confidence != pytest.approx(plain.confidence, abs=1e-2)
+    assert len(other.prediction_set or []) == len(one.prediction_set or []) > 0
+
+
+def test_a_damaged_calibration_is_refused_before_anything_is_merged(base: Path, tmp_path: Path):
+    adapter = save_adapter(base, tmp_path / "adapter")
+    (adapter / "calibration.json").write_text('{"scale": "much"}')
+    with pytest.raises(InputError, match=r"calibration\.json"):
+        merge(MergeConfig(checkpoint=str(adapter), out=str(tmp_path / "merged")))
+    assert left_in(tmp_path) == ["adapter"]
 
 
 def test_what_is_merged_is_a_base_to_train_again(recipe, base: Path, tmp_path: Path):
