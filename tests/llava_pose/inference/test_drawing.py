@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from llava_pose.data.records import Pose
+from llava_pose.errors import InputError
 from llava_pose.inference.drawing import (
     AXES,
     AXIS_COLOURS,
@@ -17,7 +18,7 @@ from llava_pose.inference.drawing import (
     project_cube,
     project_from_afar,
 )
-from llava_pose.inference.wires import Wires
+from llava_pose.inference.wires import Wires, first_models
 from llava_pose.pose.geometry import project_points
 
 PHOTOS = Path(__file__).parents[3].parent / "shared" / "data" / "photos"
@@ -66,6 +67,18 @@ def test_a_cube_and_a_number_are_drawn_round_the_axes():
     changed = np.argwhere((bare != numbered).any(-1)) - 150
     assert len(changed) > 0
     assert np.abs(changed).max() < 20
+
+
+def test_the_first_model_of_each_known_category_is_taken(tmp_path):
+    for name in ("car/02.off", "car/01.off", "violin/01.off", "boat/01.off"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"OFF\n3 1 0\n0 0 0\n1 0 0\n0 {int(name[-5])} 0\n3 0 1 2\n")
+    taken = first_models(tmp_path, {"car", "boat", "cup"})
+    assert set(taken) == {"car", "boat"}
+    assert taken["car"].vertices.max() == 1, "of the first"
+    assert set(first_models(tmp_path, set())) == {"car", "violin", "boat"}, "nothing is said to be known"
+    with pytest.raises(InputError, match="of a category that the checkpoint was taught"):
+        first_models(tmp_path, {"cup"})
 
 
 @pytest.mark.parametrize("corner", [(0.0, 0.0), (500.0, 300.0), (-9.0, 150.0)])

@@ -426,7 +426,7 @@ def test_the_wires_of_a_cad_model_are_drawn_in_the_place_of_the_cube_in_a_browse
             drawn = _drawn(page)
             changed = np.abs(drawn - bare).max(-1) > 40
             yellow = changed & (np.abs(drawn - (255, 214, 0)).max(-1) < 90)
-            assert (yellow.sum() > 250) is has_wires, name
+            assert bool(yellow.sum() > 250) is has_wires, name
             page.screenshot(tmp_path / f"{name}.png")
         assert page.errors == []
     finally:
@@ -440,7 +440,7 @@ def _drawn(page: Page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=int)
 
 
-@pytest.mark.parametrize("files", [{}, {"violin/01.off": BOX}, {"car/01.off": "no model"}])
+@pytest.mark.parametrize("files", [{}, {"car/01.off": "no model"}])
 def test_a_folder_without_a_model_that_can_be_drawn_is_one_sentence(capsys, taught, tmp_path, files):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir()
