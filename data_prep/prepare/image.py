@@ -277,7 +277,7 @@ def _require_usable(category: str, options: ImageOptions) -> None:
         try:
             categories.get(category)
         except InputError as error:
-            raise AnnotationError("unknown category", f"{error} with --allow-custom-categories") from error
+            raise AnnotationError("unknown category", str(error)) from error
     if not _can_name(category):
         raise AnnotationError(
             "category malformed",

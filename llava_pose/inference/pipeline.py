@@ -126,8 +126,8 @@ class PosePipeline:
         """Return the canonical names of categories, or those that the checkpoint was taught.
 
         Raises:
-            InputError: a name is not in the taxonomy or cannot name a category, or the checkpoint does not say what it was
-                taught.
+            InputError: a name is neither in the taxonomy nor the checkpoint's, or cannot name a category, or the checkpoint
+                does not say what it was taught.
         """
         names = [category] if isinstance(category, str) else list(category)
         if names == [AUTO]:
@@ -144,7 +144,7 @@ class PosePipeline:
         return tuple(dict.fromkeys(self._category(name).name for name in names))
 
     def _category(self, name: str) -> categories.Category:
-        return categories.get(name, allow_custom=self._allow_custom)
+        return categories.get(name, allow_custom=self._allow_custom or name in self.predictor.categories)
 
     def asked(self, picture: Image.Image, names: tuple[str, ...], box: Any = None) -> Asked:
         """Return what is asked about an object of a picture.

@@ -82,6 +82,17 @@ def test_auto_chooses_among_what_the_checkpoint_was_taught(pipe, taught):
     assert pipe(taught.picture, category=["car", "aeroplane"]).probabilities.keys() == {"car", "aeroplane"}
 
 
+def test_a_category_of_ones_own_that_the_checkpoint_was_taught_needs_no_leave(taught, tmp_path):
+    shutil.copytree(taught.folder, tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "pose_config.json").read_text())
+    (tmp_path / "own" / "pose_config.json").write_text(json.dumps({**config, "categories": ["my_gadget"]}))
+    pipe = llava_pose.pipeline(str(tmp_path / "own"), device="cpu")
+    assert pipe(taught.picture).category == "my_gadget"
+    assert pipe(taught.picture, category="my_gadget").category == "my_gadget"
+    with pytest.raises(InputError, match=r"unknown category 'your_gadget': .*--allow-custom-categories"):
+        pipe(taught.picture, category="your_gadget")
+
+
 def test_objects_of_several_choices_come_back_in_their_order(pipe, taught, photo):
     picture = Image.open(taught.picture).convert("RGB")
     answers = pipe.ask([pipe.asked(picture, names) for names in (("car",), ("car", "cup"), ("cup",))])
