@@ -196,8 +196,9 @@ def get(name: str, *, allow_custom: bool = False, source: str | None = None) -> 
     keys = difflib.get_close_matches(_normalize(name), _index(), n=5, cutoff=0.6)
     near = list(dict.fromkeys(_index()[key] for key in keys))[:3]
     hint = f"did you mean {' or '.join(near)}" if near else "llava_pose/categories.json lists the names"
-    own = "or allow categories of your own (--allow-custom-categories)"
-    raise InputError(f"{where}unknown category {shortened(name)}: {hint}, {own}")
+    raise InputError(
+        f"{where}unknown category {shortened(name)}: {hint}, or allow categories of your own (--allow-custom-categories)"
+    )
 
 
 class _Categorised(Protocol):
