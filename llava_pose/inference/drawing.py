@@ -202,7 +202,7 @@ def draw_box(picture: Image.Image, box: Sequence[float]) -> None:
 def draw_caption(picture: Image.Image, text: str, corner: Sequence[float] = (0.0, 0.0)) -> None:
     """Write words on a picture, below and to the right of a corner, in pixels; smaller where they would be too wide."""
     pen, (left, top) = ImageDraw.Draw(picture), (max(0.0, place) for place in corner)
-    pixels = math.sqrt(picture.width * picture.height) / 18
+    pixels = max(11.0, math.sqrt(picture.width * picture.height) / 18)
     width = pen.textlength(text, font=load_font(pixels))
     font = load_font(pixels * min(1.0, 0.9 * picture.width / max(1.0, width)))
     left = min(left, picture.width - pen.textlength(text, font=font) - pixels / 2)
