@@ -111,7 +111,7 @@ def predict_photos(config: PhotosConfig) -> Path:
     out, checkpoint = Path(config.out), config.checkpoint
     require_suffix("--out", out, ".csv", ".jsonl")
     for name in config.category:
-        if config.category != [AUTO]:
+        if config.category != [AUTO] and name not in _taught(checkpoint):
             categories.get(name, allow_custom=config.allow_custom_categories, source="--category")
     faults: list[InputError] = []
     photos = [photo for photo in find_photos(config.photos) if _is_text(photo, faults)]
@@ -130,6 +130,13 @@ def predict_photos(config: PhotosConfig) -> Path:
     if faults:
         raise left_out(faults, f"{out}: {len(faults)} photographs or boxes could not be used")
     return out
+
+
+def _taught(checkpoint: str) -> list[str]:
+    """Return the categories that a checkpoint in a folder says it was taught."""
+    from llava_pose.model.configuration import POSE_CONFIG, LlavaPoseConfig
+
+    return LlavaPoseConfig.load(checkpoint).categories if Path(checkpoint, POSE_CONFIG).is_file() else []
 
 
 def _is_text(photo: Path, faults: list[InputError]) -> bool:

@@ -142,6 +142,26 @@ def test_boxes_are_asked_about_one_by_one(form, run, photos):
     assert not changed[100:, 120:].any()
 
 
+def test_a_category_of_ones_own_that_the_checkpoint_was_taught_is_asked_for(taught, photos, tmp_path, capsys):
+    own = shutil.copytree(taught.folder, tmp_path / "own")
+    config = json.loads((own / "pose_config.json").read_text())
+    (own / "pose_config.json").write_text(json.dumps({**config, "categories": ["my_gadget"]}))
+    words = [
+        "predict",
+        str(photos),
+        "--checkpoint",
+        str(own),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "poses.jsonl"),
+    ]
+    assert cli.main([*words, "--category", "your_gadget"]) == 2
+    assert "--category: unknown category 'your_gadget'" in capsys.readouterr().err
+    assert cli.main([*words, "--category", "my_gadget"]) == 0
+    assert {line["category"] for line in lines(tmp_path / "poses.jsonl")} == {"my_gadget"}
+
+
 def test_bad_photographs_and_boxes_are_listed_and_stop_nothing(run, photos):
     (photos / "broken.jpg").write_bytes((photos / "b.jpg").read_bytes()[:400])
     (photos / "none.jpg").write_text("no picture")
