@@ -113,6 +113,12 @@ def test_the_page_opens_offline_and_its_filters_work(tmp_path, page):
     labels = page.evaluate("[...document.querySelectorAll('select, input')].map((e) => e.labels[0]?.innerText ?? '')")
     assert all(labels)
 
+    page.resize(390, 844)
+    page.wait_until("window.innerWidth == 390")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), (
+        "on a telephone"
+    )
+
 
 def test_the_figures_are_those_of_score(tmp_path, page):
     files = write(tmp_path)
