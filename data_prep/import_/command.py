@@ -30,7 +30,7 @@ from llava_pose.errors import InputError
 from llava_pose.utils.command import command, say_next
 from llava_pose.utils.config import check_fields, require, require_folder
 from llava_pose.utils.files import file_digest, is_plain_name
-from llava_pose.utils.output_folder import keep_settings, own_folder
+from llava_pose.utils.output_folder import LOCK_NAME, keep_settings, own_folder, settings_file
 from llava_pose.utils.yaml_files import as_written
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,11 @@ def import_dataset(config: ImportConfig) -> Path:
     kind, source = _kind(config.kind, source)
     items = _items(config, kind, source)
     with own_folder(out, "--out", "import"):
-        keep_settings(out, "--out", "import", _settings(config, kind, source))
+        kept = settings_file(out, "import")
+        # where nothing could be taken, the next try, with the data mended or other options, is a new beginning
+        is_empty = kept.is_file() and {path.name for path in out.iterdir()} <= {kept.name, REJECTS_FILE, LOCK_NAME}
+        begun = False if is_empty else None
+        keep_settings(out, "--out", "import", _settings(config, kind, source), begun=begun)
         account = write_raw(items, out, rename=config.rename, copy=config.files == "copy")
     _report(account, str(config.from_format) if kind == "poses" else kind, source, out)
     return out

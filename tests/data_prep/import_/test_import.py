@@ -236,6 +236,21 @@ def test_the_same_command_writes_the_same_again_and_another_is_refused(tmp_path,
         imported("coco", tmp_path, angles="radians")
 
 
+def test_a_source_of_which_nothing_could_be_taken_may_be_mended_and_tried_again(tmp_path):
+    root = made("opencv", tmp_path)
+    whole = (root / "poses.jsonl").read_text()
+    lines = [{**json.loads(line), "category": ""} for line in whole.splitlines()]
+    write_jsonl(root / "poses.jsonl", lines)
+    with pytest.raises(InputError, match="no object of it could be taken"):
+        imported("opencv", tmp_path)
+    (root / "poses.jsonl").write_text(whole)
+    raw = imported("opencv", tmp_path)
+    assert rejects(raw) == {}
+    (root / "poses.jsonl").write_text(whole * 2)
+    with pytest.raises(InputError, match="was begun before the source changed"):
+        imported("opencv", tmp_path)
+
+
 def test_train_and_val_come_from_two_files(tmp_path):
     root = made("coco", tmp_path)
     data = json.loads((root / "instances.json").read_text())
