@@ -229,7 +229,7 @@ class CompactLlavaForConditionalGeneration(CompactLlavaPreTrainedModel, Generati
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers', but a language model numbers the places of a whole text itself: a RoBERTa begins with another."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]  # its annotation names self twice
         mask = inputs.get("attention_mask")
         if not inputs.get("use_cache") and (mask is None or bool(mask.all())):
             inputs.pop("position_ids", None)

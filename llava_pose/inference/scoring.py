@@ -198,7 +198,12 @@ def answers_by_cache(
     ids = torch.from_numpy(chat.input_ids)[None].to(device)
     inputs = {name: value.to(device) for name, value in chat.pictures.items()}
     steps = 3
-    options = {"max_new_tokens": steps, "min_new_tokens": steps, "do_sample": False, "suppress_tokens": list(never)}
+    options: dict[str, Any] = {
+        "max_new_tokens": steps,
+        "min_new_tokens": steps,
+        "do_sample": False,
+        "suppress_tokens": list(never),
+    }
     pad = processor.tokenizer.pad_token_id
     try:
         answer = model.answer(ids, inputs=inputs, use_cache=True, pad_token_id=pad, **options)
