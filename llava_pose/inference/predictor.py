@@ -71,8 +71,9 @@ class _Frame:
     viewport: float
 
     def to_picture(self, pose: Pose) -> Pose:
-        px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
-        return replace(pose, px=(px - self.left) / self.scale, py=(py - self.top) / self.scale)
+        if pose.px is None or pose.py is None:  # of a head whose numbers are none
+            return pose
+        return replace(pose, px=(pose.px - self.left) / self.scale, py=(pose.py - self.top) / self.scale)
 
     def to_square(self, pose: Pose) -> Pose:
         if pose.px is None or pose.py is None:

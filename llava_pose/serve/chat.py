@@ -368,10 +368,11 @@ def describe_details(answer: ChatAnswer, index: int) -> str:
     """Everything that is known of one pose of an answer, on one line."""
     pose = answer.poses[index]
     azimuth, elevation, theta = angles_in_degrees(pose)
+    known = pose.distance is not None and pose.px is not None and pose.py is not None
+    place = f"distance {pose.distance:.2f}, at ({pose.px:.0f}, {pose.py:.0f}) px" if known else "its place is unknown"
     return (
         f"  pose {index + 1}: azimuth {azimuth:.1f}°, elevation {elevation:.1f}°, in-plane {theta:.1f}°, "
-        f"confidence {answer.confidences[index]:.0%}, distance {pose.distance:.2f}, "
-        f"at ({pose.px:.0f}, {pose.py:.0f}) px"
+        f"confidence {answer.confidences[index]:.0%}, {place}"
     )
 
 

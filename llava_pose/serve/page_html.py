@@ -71,9 +71,10 @@ def table(objects: Sequence[PoseAnswer]) -> str:
 def _rows(number: int, one: PoseAnswer, count: int) -> str:
     name = html.escape(shown_name(one.category))
     angles = "".join(f"<td>{angle:.1f}°</td>" for angle in angles_in_degrees(one.pose))
+    distance = "" if one.pose.distance is None else f"{one.pose.distance:.2f}"
     words = html.escape(possible_words(one))
     return (
-        f"<tbody><tr><td>{f'{number} ' if count > 1 else ''}{name}</td>{angles}<td>{one.pose.distance:.2f}</td>"
+        f"<tbody><tr><td>{f'{number} ' if count > 1 else ''}{name}</td>{angles}<td>{distance}</td>"
         f"<td>{one.confidence:.0%}</td></tr>"
         + (f'<tr><td colspan="6" class="words">{words}</td></tr>' if words else "")
         + "</tbody>"

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -246,8 +246,8 @@ class ChatSession:
         shown = poses if poses is not None else answer.poses if answer else ()
         names = named_objects(answer.text) if answer else [SOMETHING] * len(shown)
         for number, (pose, name) in enumerate(zip(shown, names, strict=True), start=1):
-            px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
-            enlarged = replace(pose, px=px * scale, py=py * scale)
+            px, py = (None if place is None else place * scale for place in (pose.px, pose.py))
+            enlarged = replace(pose, px=px, py=py)
             mark = number if len(shown) > 1 else None
             wires = self._models.get(name) if cube else None
             drawn = draw_axes(drawn, enlarged, self.viewport * scale, cube=cube, wires=wires, number=mark)
@@ -260,5 +260,6 @@ class ChatSession:
 
 def _in_whole(pose: Pose, scale: float, left: int, top: int) -> Pose:
     """Return a pose of a part of a picture with its place in pixels of the whole picture."""
-    px, py = cast(tuple[float, float], (pose.px, pose.py))  # the model's own poses have a place
-    return replace(pose, px=px / scale + left, py=py / scale + top)
+    if pose.px is None or pose.py is None:
+        return pose
+    return replace(pose, px=pose.px / scale + left, py=pose.py / scale + top)

@@ -29,14 +29,15 @@ from llava_pose.data.images import MAX_SQUARE, PADDING_COLOUR, cut_to_box, open_
 from llava_pose.data.poses.formats import read_poses
 from llava_pose.data.records import Pose
 from llava_pose.errors import InputError
-from llava_pose.inference.answers import PoseAnswer
+from llava_pose.inference.answers import ChatAnswer, PoseAnswer
 from llava_pose.inference.drawing import draw_axes
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.model.loading import load_full
 from llava_pose.pose.geometry import TWO_PI
 from llava_pose.pose.metrics import pose_error
-from llava_pose.serve.chat import main
-from llava_pose.serve.session import ChatSession, angles_in_degrees, doubt, named_objects, possible_words
+from llava_pose.serve.chat import describe_details, main
+from llava_pose.serve.page_html import table
+from llava_pose.serve.session import ChatSession, Turn, angles_in_degrees, doubt, named_objects, possible_words
 from llava_pose.serve.session import taught as known_sentence
 from tests.forked import start
 
@@ -541,6 +542,16 @@ def test_a_question_that_fails_leaves_the_chat_as_it_was(taught, predictor):
     assert session.turns == before
     answer = session.ask(CUP_FOLLOW_UP)
     assert answer.text == "The cup is at <pose6D>."
+
+
+def test_a_pose_without_a_place_is_told_and_drawn_without_one():
+    """As the head gives one whose numbers of the place are none."""
+    session = ChatSession(None, Image.new("RGB", (200, 100)))  # type: ignore[arg-type] (nothing is asked)
+    answer = ChatAnswer("The car is at <pose6D>.", [Pose(0.1, 0.2, 0.3)], [0.5])
+    session.turns.append(Turn("Where is the car?", answer))
+    assert session.overlay(at_least=300, cube=True).size == (300, 150)
+    assert describe_details(answer, 0).endswith("confidence 50%, its place is unknown")
+    assert "<td></td><td>50%</td>" in table(session.objects(answer))
 
 
 def test_a_pose_that_is_no_number_is_a_sentence(taught):
