@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,7 +64,8 @@ class PoseAnswer:
         if convention not in CONVENTIONS:
             raise InputError(f"there is no convention {convention!r}; choose one of {', '.join(CONVENTIONS)}")
         matrix = np.eye(4)
-        distance = 1.0 if self.pose.distance is None else self.pose.distance
+        known = self.pose.distance is not None and math.isfinite(self.pose.distance)
+        distance = float(self.pose.distance) if known else 1.0  # type: ignore[arg-type]
         azimuth, elevation, theta = self.pose.angles
         seen = camera_of_pose(
             azimuth=azimuth,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,9 +44,7 @@ class PoseHeadOutput:
         location = denormalize_location(
             self.location.detach().double().cpu(), width=width.cpu(), height=height.cpu(), viewport=viewport.cpu()
         )
-        # what is no number is not known
-        places = [[value if math.isfinite(value) else None for value in row] for row in location.tolist()]
-        return [Pose(*row, *place) for row, place in zip(angles.tolist(), places, strict=True)]
+        return [Pose(*row) for row in torch.cat([angles, location], -1).tolist()]
 
     def of(self, rows: Sequence[int]) -> PoseHeadOutput:
         """Return the answers of these rows."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from llava_pose.data.records import Prediction
+from llava_pose.data.records import Pose, Prediction
 from llava_pose.errors import InputError
 from llava_pose.inference import photos
+from llava_pose.inference.answers import PoseAnswer
 from scripts.backgrounds import strips
 from tests.hostile.data_commands import posed_object
 
@@ -46,3 +47,9 @@ def test_a_confidence_beyond_all_sums_is_a_sentence(confidence: float) -> None:
     line = {"id": "car/n/0", "category": "car", "pose": pose, "true": pose, "confidence": confidence}
     with pytest.raises(InputError, match="p:1: 'confidence' must be null or from 0 to 1, not"):
         Prediction.from_dict(line, where="p:1")
+
+
+@pytest.mark.parametrize("distance", [float("nan"), float("inf")])
+def test_an_answer_whose_distance_is_no_number_is_json_none_the_less(distance: float) -> None:
+    answer = PoseAnswer(Pose(0.1, 0.2, 0.3, distance, 1.0, 2.0), 0.5, "car").to_dict()
+    assert json.loads(json.dumps(answer, allow_nan=False))["pose"]["distance"] is None

@@ -191,16 +191,6 @@ def test_to_poses_gives_back_the_pose_that_was_learned():
     assert output.confidence.item() == 0.5
 
 
-def test_a_place_that_is_no_number_is_not_known_and_the_angles_stay():
-    location = torch.tensor([[math.nan, 0, 0], [0, math.inf, 0]])
-    output = PoseHeadOutput(torch.zeros(2, 9), torch.eye(3).expand(2, 3, 3), location, torch.zeros(2))
-    first, second = output.to_poses(**batched(PICTURE, 2))
-    assert (first.distance, second.px) == (None, None)
-    assert first.px is not None
-    assert second.distance is not None
-    assert all(map(math.isfinite, (*first.angles, *second.angles)))
-
-
 def test_a_runaway_distance_stays_finite():
     output = PoseHeadOutput(
         torch.zeros(2, 9), torch.eye(3).expand(2, 3, 3), torch.tensor([[-1e6, 0, 0], [1e6, 0, 0]]), torch.zeros(2)
