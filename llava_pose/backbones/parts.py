@@ -208,7 +208,7 @@ def _compact_config(
         vision_feature_select_strategy="default",
         vision_merge=config.vision_merge,
         projector_norm=True,
-        tie_word_embeddings=bool(text.tie_word_embeddings),
+        tie_word_embeddings=bool(getattr(text, "tie_word_embeddings", False)),  # an Inkling has none
     )
 
 
