@@ -200,16 +200,17 @@ def _compact_config(
         layers = [int(word) for word in str(config.vision_layers).split(",")]
     except ValueError as error:
         raise InputError(f"--vision-layers {config.vision_layers}: expected whole numbers with commas") from error
-    return CompactLlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image_id,
-        vision_feature_layer=layers[0] if len(layers) == 1 else layers,
-        vision_feature_select_strategy="default",
-        vision_merge=config.vision_merge,
-        projector_norm=True,
-        tie_word_embeddings=bool(text.tie_word_embeddings),
-    )
+    with blaming(f"a {text.model_type} model: makes no compact LLaVA"):
+        return CompactLlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=image_id,
+            vision_feature_layer=layers[0] if len(layers) == 1 else layers,
+            vision_feature_select_strategy="default",
+            vision_merge=config.vision_merge,
+            projector_norm=True,
+            tie_word_embeddings=bool(text.tie_word_embeddings),
+        )
 
 
 def _measure_tower(model_config: CompactLlavaConfig, tower: PreTrainedModel, image_processor: Any) -> None:

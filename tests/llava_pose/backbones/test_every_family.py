@@ -14,7 +14,8 @@ from tests.llava_pose.through_the_door import make_shared, outcome
 
 TABLE = json.loads(RESULTS.read_text(encoding="utf-8"))
 MODELS: dict[str, dict[str, str]] = TABLE["models"]
-DRAWN = random.Random(0).sample(sorted(MODELS), 12)
+TRIED = sorted(name for name, model in MODELS.items() if model["result"] != "not tried")
+DRAWN = random.Random(0).sample(TRIED, 12)
 
 
 def of_part(what: str) -> set[str]:
@@ -31,7 +32,8 @@ def test_the_table_has_every_model_of_the_pinned_transformers():
 
 def test_no_model_gets_through_wrong_or_with_a_traceback():
     assert {model["result"] for model in MODELS.values()} <= HEADS.keys() - {"wrong", "crashed"}
-    for model in MODELS.values():
+    for model in map(MODELS.get, TRIED):
+        assert model is not None
         assert model["result"] == "right" or model["said"]
 
 
@@ -56,11 +58,16 @@ def test_a_sample_comes_out_as_the_table_has_it(name: str, shared: Path):
 @pytest.mark.parametrize(
     ("name", "result", "said"),
     [
-        ("language/bert", "refused", "its language model (bert) looks ahead"),
+        ("language/xlnet", "refused", "its language model (xlnet) looks ahead"),
         ("language/mamba", "slower", "no cache to answer"),
         ("tower/swin", "right", ""),
+        ("tower/sam_vision_model", "right", ""),
+        ("tower/yolos", "refused", "its tokens do not end with those of the patches"),
     ],
-    ids=["a language model that looks ahead", "one without keys and values", "a tower whose patches grow"],
+    ids=[
+        *("a language model that looks ahead", "one without keys and values"),
+        *("a tower whose patches grow", "one whose channels are last", "one with other tokens behind its patches"),
+    ],
 )
 def test_a_model_of_another_kind_is_taken_the_exact_way_or_refused(name: str, result: str, said: str, shared: Path):
     found = outcome(name, shared)
