@@ -31,6 +31,7 @@ from llava_pose.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 HIT, FINE = np.radians(30.0), np.radians(10.0)
+FRONT = np.radians([0.0, 15.0, 0.0])  # from the front and a little above, as people take photographs of furniture
 
 
 @dataclass
@@ -75,8 +76,11 @@ def groups_of(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
 def figures_of(
     group: Sequence[Prediction], calibrate: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> dict[str, Any]:
-    """Accuracies in %, and of the confidence its mean, its expected calibration error and the surest half's accuracy."""
+    """Accuracies in %, one of them of an answer that is always :data:`FRONT`, and of the confidence its mean, its expected
+    calibration error and the surest half's accuracy.
+    """
     errors, symmetric = errors_of(group)
+    true = np.array([item.true.angles for item in group])
     instances = np.array([item.instance or item.id for item in group])
     interval = bootstrap_interval(errors < HIT, instances=instances)
     figures: dict[str, Any] = {
@@ -87,6 +91,7 @@ def figures_of(
         "pi18": _percent((errors < FINE).mean()),
         "median_deg": round(float(np.degrees(np.median(errors))), 1),
         "pi6_symmetric": _percent((symmetric < HIT).mean()),
+        "pi6_of_front": _percent((pose_error(np.broadcast_to(FRONT, true.shape), true) < HIT).mean()),
     }
     if all(item.pred_category is not None for item in group):
         figures["category"] = _percent(np.mean([item.pred_category == item.category for item in group]))

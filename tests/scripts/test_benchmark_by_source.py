@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -55,6 +56,12 @@ def test_figures_are_by_source_and_the_calibration_of_one_mends_another(script: 
     assert (there["n"], there["pi6"], there["surest_half_pi6"]) == (100, 60.0, 80.0)
     assert there["ece"] == pytest.approx(34.5, abs=0.1)
     assert there["ece_calibrated"] < 1
+
+
+def test_an_answer_that_is_always_the_front_stands_beside_the_others(script: ModuleType) -> None:
+    line = prediction(0, "here", right=True, confidence=None)
+    lines = [replace(line, true=Pose(azimuth, 0.1, 0.0)) for azimuth in (0.1, 6.1, 1.0, 3.0)]
+    assert script.figures_of(lines)["pi6_of_front"] == 50.0
 
 
 def test_a_symmetric_object_turned_about_its_axis_is_right_where_symmetry_counts(script: ModuleType) -> None:
