@@ -401,7 +401,8 @@ def read_records(
         others = sorted(file.parent.name for file in Path(prepared).glob(f"*/{METADATA_FILE}"))
         if others:
             raise InputError(
-                f"{prepared}: there is no split {split} in it, but {', '.join(others)}; give that by --split"
+                f"{prepared}: there is no split {split} in it, but {', '.join(others)}; give one that is there, or make it "
+                f"with: llava-pose prepare --data-root … --out {prepared}"
             )
         raise InputError(
             f"{path}: there is no such file; make it with: llava-pose prepare --data-root … --out {prepared}"

@@ -202,7 +202,7 @@ def test_tables_show_them_for_every_system_that_predicts_places(tmp_path: Path, 
     [
         ({"cad": "x"}, "--cad: is for scores of places; give --data PREPARED, too"),
         ({"data": "nowhere"}, "--data nowhere: there is no such folder"),
-        ({"data": "prepared", "split": "test"}, "there is no such file"),
+        ({"data": "prepared", "split": "test"}, "there is no split test in it, but val"),
         ({"data": "prepared", "cad": "nowhere"}, "--cad nowhere: there is no such folder"),
     ],
 )

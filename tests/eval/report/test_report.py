@@ -278,7 +278,7 @@ def test_predictions_of_another_annotation_are_not_drawn_over_this_one(prepared,
     [
         ((), "holds several systems (a, b); choose one with --system"),
         (("--system", "c"), "--system c: not in"),
-        (("--system", "a", "--split", "train"), "there is no such file"),
+        (("--system", "a", "--split", "train"), "there is no split train in it, but val"),
         (("--system", "a", "--count", "0"), "--count: must be over 0"),
         (("--system", "a", "--seed", "-1"), "--seed: must be at least 0"),
         (("--system", "a", "--out", "sheet.jpg"), "--out sheet.jpg: the sheet is a PNG"),

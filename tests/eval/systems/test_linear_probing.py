@@ -343,7 +343,7 @@ def test_a_benchmark_of_table_1_takes_probes_and_others(recipe, backbone, tmp_pa
         ({"backbone": ""}, "--backbone: must be text"),
         ({"train_categories": ["sofa"]}, "--train-categories sofa: no object of it"),
         ({"categories": ["sofa"]}, "--categories sofa: no object of it"),
-        ({"split": "test"}, "test/metadata.jsonl: there is no such file"),
+        ({"split": "test"}, "there is no split test in it, but "),
         ({"epochs": 0}, "--epochs: must be over 0"),
         ({"holdout": 1.0}, "--holdout: must be less than 1"),
         ({"learning_rates": [0.0]}, "--learning-rates: must be over 0"),

@@ -122,7 +122,7 @@ def test_two_records_with_one_id_are_refused(tmp_path):
 
 def test_a_missing_split_is_told_from_those_that_are_there(tmp_path):
     write_records(tmp_path, "train", [make_record()])
-    with pytest.raises(InputError, match="there is no split val in it, but train; give that by --split"):
+    with pytest.raises(InputError, match="there is no split val in it, but train; give one that is there, or make it"):
         read_records(tmp_path, "val")
 
 

@@ -246,7 +246,7 @@ def test_a_folder_without_pictures_is_refused_before_the_checkpoint_is_loaded(ca
 @pytest.mark.parametrize("path", ["pose", "/", "/a b", "javascript:x"])
 def test_a_root_path_that_is_none_is_one_sentence(capsys, path):
     assert main(["--checkpoint", "nowhere", "--root-path", path]) == 2
-    assert f"--root-path {path}: must be a path such as /pose" in capsys.readouterr().err
+    assert f"--root-path '{path}': must be a path such as /pose" in capsys.readouterr().err
 
 
 def test_pictures_to_try_that_a_camera_has_named_are_told_apart(tmp_path):
@@ -512,6 +512,9 @@ def _visit_two(page: Page, running: Server, taught: Any, tmp_path: Path) -> None
     page.wait_until(f"getComputedStyle(document.body).backgroundColor != '{light}'")
     page.screenshot(tmp_path / "two.png")
 
+    # what was drawn last comes after the words
+    page.wait_until("document.querySelector('#angles-2 table')")
+    page.wait_until("[...document.images].every(image => image.complete && image.naturalWidth)")
     [visitors] = (tmp_path / "demo" / "uploads").glob("*/visitors")
     shutil.rmtree(visitors)  # as happens to what is older than an hour
     page.go_to(running.url, width=1280, height=900)

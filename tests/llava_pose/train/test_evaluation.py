@@ -198,7 +198,7 @@ def test_a_run_that_is_killed_ends_as_an_undisturbed_one(launcher, patient, tmp_
     assert steps < 60, "it did not end early"
     drawn = random.Random(0)
     moments = sorted(drawn.sample(range(2, steps + 1, 2), 2))
-    places = [f"checkpoint-{moments[0]}/optimizer.pt", f"checkpoint-{moments[1]}/{COMPLETE_MARK}"]
+    places = [f"checkpoint-{moments[0]}/trainer_state.json", f"checkpoint-{moments[1]}/{COMPLETE_MARK}"]
     for place in (*places, "run/processor_config.json"):
         assert launcher.train(patient, kill_at=place).returncode == -signal.SIGKILL
         assert not (run / DONE_MARK).exists()

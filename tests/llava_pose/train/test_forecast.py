@@ -247,7 +247,7 @@ def test_what_cannot_work_is_refused_with_its_reason(recipe, options, reason, la
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_run(recipe, launcher, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(dry_run, "free_bytes", lambda _: 1000)
     assert main(["--config", str(launcher.recipe_file(recipe)), "--dry-run"]) == 2
     captured = capsys.readouterr()
     assert "memory on each GPU, GB" in captured.out, "what is known is said first"
