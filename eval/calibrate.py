@@ -106,11 +106,6 @@ class Asked:
         strangeness = None if self.strangeness is None else self.strangeness[rows]
         return Asked(self.logits[rows], self.shares[rows], self.covering[rows], self.instances[rows], strangeness)
 
-    def confidences(self, found: Calibration) -> np.ndarray:
-        """Return what a calibration makes of the logits, (n,)."""
-        against = 0.0 if self.strangeness is None else found.strangeness * self.strangeness
-        return expit(found.scale * self.logits + found.shift - against)
-
 
 def calibrate(config: CalibrateConfig) -> Path:
     """Ask a checkpoint about held-out objects, and write calibration.json into its folder.
@@ -252,7 +247,7 @@ def _tried_on_halves(asked: Asked, coverage: float) -> str:
     confidence, held, sizes = (np.zeros(len(first)) for _ in range(3))
     for half in (first, ~first):
         found, rest = fit(asked.of(~half), coverage, ""), asked.of(half)
-        confidence[half] = rest.confidences(found)
+        confidence[half] = found.confidences(rest.logits, rest.strangeness)
         sizes[half] = found.set_sizes(rest.shares)
         held[half] = (rest.covering & (np.arange(rest.shares.shape[1]) < sizes[half][:, None])).any(1)
     hits = asked.covering[:, 0]

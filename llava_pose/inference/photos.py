@@ -110,8 +110,9 @@ def predict_photos(config: PhotosConfig) -> Path:
     """
     out, checkpoint = Path(config.out), config.checkpoint
     require_suffix("--out", out, ".csv", ".jsonl")
-    for name in config.category:
-        if config.category != [AUTO] and name not in _taught(checkpoint):
+    taught = _taught(checkpoint)
+    for name in config.category if config.category != [AUTO] else ():
+        if name not in taught:
             categories.get(name, allow_custom=config.allow_custom_categories, source="--category")
     faults: list[InputError] = []
     photos = [photo for photo in find_photos(config.photos) if _is_text(photo, faults)]

@@ -594,9 +594,11 @@ class PosePredictor:
         confidences = output.confidence.tolist()
         sizes: list[int] | None = None
         if self.calibration is not None:
-            features = None if output.features is None else output.features.float().cpu().numpy()
+            strangeness, known = None, self.calibration.pictures
+            if known is not None and output.features is not None:
+                strangeness = known.strangeness(output.features.float().cpu().numpy())
             logits = output.confidence_logit.double().cpu().numpy()
-            confidences = self.calibration.confidences(logits, features).tolist()
+            confidences = self.calibration.confidences(logits, strangeness).tolist()
             sizes = self.calibration.set_sizes(shares).tolist()
         modes = [list(starmap(Mode, row)) for row in np.concatenate([angles, shares[..., None]], -1).tolist()]
         return [

@@ -58,9 +58,8 @@ def wires_of(path: Path) -> Wires:
     mesh = read_off(path)
     if (np.abs(mesh.vertices) > MAX_NUMBER).any():
         raise InputError(f"{path}: a vertex is farther out than {MAX_NUMBER:g}; scale the model down")
-    places, same = np.unique(
-        np.round(mesh.vertices, 6), axis=0, return_inverse=True
-    )  # faces may have corners of their own
+    # faces may have corners of their own
+    places, same = np.unique(np.round(mesh.vertices, 6), axis=0, return_inverse=True)
     faces = same.reshape(-1)[mesh.faces]
     normals = np.cross(places[faces[:, 1]] - places[faces[:, 0]], places[faces[:, 2]] - places[faces[:, 0]])
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)

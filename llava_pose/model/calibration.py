@@ -130,17 +130,14 @@ class Calibration:
         """The pictures that answers are compared with; None where they are not."""
         return Neighbours.unpacked(self.neighbours) if self.neighbours else None
 
-    def confidences(self, logits: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
+    def confidences(self, logits: np.ndarray, strangeness: np.ndarray | None = None) -> np.ndarray:
         """Return probabilities of the head's confidence logits, of the same shape.
 
         Args:
-            logits: (n,).
-            features: (n, channels) means of the tower's patches; needed where there are neighbours.
+            strangeness: of the pictures, of that shape, too; None where they are not compared.
         """
-        found = self.scale * logits + self.shift
-        if self.pictures is not None and features is not None:
-            found = found - self.strangeness * self.pictures.strangeness(features)
-        return expit(found)
+        against = 0.0 if strangeness is None else self.strangeness * strangeness
+        return expit(self.scale * logits + self.shift - against)
 
     def set_sizes(self, shares: np.ndarray) -> np.ndarray:
         """(n, k) probabilities of modes, the likeliest first -> (n,) how many of them are in the prediction set."""

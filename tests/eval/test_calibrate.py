@@ -128,7 +128,7 @@ def test_what_is_unlike_the_pictures_of_training_is_less_sure():
     hits, unlike = unseen.covering[:, 0], unseen.strangeness > -1.5
     plain = fit(Asked(unseen.logits, unseen.shares, unseen.covering, unseen.instances), 0.9, "")
     assert calibration_error(plain.confidences(unseen.logits)[unlike], hits[unlike]) > 0.2
-    assert calibration_error(unseen.confidences(found)[unlike], hits[unlike]) < 0.04
+    assert calibration_error(found.confidences(unseen.logits, unseen.strangeness)[unlike], hits[unlike]) < 0.04
 
 
 def test_strangeness_that_tells_the_contrary_tells_nothing():
@@ -159,7 +159,9 @@ def test_a_checkpoint_answers_less_surely_about_what_is_unlike_its_neighbours(ch
     again = PosePredictor.from_checkpoint(checkpoint, device="cpu").predict(pictures, ["car"] * len(pictures))
     logits = np.array([math.log(answer.confidence / (1 - answer.confidence)) for answer in plain])
     confidences = [answer.confidence for answer in again]
-    assert confidences == pytest.approx(found.confidences(logits, features).tolist(), abs=1e-4)
+    assert confidences == pytest.approx(
+        found.confidences(logits, found.pictures.strangeness(features)).tolist(), abs=1e-4
+    )
     assert confidences != pytest.approx(Calibration(**values).confidences(logits).tolist(), abs=1e-3)
 
 

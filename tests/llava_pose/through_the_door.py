@@ -33,6 +33,7 @@ from llava_pose.errors import InputError, RunError
 from llava_pose.inference.answer_trie import AnswerTrie
 from llava_pose.inference.predictor import PosePredictor
 from llava_pose.inference.scoring import each_scores
+from llava_pose.model.modeling import LlavaPoseForConditionalGeneration
 from llava_pose.train.trainable import freeze_for
 from llava_pose.utils.apart import TooMuchError, apart
 from tests.llava_pose.shrunken import SIDE, causal_kinds, drawn, picture_kinds, shrunken, tower_kinds
@@ -288,6 +289,17 @@ def _answer_as_forced(predictor: PosePredictor) -> None:
     _near(answer.states[0], forced[0, start : start + 4], "states of a generated answer are not teacher forcing's")
 
 
+def parts_that_train(model: LlavaPoseForConditionalGeneration) -> dict[str, torch.nn.Module]:
+    """Return the parts that a step of full training with the tower is to reach."""
+    return {
+        "head": model.pose_head,
+        "input vector": model.pose_token_embedding,
+        "output vector": model.pose_token_output,
+        "language model": model.decoder,
+        "tower": model.tower,
+    }
+
+
 def _gradients(predictor: PosePredictor) -> None:
     """One step of training reaches every part."""
     model, processor = predictor._model, predictor._processor
@@ -303,14 +315,7 @@ def _gradients(predictor: PosePredictor) -> None:
         input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, pose_targets=targets, **chat.pictures
     ).loss.backward()
     model.eval()
-    parts = {
-        "head": model.pose_head,
-        "input vector": model.pose_token_embedding,
-        "output vector": model.pose_token_output,
-        "language model": model.decoder,
-        "tower": model.tower,
-    }
-    for name, part in parts.items():
+    for name, part in parts_that_train(model).items():
         gradients = [p.grad for p in part.parameters() if p.grad is not None]
         if name == "input vector":  # nothing comes after the token in so short a chat
             continue
@@ -320,4 +325,4 @@ def _gradients(predictor: PosePredictor) -> None:
             raise _Wrong(f"a gradient of the {name} is not finite")
 
 
-__all__ = ["Outcome", "make_shared", "outcome"]
+__all__ = ["Outcome", "make_shared", "outcome", "parts_that_train"]

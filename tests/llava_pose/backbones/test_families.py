@@ -30,6 +30,7 @@ from llava_pose.model.pictures import accepted_names, token_types
 from llava_pose.model.processors import load_processor
 from llava_pose.train.trainable import freeze_for
 from tests.llava_pose.conftest import RECIPE, TrainingData, run_training
+from tests.llava_pose.through_the_door import parts_that_train
 from tests.llava_pose.vlm_families import FAMILIES
 
 FAST = ("llava", "qwen3_vl", "gemma3", "idefics3")
@@ -103,14 +104,7 @@ def test_gradients_reach_every_part(made: Made):
     batch = PoseCollator(processor)([data[index] for index in range(len(data))])
     del batch[SAMPLE_NAMES]
     model.train()(**batch).loss.backward()
-    parts = {
-        "head": model.pose_head,
-        "input vector": model.pose_token_embedding,
-        "output vector": model.pose_token_output,
-        "language model": model.decoder,
-        "tower": model.tower,
-    }
-    for name, part in parts.items():
+    for name, part in parts_that_train(model).items():
         assert any(p.grad is not None and bool(p.grad.any()) for p in part.parameters()), name
         assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in part.parameters()), name
 
